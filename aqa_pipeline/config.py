@@ -1,0 +1,156 @@
+"""Every default of the program, once.
+
+Frozen dataclasses and constants only: nothing here reads a file or imports more
+than the standard library, so that any module, and ``aqa --help``, may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PixelPreset:
+    """From a decoded frame to the network's input.
+
+    The frame is resized, cropped at the centre to ``crop x crop`` pixels and kept as
+    uint8; the network later takes ``(uint8 / 255 - mean) / std`` per channel, RGB.
+
+    Attributes
+    ----------
+    name : str
+    short_side : int or None
+        Resize so that the shorter side has this many pixels, keeping the aspect.
+    size : (int, int) or None
+        Or: resize to exactly this (width, height), aspect or not. One of the two is set.
+    crop : int
+        Side of the centre crop, in pixels.
+    mean, std : (float, float, float)
+        Per channel R, G, B, in units of full scale (0..1).
+    """
+
+    name: str
+    crop: int
+    short_side: int | None = None
+    size: tuple[int, int] | None = None
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+#: ``kinetics`` is what the I3D weights were trained with (inputs in [-1, 1]).
+#: ``core`` is the published CoRe run: a swapped argument made frames 256 wide and 455
+#: high, and ImageNet statistics were used although the weights expect [-1, 1].
+#: ``demo`` is the small size at which the demo fits in minutes on two cores.
+PIXEL_PRESETS: dict[str, PixelPreset] = {
+    preset.name: preset
+    for preset in (
+        PixelPreset("kinetics", crop=224, short_side=256),
+        PixelPreset("core", crop=224, size=(256, 455), mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        PixelPreset("demo", crop=112, short_side=128),
+    )
+}
+
+#: How a label is made from a score, and a score from a predicted label.
+#: ``none``: label = score. ``raw``: label = score / difficulty. ``range``: the class's
+#: range is mapped to 0..100.
+LabelTransform = Literal["none", "raw", "range"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the clips of one data set are cut, labelled, compared and averaged.
+
+    Lies beside the manifest as ``NAME.toml``, where a user reads and edits it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set.
+    window_rule : {"last", "first", "even"}
+        See :func:`aqa_pipeline.snippets.window_positions`.
+    window_frames, snippet_frames : int
+        Lengths, in frames.
+    snippet_starts : tuple of int
+        First frame of each snippet inside the window.
+    pixels : str
+        Name of a pixel preset.
+    shift_frames : int
+        Training clips may be shifted by up to this many frames either way (views).
+    exemplar_key : tuple of str
+        Manifest columns in which query and exemplar must agree.
+    label_transform : {"none", "raw", "range"}
+    label_ranges : dict of str to (float, float)
+        For ``range``: category -> (lowest, highest score), in points. Empty: taken from
+        the training scores of each category (the honest default).
+    score_range : float or None
+        Largest score difference the groups cover, in label units. None: the range of the
+        training labels.
+    epsilon : float or None
+        Divides the exemplar's label before it enters the head (Eq. 4). None: the largest
+        training label.
+    per_category : bool
+        One head for each category, as for AQA-7 and the tasks of JIGSAWS.
+    fold_columns : tuple of str
+        Manifest columns that hold the split of each cross-validation fold; empty: the
+        column ``split``.
+    rho_average : {"fisher", "mean"}
+        How Spearman's rho is averaged over categories (folds: always the plain mean).
+    source : str
+        Where the facts of this protocol come from.
+    """
+
+    name: str
+    window_rule: Literal["last", "first", "even"] = "last"
+    window_frames: int = 103
+    snippet_frames: int = 16
+    snippet_starts: tuple[int, ...] = (0, 10, 20, 30, 40, 50, 60, 70, 80, 86)
+    pixels: str = "kinetics"
+    shift_frames: int = 0
+    exemplar_key: tuple[str, ...] = ()
+    label_transform: LabelTransform = "none"
+    label_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    score_range: float | None = None
+    epsilon: float | None = None
+    per_category: bool = False
+    fold_columns: tuple[str, ...] = ()
+    rho_average: Literal["fisher", "mean"] = "fisher"
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Stage 1: how clips are decoded, run through the backbone and stored."""
+
+    workers: int | None = None  #: decoding processes; None: chosen from the cores
+    clip_timeout_seconds: float = 120.0  #: a clip that takes longer is retried once, alone
+    flush_clips: int = 64  #: a segment is written after this many clips ...
+    flush_seconds: float = 60.0  #: ... or this many seconds, whichever comes first
+    strict_window: bool = False  #: a window past the end of the video is a failed clip
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The regressor on top of the snippet features (Sec. 3.2)."""
+
+    num_groups: int = 16  #: leaves of the tree; the paper's text says 2^d = 32 at d = 5
+    hidden: int = 256  #: width of every node feature (Sec. 4.1)
+    aggregation: Literal["mean", "ordered"] = "mean"  #: how the snippets become one vector
+    standardise: bool = True  #: features to zero mean, unit variance (training part only)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Stage 2: how a head is trained and its epoch chosen."""
+
+    epochs: int = 60
+    batch_size: int = 32
+    learning_rate: float = 1e-3  #: Adam, Sec. 4.1
+    weight_decay: float = 0.0
+    num_exemplars: int = 10  #: M of Eq. 9
+    validation_fraction: float = 0.2
+    seed: int = 0
+    num_seeds: int = 1

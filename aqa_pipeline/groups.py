@@ -1,0 +1,192 @@
+"""The groups of GART: intervals of the score difference, and a delta's place in them.
+
+Conventions
+-----------
+delta
+    Label of the query minus label of the exemplar, in label points.
+edges
+    float64, shape ``(R + 1,)``, ascending; group r is the interval between ``edges[r]``
+    and ``edges[r + 1]``. Tied quantiles make groups of width zero: they stay in the
+    list, so that the tree keeps its shape, but no delta ever falls into one.
+leaf
+    0-based number of a group, int64.
+place
+    ``(delta - left) / width``, in 0..1 (sigma in the paper).
+
+Intervals are ``[left, right)`` for delta >= 0 and ``(left, right]`` for delta < 0, so
+that swapping query and exemplar mirrors the leaf. Deltas outside all groups belong to
+the outermost one (the published program trains the lowest leaf with them).
+
+Source: Sec. 3.2, Eq. 5 and Eq. 7; official code: symmetric groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.errors import DataError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+#: Deltas are rounded to this many points before edges and before labels: a third of all
+#: MTL-AQA pairs lies exactly on an inner edge, and float noise would move them by a leaf.
+TICK_POINTS = 1e-4
+
+
+def round_deltas(deltas: npt.ArrayLike) -> FloatArray:
+    """Deltas as whole multiples of :data:`TICK_POINTS`."""
+    rounded: FloatArray = np.rint(np.asarray(deltas, dtype=np.float64) / TICK_POINTS) * TICK_POINTS
+    # The product of an integer and 1e-4 is not the nearest float to the decimal; the
+    # second rounding makes equal decimals equal floats, whatever they were made from.
+    return np.round(rounded, 4)
+
+
+def _check(deltas: FloatArray, num_groups: int) -> None:
+    if num_groups < 2 or num_groups & (num_groups - 1):
+        raise DataError(
+            f"num_groups is {num_groups}; a binary tree needs a power of two, 2 or more"
+        )
+    if not deltas.size:
+        raise DataError(
+            "no pair of training clips to make groups from: at least 2 clips are needed"
+        )
+    if not np.isfinite(deltas).all():
+        raise DataError("a score difference is not a finite number; check the manifest's scores")
+
+
+def eq5_edges(deltas: npt.ArrayLike, *, num_groups: int) -> FloatArray:
+    """Group bounds of equal mass from the sorted differences of all training pairs (Eq. 5).
+
+    ``edges[r] = sorted(deltas)[floor((T - 1) * r / R)]`` for r = 0..R.
+
+    Parameters
+    ----------
+    deltas : array_like, shape=(T,)
+        Differences of all ordered training pairs, in label points.
+    num_groups : int
+        R, a power of two.
+
+    Returns
+    -------
+    ndarray of float64, shape=(num_groups + 1,)
+
+    Raises
+    ------
+    DataError
+        If there is no pair, a delta is not finite or R is not a power of two.
+    """
+    rounded = round_deltas(deltas)
+    _check(rounded, num_groups)
+    positions = (rounded.size - 1) * np.arange(num_groups + 1) // num_groups
+    # A partition is enough: only R + 1 of the T order statistics are asked for.
+    return np.partition(rounded, np.unique(positions))[positions]
+
+
+def symmetric_edges(deltas: npt.ArrayLike, *, num_groups: int, score_range: float) -> FloatArray:
+    """Equal-mass groups of |delta|, mirrored at zero (official code: symmetric groups).
+
+    ``|delta|`` is cut by Eq. 5 into R / 2 groups; the innermost edge is 0 and the
+    outermost ``score_range``.
+
+    Parameters
+    ----------
+    deltas : array_like, shape=(T,)
+        Differences of the training pairs, in label points; their sign is ignored.
+    num_groups : int
+        R, a power of two.
+    score_range : float
+        Outer edge, in label points.
+
+    Returns
+    -------
+    ndarray of float64, shape=(num_groups + 1,)
+        Antisymmetric: ``edges == -edges[::-1]``.
+    """
+    if not score_range > 0:
+        raise DataError(f"score_range is {score_range}; it must be above 0 (are all labels equal?)")
+    magnitudes = np.abs(round_deltas(deltas))
+    _check(magnitudes, num_groups)
+    half = num_groups // 2
+    positions = (magnitudes.size - 1) * np.arange(half + 1) // half
+    upper = np.partition(magnitudes, np.unique(positions))[positions]
+    upper[0] = 0.0
+    upper[-1] = score_range
+    # Quantiles beyond the range (labels wider than the protocol says) close up to it.
+    upper = np.minimum(upper, score_range)
+    return np.concatenate([-upper[:0:-1], upper])
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Intervals of the score difference and the arithmetic on them.
+
+    Parameters
+    ----------
+    edges : ndarray of float64, shape=(R + 1,)
+        Ascending, from :func:`eq5_edges` or :func:`symmetric_edges`.
+    """
+
+    edges: FloatArray
+
+    def __post_init__(self) -> None:
+        if (np.diff(self.edges) < 0).any():
+            raise DataError(f"group edges must ascend, found {self.edges.tolist()}")
+        if not (np.diff(self.edges) > 0).any():
+            raise DataError(
+                "all groups are empty: every training pair has the same score difference; "
+                "a head cannot learn from equal scores"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.edges) - 1
+
+    @cached_property
+    def left(self) -> FloatArray:
+        """Left end of each group, shape=(R,)."""
+        return self.edges[:-1]
+
+    @cached_property
+    def width(self) -> FloatArray:
+        """Width of each group, shape=(R,); 0 for a group made empty by ties."""
+        return np.diff(self.edges)
+
+    @cached_property
+    def outer_leaves(self) -> tuple[int, int]:
+        """Lowest and highest leaf that is not empty."""
+        reachable = np.flatnonzero(self.width > 0)
+        return int(reachable[0]), int(reachable[-1])
+
+    def leaf_and_place(self, deltas: npt.ArrayLike) -> tuple[IntArray, FloatArray]:
+        """Group of each delta and its place inside (the labels of Eq. 6).
+
+        Parameters
+        ----------
+        deltas : array_like, shape=(...)
+            In label points, of any sign and size.
+
+        Returns
+        -------
+        leaf : ndarray of int64, shape=(...)
+        place : ndarray of float64, shape=(...), in 0..1
+        """
+        delta = round_deltas(deltas)
+        leaf = np.where(
+            delta >= 0,
+            np.searchsorted(self.edges, delta, side="right") - 1,
+            np.searchsorted(self.edges, delta, side="left") - 1,
+        )
+        leaf = np.clip(leaf, *self.outer_leaves).astype(np.int64)
+        place = np.clip((delta - self.left[leaf]) / self.width[leaf], 0.0, 1.0)
+        return leaf, place
+
+    def delta(self, leaf: npt.ArrayLike, place: npt.ArrayLike) -> FloatArray:
+        """Score difference from a leaf and a place inside it (Eq. 7), in label points."""
+        leaf = np.asarray(leaf)
+        result: FloatArray = self.left[leaf] + np.asarray(place) * self.width[leaf]
+        return result

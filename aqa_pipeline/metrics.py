@@ -1,0 +1,182 @@
+"""How well predicted scores agree with the judges'.
+
+Conventions
+-----------
+score, prediction
+    float, shape ``(K,)``, in points; one entry a clip.
+rho
+    Spearman's rank correlation, in -1..1 (Eq. 10).
+R-l2
+    Relative L2 distance (Eq. 11), as a plain number; tables print it times 100.
+
+A metric that is not defined (one clip, constant predictions) is NaN with a warning in
+the log, never an exception: one odd fold must not end a long run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from aqa_pipeline.errors import DataError
+
+FloatArray = npt.NDArray[np.float64]
+_log = logging.getLogger(__name__)
+
+
+def _pair(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+    s = np.asarray(scores, dtype=np.float64)
+    p = np.asarray(predictions, dtype=np.float64)
+    if s.shape != p.shape or s.ndim != 1:
+        raise DataError(
+            f"scores {s.shape} and predictions {p.shape} must be two lists of one length"
+        )
+    return s, p
+
+
+def _rows_rho(scores: FloatArray, predictions: FloatArray) -> FloatArray:
+    """Rho of each row, shape=(B, K) -> (B,); NaN where a row is constant."""
+    ranks = [stats.rankdata(rows, axis=1) for rows in (scores, predictions)]
+    a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    norm = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    product = (a * b).sum(axis=1)
+    rho: FloatArray = np.divide(product, norm, out=np.full(len(norm), np.nan), where=norm > 0)
+    return rho
+
+
+def spearman(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Spearman's rank correlation, ties given their mean rank (Eq. 10).
+
+    Returns
+    -------
+    float
+        In -1..1; NaN (and a warning) when fewer than 2 clips or one side is constant.
+    """
+    s, p = _pair(scores, predictions)
+    if s.size < 2:
+        _log.warning("Spearman's rho is not defined for %d clip(s)", s.size)
+        return float("nan")
+    rho = float(_rows_rho(s[None], p[None])[0])
+    if np.isnan(rho):
+        side = "predictions" if np.ptp(p) == 0 else "scores"
+        _log.warning("Spearman's rho is not defined: all %d %s are equal", s.size, side)
+    return rho
+
+
+def kendall_tau(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Kendall's tau-b, in -1..1; NaN when it is not defined."""
+    s, p = _pair(scores, predictions)
+    if s.size < 2 or np.ptp(s) == 0 or np.ptp(p) == 0:
+        return float("nan")
+    return float(stats.kendalltau(s, p).statistic)
+
+
+def relative_l2(
+    scores: npt.ArrayLike,
+    predictions: npt.ArrayLike,
+    *,
+    score_limits: tuple[float, float] | None = None,
+) -> float:
+    """Relative L2 distance R-l2 (Eq. 11), not multiplied by 100.
+
+    Parameters
+    ----------
+    scores, predictions : array_like, shape=(K,)
+    score_limits : (float, float), optional
+        Lowest and highest score of the action. Default: those of ``scores``, the
+        evaluated set, as the published programs do.
+
+    Returns
+    -------
+    float
+        NaN (and a warning) when the limits are equal.
+    """
+    s, p = _pair(scores, predictions)
+    low, high = (
+        score_limits
+        if score_limits is not None
+        else (s.min(initial=np.inf), s.max(initial=-np.inf))
+    )
+    if not high > low:
+        _log.warning(
+            "R-l2 is not defined: the scores have no range (lowest %g, highest %g)", low, high
+        )
+        return float("nan")
+    return float(np.mean((np.abs(s - p) / (high - low)) ** 2))
+
+
+def l2(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
+    """Mean squared error, in squared points."""
+    s, p = _pair(scores, predictions)
+    return float(np.mean((s - p) ** 2)) if s.size else float("nan")
+
+
+def fisher_mean(rhos: npt.ArrayLike) -> float:
+    """Average of correlations through Fisher's z: ``tanh(mean(arctanh(rho)))`` (Sec. 4.1).
+
+    NaN entries are left out, with a warning; exactly +-1 is taken as the nearest value
+    whose z is finite.
+    """
+    values = np.atleast_1d(np.asarray(rhos, dtype=np.float64))
+    missing = np.isnan(values)
+    if missing.any():
+        _log.warning(
+            "%d of %d correlations are not defined and left out", missing.sum(), values.size
+        )
+        values = values[~missing]
+    if not values.size:
+        return float("nan")
+    limit = np.nextafter(1.0, 0.0)
+    return float(np.tanh(np.mean(np.arctanh(np.clip(values, -limit, limit)))))
+
+
+def bootstrap_interval(
+    scores: npt.ArrayLike,
+    predictions: npt.ArrayLike,
+    *,
+    metric: str = "rho",
+    num_resamples: int = 2000,
+    coverage: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of rho or R-l2 over the clips.
+
+    Parameters
+    ----------
+    scores, predictions : array_like, shape=(K,)
+    metric : {"rho", "relative_l2"}
+    num_resamples : int
+    coverage : float
+        Share of resamples inside the interval.
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN when fewer than 2 clips.
+    """
+    s, p = _pair(scores, predictions)
+    if s.size < 2:
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(0, s.size, size=(num_resamples, s.size))
+    measure: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
+        "rho": _rows_rho,
+        "relative_l2": _rows_relative_l2,
+    }
+    values = measure[metric](s[draws], p[draws])
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
+    tail = (1 - coverage) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _rows_relative_l2(scores: FloatArray, predictions: FloatArray) -> FloatArray:
+    span = np.ptp(scores, axis=1)
+    mean = np.mean((scores - predictions) ** 2, axis=1)
+    ratio: FloatArray = np.divide(mean, span**2, out=np.full(len(span), np.nan), where=span > 0)
+    return ratio
