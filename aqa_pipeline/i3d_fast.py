@@ -1,0 +1,193 @@
+"""The form of I3D that extraction runs: the same function, rewritten to be quick.
+
+Made from a trained :class:`~aqa_pipeline.i3d.I3D` by rewrites that are exact up to
+rounding (features agree within 1e-4 relative; measured: 3e-6). It cannot be trained.
+
+=====================  ==========================================================
+rewrite                why it is exact
+=====================  ==========================================================
+folded BatchNorm       its statistics are constants, so it is a factor and a shift
+                       for each output channel: both move into the convolution
+joined 1x1x1           b0, b1a and b2a of a Mixed block read the same input: one
+                       convolution with their output channels side by side
+channels last          a layout of memory (``torch.channels_last_3d``), not a number
+max pool in two steps  the largest of a box is the largest over time of the largest
+                       over space; each step is torch's two-dimensional pool, which
+                       is vectorised for this layout (the 3D one is not)
+pool without a copy    SAME adds ``before`` positions in front, which torch's own
+                       padding does, and what it adds behind is what ``ceil_mode``
+                       adds; both ignore the added positions
+ReLU in place          nobody reads the map before it
+=====================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aqa_pipeline.i3d import (
+    I3D,
+    NORM_EPSILON,
+    Mixed,
+    Unit,
+    check_input,
+    pad_same,
+    same_padding,
+)
+
+
+@torch.no_grad()
+def fold(unit: Unit) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the one convolution that equals ``unit`` before its ReLU.
+
+    Computed in float64: the fold happens once and its rounding would be in every feature.
+
+    Returns
+    -------
+    kernel : Tensor of float32, shape=(out, in, t, h, w)
+    bias : Tensor of float32, shape=(out,)
+    """
+    norm = unit.norm
+    factor = norm.scale.double() * torch.rsqrt(norm.variance.double() + NORM_EPSILON)
+    kernel = unit.conv.weight.double() * factor[:, None, None, None, None]
+    bias = norm.shift.double() - norm.mean.double() * factor
+    return kernel.float(), bias.float()
+
+
+def join(units: list[Unit]) -> nn.Conv3d:
+    """One convolution whose output channels are those of ``units``, in order.
+
+    The units have the same input, kernel and stride; a single unit is only folded.
+    """
+    folded = [fold(unit) for unit in units]
+    kernel = torch.cat([kernel for kernel, _ in folded])
+    bias = torch.cat([bias for _, bias in folded])
+    channels_out, channels_in, size = kernel.shape[:3]
+    stride = units[0].conv.stride[0]
+    # Stride 2 is asymmetric and padded by hand; at stride 1 SAME is half the kernel.
+    padding = size // 2 if stride == 1 else 0
+    with torch.device("meta"):
+        conv = nn.Conv3d(channels_in, channels_out, size, stride, padding)
+    conv.weight = nn.Parameter(kernel.contiguous(memory_format=torch.channels_last_3d))
+    conv.bias = nn.Parameter(bias)
+    return conv
+
+
+def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """SAME max pool of a channels-last map in two steps, space then time.
+
+    Parameters
+    ----------
+    x : Tensor, shape=(N, C, T, H, W), channels last in memory
+    kernel, stride : (int, int)
+        Over time, and over height and width.
+
+    Returns
+    -------
+    Tensor, shape=(N, C, ceil(T/stride[0]), ceil(H/stride[1]), ceil(W/stride[1]))
+    """
+    (kernel_t, kernel_s), (stride_t, stride_s) = kernel, stride
+    n, c, t, h, w = x.shape
+    before_t, _ = same_padding(t, kernel=kernel_t, stride=stride_t)
+    before_h, _ = same_padding(h, kernel=kernel_s, stride=stride_s)
+    before_w, _ = same_padding(w, kernel=kernel_s, stride=stride_s)
+    # Memory holds (N, T, H, W, C), so each reshape below is a view, and each map it
+    # makes is a channels-last map of its own.
+    frames = x.permute(0, 2, 3, 4, 1).reshape(n * t, h, w, c).permute(0, 3, 1, 2)
+    frames = F.max_pool2d(
+        frames, kernel_s, stride_s, padding=(before_h, before_w), ceil_mode=True
+    )  # (N * T, C, H', W')
+    h, w = frames.shape[2:]
+    if kernel_t > 1:
+        lines = frames.permute(0, 2, 3, 1).reshape(n, t, h * w, c).permute(0, 3, 1, 2)
+        frames = F.max_pool2d(
+            lines, (kernel_t, 1), (stride_t, 1), padding=(before_t, 0), ceil_mode=True
+        )  # (N, C, T', H' * W')
+    return frames.permute(0, 2, 3, 1).reshape(n, -1, h, w, c).permute(0, 4, 1, 2, 3)
+
+
+class FastMixed(nn.Module):
+    """A Mixed block with the three 1x1x1 convolutions on its input joined."""
+
+    def __init__(self, mixed: Mixed) -> None:
+        super().__init__()
+        self.widths = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1a, mixed.b2a)]
+        self.joined = join([mixed.b0, mixed.b1a, mixed.b2a])
+        self.b1b = join([mixed.b1b])
+        self.b2b = join([mixed.b2b])
+        self.b3 = join([mixed.b3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        b0, b1, b2 = self.joined(x).relu_().split(self.widths, dim=1)
+        b3 = max_pool(x, kernel=(3, 3), stride=(1, 1))
+        branches = (b0, self.b1b(b1).relu_(), self.b2b(b2).relu_(), self.b3(b3).relu_())
+        return torch.cat(branches, dim=1)  # (N, b0 + b1b + b2b + b3, T, H, W)
+
+
+class FastI3D(nn.Module):
+    """Inference only; made by :func:`fast_form`."""
+
+    def __init__(self, model: I3D) -> None:
+        super().__init__()
+        self.conv_1a = join([model.conv_1a])
+        self.conv_2b = join([model.conv_2b])
+        self.conv_2c = join([model.conv_2c])
+        self.mixed_3b = FastMixed(model.mixed_3b)
+        self.mixed_3c = FastMixed(model.mixed_3c)
+        self.mixed_4b = FastMixed(model.mixed_4b)
+        self.mixed_4c = FastMixed(model.mixed_4c)
+        self.mixed_4d = FastMixed(model.mixed_4d)
+        self.mixed_4e = FastMixed(model.mixed_4e)
+        self.mixed_4f = FastMixed(model.mixed_4f)
+        self.mixed_5b = FastMixed(model.mixed_5b)
+        self.mixed_5c = FastMixed(model.mixed_5c)
+        self.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
+        check_input(x)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
+        x = self.conv_1a(x).relu_()  # (N, 64, 8, 112, 112)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
+        x = self.conv_2b(x).relu_()
+        x = self.conv_2c(x).relu_()  # (N, 192, 8, 56, 56)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
+        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
+        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
+        x = max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
+        x = self.mixed_4b(x)  # (N, 512, 4, 14, 14)
+        x = self.mixed_4c(x)
+        x = self.mixed_4d(x)
+        x = self.mixed_4e(x)  # (N, 528, 4, 14, 14)
+        x = self.mixed_4f(x)  # (N, 832, 4, 14, 14)
+        x = max_pool(x, kernel=(2, 2), stride=(2, 2))  # (N, 832, 2, 7, 7)
+        x = self.mixed_5b(x)
+        last_map: Tensor = self.mixed_5c(x)  # (N, 1024, 2, 7, 7)
+        return last_map
+
+    def features(self, x: Tensor) -> Tensor:
+        """One vector a snippet, as :meth:`aqa_pipeline.i3d.I3D.features`.
+
+        Parameters
+        ----------
+        x : Tensor, shape=(N, 3, T, H, W)
+            Quickest when channels are last in memory, as ``normalise`` leaves them.
+
+        Returns
+        -------
+        Tensor, shape=(N, 1024)
+        """
+        return self.feature_map(x).mean(dim=(2, 3, 4))
+
+
+def fast_form(model: I3D) -> FastI3D:
+    """The quick form of a trained network; later changes of ``model`` do not reach it.
+
+    On two cores about 2.2 times as fast as ``model`` (10 snippets of 16 frames, at 112
+    and at 224 pixels).
+    """
+    return FastI3D(model)
