@@ -1,0 +1,19 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def i3d_weights() -> Path:
+    """The Kinetics weights, fetched once into the user's cache folder; skips without them."""
+    from aqa_pipeline.errors import SetupError
+    from aqa_pipeline.weights import fetch_weights
+
+    try:
+        return fetch_weights()
+    except SetupError as error:
+        pytest.skip(f"needs the published I3D weights: {error}")
