@@ -198,6 +198,6 @@ def _one_tensor(value: Any, shape: torch.Size, layout: Layout, name: str) -> Ten
     if tensor.shape != shape:
         raise SetupError(f"{where} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
     tensor = tensor.to(torch.float32).contiguous()
-    if not torch.isfinite(tensor).all():
+    if not np.isfinite(tensor.numpy()).all():
         raise SetupError(f"{where} holds numbers that are not finite")
     return tensor

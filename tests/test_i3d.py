@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.cbook import get_sample_data
-from random_i3d import random_i3d
 
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
 from aqa_pipeline.errors import UsageError
@@ -24,6 +23,7 @@ from aqa_pipeline.i3d import (
     same_padding,
 )
 from aqa_pipeline.weights import load_i3d
+from tests.random_i3d import random_i3d
 
 Array = npt.NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def test_training_mode_moves_no_statistics() -> None:
     unit = Unit(3, 4, size=3).train()
     before = {name: buffer.clone() for name, buffer in unit.named_buffers()}
     x = torch.randn(2, 3, 4, 5, 6)
-    unit(x).sum().backward()
+    torch.autograd.backward(unit(x).sum())
     assert unit.norm.scale.grad is not None
     assert all(torch.equal(before[name], buffer) for name, buffer in unit.named_buffers())
     assert torch.equal(unit(x), unit.eval()(x))
@@ -184,7 +184,7 @@ def test_frames_that_were_not_normalised_are_refused(model: I3D) -> None:
 
 
 def test_logits_need_the_size_of_the_published_pool(model: I3D) -> None:
-    with pytest.raises(UsageError, match="at least 193 pixels a side .* not 192x224"):
+    with pytest.raises(UsageError, match=r"at least 193 pixels a side .* not 192x224"):
         model.logits(torch.zeros(1, 3, 9, 224, 192))
     with torch.inference_mode():
         assert model.logits(torch.zeros(1, 3, 9, 193, 224)).shape == (1, 400)
@@ -192,7 +192,7 @@ def test_logits_need_the_size_of_the_published_pool(model: I3D) -> None:
 
 def test_gradients_reach_the_input_through_the_last_map(model: I3D) -> None:
     x = torch.randn(1, 3, 9, 64, 64, requires_grad=True)
-    model.feature_map(x).sum().backward()
+    torch.autograd.backward(model.feature_map(x).sum())
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
 
@@ -246,8 +246,7 @@ def test_golden_logits_of_15_black_frames(i3d_weights: Path) -> None:
 def test_inputs_in_minus_one_to_one_match_the_stored_variance(i3d_weights: Path) -> None:
     """A camera moving over a photograph: the variance of conv_1a is about the stored one."""
     model, _ = load_i3d(i3d_weights)
-    with get_sample_data("grace_hopper.jpg") as file:
-        photo = matplotlib.image.imread(file)
+    photo = matplotlib.image.imread(get_sample_data("grace_hopper.jpg", asfileobj=False))
     clip = np.stack([photo[100 + 3 * t :, 60 + 4 * t :][:224, :224] for t in range(16)])
 
     def ratio(preset: PixelPreset) -> float:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from random_i3d import random_i3d
 from torch import Tensor
 
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.i3d import I3D, Mixed, Unit, max_pool_same
 from aqa_pipeline.i3d_fast import FastMixed, fast_form, fold, join, max_pool
 from aqa_pipeline.weights import load_i3d
+from tests.random_i3d import random_i3d
 
 
 @pytest.fixture(scope="module")

