@@ -138,19 +138,29 @@ class HeadConfig:
 
     num_groups: int = 16  #: leaves of the tree; the paper's text says 2^d = 32 at d = 5
     hidden: int = 256  #: width of every node feature (Sec. 4.1)
-    aggregation: Literal["mean", "ordered"] = "mean"  #: how the snippets become one vector
+    sigmoid: bool = False  #: map the place in the interval through a sigmoid (the paper does)
+    aggregation: Literal["mean", "ordered"] = "ordered"  #: mean over snippets is the paper's
+    reduced_dim: int = 64  #: width of a snippet inside ``ordered``
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Stage 2: how a head is trained and its epoch chosen."""
+    """Stage 2: how heads are trained and their epoch chosen."""
 
     epochs: int = 60
-    batch_size: int = 32
+    batch_size: int = 32  #: pairs a step; each is trained in both orders
     learning_rate: float = 1e-3  #: Adam, Sec. 4.1
     weight_decay: float = 0.0
-    num_exemplars: int = 10  #: M of Eq. 9
-    validation_fraction: float = 0.2
+    num_exemplars: int | None = 10  #: M of Eq. 9; None: every clip of the exemplar group
+    validation_fraction: float = 0.2  #: of the training split; chooses the epoch
     seed: int = 0
-    num_seeds: int = 1
+    num_seeds: int = 1  #: heads trained side by side, from seed, seed + 1, ...
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """A seeded division into train and test, where the data bring none."""
+
+    test_fraction: float = 0.25
+    seed: int = 0

@@ -16,7 +16,7 @@ the log, never an exception: one odd fold must not end a long run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +138,7 @@ def bootstrap_interval(
     scores: npt.ArrayLike,
     predictions: npt.ArrayLike,
     *,
-    metric: str = "rho",
+    metric: Literal["rho", "relative_l2"] = "rho",
     num_resamples: int = 2000,
     coverage: float = 0.95,
     seed: int = 0,
@@ -147,7 +147,10 @@ def bootstrap_interval(
 
     Parameters
     ----------
-    scores, predictions : array_like, shape=(K,)
+    scores : array_like, shape=(K,)
+    predictions : array_like, shape=(K,) or (H, K)
+        Of one head, or of H heads: then the interval is of the mean of their metrics, each
+        resample of clips being used for all heads.
     metric : {"rho", "relative_l2"}
     num_resamples : int
     coverage : float
@@ -157,17 +160,16 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-        NaN when fewer than 2 clips.
+        NaN when there are fewer than 2 clips, or no resample on which it is defined.
     """
-    s, p = _pair(scores, predictions)
-    if s.size < 2:
+    heads = np.atleast_2d(np.asarray(predictions, dtype=np.float64))
+    pairs = [_pair(scores, head) for head in heads]
+    count = len(pairs[0][0])
+    if count < 2:
         return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, s.size, size=(num_resamples, s.size))
-    measure: dict[str, Callable[[FloatArray, FloatArray], FloatArray]] = {
-        "rho": _rows_rho,
-        "relative_l2": _rows_relative_l2,
-    }
-    values = measure[metric](s[draws], p[draws])
+    draws = np.random.default_rng(seed).integers(0, count, size=(num_resamples, count))
+    measure = {"rho": _rows_rho, "relative_l2": _rows_relative_l2}[metric]
+    values = np.mean([measure(s[draws], p[draws]) for s, p in pairs], axis=0)
     if np.isnan(values).all():
         return float("nan"), float("nan")
     tail = (1 - coverage) / 2

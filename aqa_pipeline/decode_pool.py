@@ -1,0 +1,253 @@
+"""Decoding in other processes, each clip under a watchdog.
+
+A decoder can hang, crash, or be killed for its memory, and it must not take the run with
+it. Every worker is a pool of one process of its own (a *lane*): the pool kills and
+replaces that process when its clip takes too long, and the other lanes never notice.
+A lane works through *runs* of neighbouring clips of one video, so that its reader goes
+forward instead of seeking, and at most a few decoded clips wait for the network.
+
+Spawned processes, one container each, one decoder thread.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pebble import ProcessExpired, ProcessPool
+
+from aqa_pipeline.config import PixelPreset
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.snippets import clamp_positions
+
+_AHEAD = 2  #: clips a lane has in hand: one being decoded, one waiting
+_RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
+_ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alone
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeTask:
+    """One clip to decode.
+
+    Attributes
+    ----------
+    clip_id : str
+    video : Path
+    positions : ndarray of int64, shape=(window_frames,)
+        Before clamping, see :mod:`aqa_pipeline.snippets`.
+    pixels : PixelPreset
+    index_folder : Path
+        Where indexes of video files are remembered.
+    strict_window : bool
+        Fail, instead of repeating frames, where the window reaches past the video.
+    """
+
+    clip_id: str
+    video: Path
+    positions: npt.NDArray[np.int64]
+    pixels: PixelPreset
+    index_folder: Path
+    strict_window: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """One clip's frames.
+
+    Attributes
+    ----------
+    frames : ndarray of uint8, shape=(window_frames, crop, crop, 3)
+    pts_seconds : ndarray of float64, shape=(window_frames,)
+    num_clamped : int
+        Frames that are the first or last one repeated.
+    video_frames : int
+        Length of the whole video.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    pts_seconds: npt.NDArray[np.float64]
+    num_clamped: int
+    video_frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The end of one task: a clip, or why there is none, after how many attempts."""
+
+    task: DecodeTask
+    clip: DecodedClip | None
+    error: ClipError | None
+    attempts: int
+
+
+#: In a worker: the reader of the last video, kept open so that the next clip reads on.
+_open_reader: list[tuple[PixelPreset, Any]] = []
+
+
+def decode_clip(task: DecodeTask) -> DecodedClip:
+    """Decode one clip in this process; the reader of the last video stays open.
+
+    Raises
+    ------
+    ClipError
+        The video cannot be opened or decoded, or the window reaches past it and
+        ``strict_window`` is set.
+    """
+    from aqa_pipeline.video import VideoReader, read_index
+
+    pixels, reader = _open_reader[0] if _open_reader else (None, None)
+    if reader is None or reader.path != task.video or pixels != task.pixels:
+        while _open_reader:
+            _open_reader.pop()[1].close()
+        index = read_index(task.video, index_folder=task.index_folder)
+        reader = VideoReader(task.video, task.pixels, index=index)
+        _open_reader.append((task.pixels, reader))
+    video_frames = reader.index.num_frames
+    frame_index, num_clamped = clamp_positions(task.positions, video_frames=video_frames)
+    if num_clamped and task.strict_window:
+        raise ClipError(
+            f"{task.video}: the window is frames {task.positions[0]} to {task.positions[-1]}, "
+            f"the video has {video_frames} frames (0 to {video_frames - 1})",
+            stage="window",
+        )
+    window = reader.read(frame_index)
+    return DecodedClip(window.frames, window.pts_seconds, num_clamped, video_frames)
+
+
+def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
+    """Neighbouring clips of one video together, in ascending order of their windows."""
+    order = sorted(tasks, key=lambda t: (str(t.video), int(t.positions[0]), t.clip_id))
+    runs: list[list[DecodeTask]] = []
+    for task in order:
+        if not runs or runs[-1][0].video != task.video or len(runs[-1]) == _RUN_CLIPS:
+            runs.append([])
+        runs[-1].append(task)
+    return runs
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches the whole process group; the main process decides what stops when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass
+class _Lane:
+    """One worker process, the tasks it has in hand, and the rest of its run."""
+
+    pool: ProcessPool
+    run: deque[DecodeTask] = field(default_factory=deque)
+    in_hand: deque[tuple[DecodeTask, int, Any]] = field(default_factory=deque)
+
+
+class DecodePool:
+    """Decoding processes; a context manager.
+
+    Parameters
+    ----------
+    workers : int
+        Processes.
+    clip_timeout_seconds : float
+        A clip that takes longer loses its process.
+    decode : callable
+        What a worker does with a task; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        clip_timeout_seconds: float,
+        decode: Callable[[DecodeTask], DecodedClip] = decode_clip,
+    ) -> None:
+        self._timeout = clip_timeout_seconds
+        self._decode = decode
+        context = get_context("spawn")
+        self._lanes = [
+            _Lane(ProcessPool(max_workers=1, context=context, initializer=_ignore_interrupts))
+            for _ in range(workers)
+        ]
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for lane in self._lanes:
+            lane.pool.stop()  # type: ignore[no-untyped-call]
+        for lane in self._lanes:
+            lane.pool.join()
+
+    def decode(self, runs: Iterable[Sequence[DecodeTask]]) -> Iterator[Decoded]:
+        """Decode all runs; yields clips as they are done, each lane's in order.
+
+        Decoding goes on while the caller works on what it was given, never more than a
+        few clips ahead of it.
+        """
+        waiting = deque(runs)
+        while True:
+            for lane in self._lanes:
+                self._fill(lane, waiting)
+            heads = {lane.in_hand[0][2]: lane for lane in self._lanes if lane.in_hand}
+            if not heads:
+                return
+            done, _ = wait(heads, return_when=FIRST_COMPLETED)
+            for future in done:
+                outcome = self._take(heads[future])
+                if outcome is not None:
+                    yield outcome
+
+    def _fill(self, lane: _Lane, waiting: deque[Sequence[DecodeTask]]) -> None:
+        while len(lane.in_hand) < _AHEAD:
+            if not lane.run:
+                if not waiting:
+                    return
+                lane.run = deque(waiting.popleft())
+            self._schedule(lane, lane.run.popleft(), attempt=1)
+
+    def _schedule(self, lane: _Lane, task: DecodeTask, *, attempt: int) -> None:
+        future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
+        lane.in_hand.append((task, attempt, future))
+
+    def _take(self, lane: _Lane) -> Decoded | None:
+        """The lane's first clip, which is done; None when it is tried once more."""
+        task, attempt, future = lane.in_hand.popleft()
+        try:
+            return Decoded(task, future.result(), None, attempt)
+        except TimeoutError:
+            error = ClipError(
+                f"{task.video}: decoding took longer than {self._timeout:g} s; "
+                "raise --clip-timeout if the machine is only slow",
+                stage="timeout",
+            )
+        except ProcessExpired as expired:
+            error = ClipError(
+                f"{task.video}: the decoding process died ({_death(expired)})", stage="worker"
+            )
+        except ClipError as failure:  # the video's fault: another attempt would fail alike
+            return Decoded(task, None, failure, attempt)
+        if attempt < _ATTEMPTS:
+            self._schedule(lane, task, attempt=attempt + 1)
+            return None
+        return Decoded(task, None, error, attempt)
+
+
+def _death(expired: ProcessExpired) -> str:
+    code = expired.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = ", out of memory?" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"exit code {code}"

@@ -1,0 +1,218 @@
+"""Scoring clips with a fitted run, and how good the scores are.
+
+Source: Eq. 8-11. Every number carries how its epoch was chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from aqa_pipeline import metrics
+from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.errors import CacheError, DataError
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
+from aqa_pipeline.run_folder import Run
+from aqa_pipeline.vote import Votes, vote
+
+FloatArray = npt.NDArray[np.float64]
+
+SELECTION = "best epoch chosen on a validation part of the training split; test read once"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Scores predicted for Q clips by the K heads of a run.
+
+    Attributes
+    ----------
+    clips : FeatureSet
+    per_head : ndarray of float64, shape=(K, Q)
+        In points.
+    exemplars : ndarray of int64, shape=(Q, M)
+        Positions in the run's exemplars, -1 for none.
+    fallback : ndarray of bool, shape=(Q,)
+        No exemplar has the clip's key (difficulty, ...); the nearest key voted.
+    votes : Votes
+    """
+
+    clips: FeatureSet
+    per_head: FloatArray
+    exemplars: npt.NDArray[np.int64]
+    fallback: npt.NDArray[np.bool_]
+    votes: Votes
+
+    @property
+    def score(self) -> FloatArray:
+        """The run's prediction: the mean of its heads, shape=(Q,), in points."""
+        mean: FloatArray = self.per_head.mean(axis=0)
+        return mean
+
+
+def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
+    """Score clips by comparing them with the run's exemplars.
+
+    Raises
+    ------
+    CacheError
+        If the features have another shape than those the head was trained on.
+    """
+    expected, found = run.exemplars.features.shape[1:], clips.features.shape[1:]
+    if expected != found:
+        raise CacheError(
+            f"{run.folder}: the head was trained on {expected[0]} x {expected[1]} features a clip, "
+            f"these clips have {found[0]} x {found[1]}"
+        )
+    pool = run.exemplars
+    keys = ExemplarKeys.of(pool.key)
+    pool_groups, _ = keys.match(pool.key)
+    query_groups, fallback = keys.match(clips.key)
+    exemplars = vote_exemplars(
+        query_groups,
+        pool_groups,
+        num_exemplars=run.fit_config.num_exemplars,
+        seed=run.fit_config.seed,
+    )
+    device = run.head.groups.edges.device
+    votes = vote(
+        run.head,
+        queries=torch.from_numpy(clips.features).to(device),
+        pool=torch.from_numpy(pool.features).to(device),
+        pool_label=torch.from_numpy(pool.label).to(device),
+        exemplars=torch.from_numpy(exemplars).to(device),
+    )
+    return Predictions(clips, clips.to_score(votes.mean()), exemplars, fallback, votes)
+
+
+def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
+    """Everything ``metrics.json`` holds, of clips whose scores are known.
+
+    Returns
+    -------
+    dict
+        Plain values. ``heads`` describes single heads (mean and standard deviation over
+        the seeds, a bootstrap interval over the clips), ``ensemble`` the mean of the heads.
+    """
+    scores, per_head = predictions.clips.score, predictions.per_head
+    measured = {
+        "rho": [metrics.spearman(scores, p) for p in per_head],
+        "relative_l2": [metrics.relative_l2(scores, p) for p in per_head],
+        "l2": [metrics.l2(scores, p) for p in per_head],
+        "kendall_tau": [metrics.kendall_tau(scores, p) for p in per_head],
+    }
+    heads: dict[str, Any] = {}
+    for name, values in measured.items():
+        heads[name] = {
+            "mean": float(np.mean(values)),
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "per_seed": values,
+        }
+    for name in ("rho", "relative_l2"):
+        heads[name]["interval_95"] = metrics.bootstrap_interval(
+            scores,
+            per_head,
+            metric=name,  # type: ignore[arg-type]
+        )
+    ensemble = predictions.score
+    result = {
+        "selection": SELECTION,
+        "relative_l2_range": "evaluated set",
+        "seeds": run.seeds,
+        "num_train": len(run.exemplars),
+        "num_test": len(predictions.clips),
+        "heads": heads,
+        "ensemble": {
+            "rho": metrics.spearman(scores, ensemble),
+            "relative_l2": metrics.relative_l2(scores, ensemble),
+        },
+        "exemplars": {
+            "asked": run.fit_config.num_exemplars,
+            "key": list(run.protocol.exemplar_key),
+            "clips_with_fewer": int(np.sum(_num_votes(predictions) < _asked(run, predictions))),
+            "clips_with_nearest_key": int(predictions.fallback.sum()),
+        },
+    }
+    by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
+    if by_difficulty is not None:
+        result["difficulty_alone"] = {
+            "rho": metrics.spearman(scores, by_difficulty),
+            "relative_l2": metrics.relative_l2(scores, by_difficulty),
+        }
+    return result
+
+
+def evaluate_run(run: Run, manifest: Manifest, *, cache_root: Path) -> dict[str, Any]:
+    """Metrics of a run on the test split of a manifest, from the features it was fitted on.
+
+    Raises
+    ------
+    DataError
+        If the manifest has no test clip.
+    CacheError
+        If the features are not in the cache, or were made with another backbone.
+    """
+    rows = manifest.clips[manifest.clips["split"] == "test"]
+    if rows.empty:
+        raise DataError(f"{manifest.path}: no clip has split = test")
+    folder = cache_root / manifest.name / run.config["cache"]["folder"]
+    cache = FeatureCache.open(folder)
+    features = load_features(manifest, cache, rows["clip_id"].tolist())
+    # The protocol the head was fitted with, whatever the file says by now.
+    fitted = dataclasses.replace(manifest, protocol=run.protocol)
+    return measure(run, predict_clips(run, feature_set(rows, features, fitted, run.labels)))
+
+
+def _num_votes(predictions: Predictions) -> npt.NDArray[np.int64]:
+    count: npt.NDArray[np.int64] = (predictions.exemplars >= 0).sum(axis=1)
+    return count
+
+
+def _asked(run: Run, predictions: Predictions) -> int:
+    return run.fit_config.num_exemplars or 0
+
+
+def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
+    """A yardstick: the mean training score at the clip's difficulty, without a look at it.
+
+    Returns
+    -------
+    ndarray of float64, shape=(len(test),), or None
+        At the nearest training difficulty where the clip's own does not occur; None where
+        difficulties are not given or all the same.
+    """
+    known = np.unique(train.difficulty)
+    if np.isnan(known).any() or np.isnan(test.difficulty).any() or len(known) < 2:
+        return None
+    means = np.array([train.score[train.difficulty == d].mean() for d in known])
+    nearest = np.abs(test.difficulty[:, None] - known[None, :]).argmin(axis=1)
+    result: FloatArray = means[nearest]
+    return result
+
+
+def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
+    """``predictions.csv``: one row a clip, the run's prediction and each head's."""
+    clips = predictions.clips
+    table = pd.DataFrame(
+        {
+            "clip_id": clips.clip_id,
+            "category": clips.category,
+            "difficulty": clips.difficulty,
+            "score": clips.score,
+            "prediction": predictions.score,
+            "num_exemplars": _num_votes(predictions),
+            "nearest_key": predictions.fallback,
+        }
+    )
+    for seed, values in zip(run.seeds, predictions.per_head, strict=True):
+        table[f"prediction_seed{seed}"] = values
+    return table

@@ -1,0 +1,89 @@
+"""Clips with their features and labels in memory: all that stage two ever sees.
+
+Plain numpy; where the features came from (I3D, somebody else's network, poses) is
+forgotten here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.errors import DataError
+
+Key = tuple[str | float, ...]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """N clips ready for a head.
+
+    Attributes
+    ----------
+    clip_id : tuple of str
+    features : ndarray of float32, shape=(N, S, D)
+        S snippet features of dimension D a clip.
+    score : ndarray of float64, shape=(N,)
+        Final, in points; NaN for a clip that is to be scored.
+    scale, offset : ndarray of float64, shape=(N,)
+        What the head learns is the label: ``score = offset + scale * label``; see
+        :mod:`aqa_pipeline.labels`.
+    difficulty : ndarray of float64, shape=(N,)
+        NaN where not given.
+    category : tuple of str
+    key : tuple of tuple
+        Values of the exemplar key's columns; clips may be compared when they are equal.
+    """
+
+    clip_id: tuple[str, ...]
+    features: npt.NDArray[np.float32]
+    score: npt.NDArray[np.float64]
+    scale: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+    difficulty: npt.NDArray[np.float64]
+    category: tuple[str, ...]
+    key: tuple[Key, ...]
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise DataError(
+                f"features have shape {self.features.shape}; expected (clips, snippets, dim)"
+            )
+        lengths = {len(getattr(self, name)) for name in self.__dataclass_fields__}
+        if len(lengths) != 1:
+            raise DataError(f"columns of different lengths: {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.clip_id)
+
+    @property
+    def label(self) -> npt.NDArray[np.float64]:
+        """Labels of the scores, shape=(N,), in label points."""
+        return (self.score - self.offset) / self.scale
+
+    def to_score(self, label: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Scores of predicted labels of these clips, shape=(..., N), in points."""
+        return self.offset + self.scale * label
+
+    def take(self, rows: npt.ArrayLike) -> FeatureSet:
+        """The clips at the given positions, in that order."""
+        index = np.asarray(rows, dtype=np.int64)
+        return FeatureSet(
+            clip_id=_pick(self.clip_id, index),
+            features=self.features[index],
+            score=self.score[index],
+            scale=self.scale[index],
+            offset=self.offset[index],
+            difficulty=self.difficulty[index],
+            category=_pick(self.category, index),
+            key=_pick(self.key, index),
+        )
+
+
+def _pick(values: Sequence[Item], index: npt.NDArray[np.int64]) -> tuple[Item, ...]:
+    return tuple(values[i] for i in index.tolist())

@@ -1,0 +1,205 @@
+"""The group-aware regression tree (GART), many of them side by side.
+
+Conventions
+-----------
+K
+    Models in the stack. Every parameter has this leading dimension, so that K heads
+    train as one program; K = 1 is the plain case.
+H, B, R
+    Width of a node feature, pairs in the batch, groups (leaves).
+root : Tensor, shape=(K, H, B)
+    Feature of the root node, not negative. The batch is the *last* dimension: a layer's
+    output then splits into the children's features without being copied.
+
+One layer is one batched matrix product: the decision (two logits) and both children's
+features of a node are rows of the same weight.
+
+Source: Sec. 3.2 and Eq. 6-7; official code: each inner node has its own 256 -> 2
+decision and its own 256 -> 2 x 256 feature layer, each leaf its own 256 -> 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.groups import TICK_POINTS, Groups
+
+
+def uniform_parameter(
+    shape: Sequence[int], *, fan_in: int, generators: Sequence[torch.Generator]
+) -> nn.Parameter:
+    """A stacked parameter drawn like ``torch.nn.Linear``: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Model k draws from its own generator, so that a stack starts from the very numbers its
+    models would start from alone.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of one model's parameter; the result has shape ``(len(generators), *shape)``.
+    """
+    bound = 1 / math.sqrt(fan_in)
+    draws = [torch.empty(*shape).uniform_(-bound, bound, generator=g) for g in generators]
+    return nn.Parameter(torch.stack(draws))
+
+
+class TreeOutput(NamedTuple):
+    """What the tree says of each pair.
+
+    Attributes
+    ----------
+    log_prob : Tensor, shape=(K, R, B)
+        Log-probability of each leaf: the sum of the log-decisions along its path.
+    place : Tensor, shape=(K, R, B)
+        Place inside each leaf's interval; in 0..1 only if the tree ends in a sigmoid.
+    """
+
+    log_prob: Tensor
+    place: Tensor
+
+
+class Gart(nn.Module):
+    """A stack of K regression trees with R leaves each.
+
+    Parameters
+    ----------
+    num_groups : int
+        R, a power of two, 2 or more. The published program has 16 at "depth 5".
+    hidden : int
+        H; 256 in the paper.
+    sigmoid : bool
+        Map the place through a sigmoid, as the paper says; the published program does not.
+    generators : sequence of torch.Generator
+        One a model.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_groups: int,
+        hidden: int,
+        sigmoid: bool,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        if num_groups < 2 or num_groups & (num_groups - 1):
+            raise UsageError(f"num_groups is {num_groups}; a binary tree needs a power of two")
+        self.num_groups, self.hidden, self.sigmoid = num_groups, hidden, sigmoid
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer in range(num_groups.bit_length() - 1):
+            rows = 2 * hidden + 2  # left child, right child, decision
+            for parameters, columns in ((self.weights, hidden), (self.biases, 1)):
+                parameters.append(
+                    uniform_parameter(
+                        (2**layer, rows, columns), fan_in=hidden, generators=generators
+                    )
+                )
+        self.leaf_weight = uniform_parameter(
+            (num_groups, 1, hidden), fan_in=hidden, generators=generators
+        )
+        self.leaf_bias = uniform_parameter((num_groups, 1, 1), fan_in=hidden, generators=generators)
+
+    def forward(self, root: Tensor) -> TreeOutput:
+        """Leaf probabilities and places of each pair; ``root`` has shape (K, H, B)."""
+        num_models, hidden, batch = root.shape
+        nodes = root  # (K * n, H, B), n nodes in this layer
+        log_prob = root.new_zeros(num_models, 1, 1)  # (K, n, B) from the second layer on
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            n = weight.shape[1]
+            out = torch.baddbmm(
+                bias.flatten(0, 1), weight.flatten(0, 1), nodes
+            )  # (K * n, 2 H + 2, B)
+            decision = out[:, 2 * hidden :].log_softmax(dim=1)  # (K * n, 2, B)
+            log_prob = log_prob.unsqueeze(2) + decision.view(num_models, n, 2, batch)
+            log_prob = log_prob.flatten(1, 2)  # (K, 2 n, B)
+            nodes = out[:, : 2 * hidden].relu().view(num_models * 2 * n, hidden, batch)
+        place = torch.baddbmm(
+            self.leaf_bias.flatten(0, 1), self.leaf_weight.flatten(0, 1), nodes
+        )  # (K * R, 1, B)
+        place = place.view(num_models, self.num_groups, batch)  # (K, R, B)
+        return TreeOutput(log_prob, place.sigmoid() if self.sigmoid else place)
+
+
+class GroupTensors(nn.Module):
+    """The groups of K models on the device: labels and predictions by gather.
+
+    The same arithmetic as :class:`aqa_pipeline.groups.Groups`, tested equal to it.
+    """
+
+    edges: Tensor  # (K, R + 1) float64
+    outer: Tensor  # (K, 2) int64: lowest and highest leaf that is not empty
+
+    def __init__(self, groups: Sequence[Groups]) -> None:
+        super().__init__()
+        edges = torch.stack([torch.from_numpy(g.edges) for g in groups])
+        outer = torch.tensor([g.outer_leaves for g in groups], dtype=torch.int64)
+        self.register_buffer("edges", edges.double())
+        self.register_buffer("outer", outer)
+
+    def leaf_and_place(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels of Eq. 6 for score differences.
+
+        Parameters
+        ----------
+        delta : Tensor of float64, shape=(K, B)
+            In label points.
+
+        Returns
+        -------
+        leaf : Tensor of int64, shape=(K, B)
+        place : Tensor of float32, shape=(K, B), in 0..1
+        """
+        delta = torch.round(delta / TICK_POINTS).mul(TICK_POINTS)
+        delta = torch.round(delta, decimals=4)
+        up = torch.searchsorted(self.edges, delta, right=True)
+        down = torch.searchsorted(self.edges, delta, right=False)
+        leaf = torch.where(delta >= 0, up, down) - 1
+        leaf = leaf.clamp(min=self.outer[:, :1], max=self.outer[:, 1:])
+        left = self.edges.gather(1, leaf)
+        width = self.edges.gather(1, leaf + 1) - left
+        return leaf, ((delta - left) / width).clamp(0, 1).float()
+
+    def delta(self, output: TreeOutput) -> tuple[Tensor, Tensor]:
+        """Score difference of the most probable leaf that is not empty (Eq. 7).
+
+        Returns
+        -------
+        delta : Tensor of float64, shape=(K, B), in label points
+        leaf : Tensor of int64, shape=(K, B)
+        """
+        empty = self.edges.diff(dim=1) <= 0  # (K, R)
+        leaf = output.log_prob.masked_fill(empty.unsqueeze(2), -math.inf).argmax(dim=1)
+        place = output.place.gather(1, leaf.unsqueeze(1)).squeeze(1)
+        left = self.edges.gather(1, leaf)
+        width = self.edges.gather(1, leaf + 1) - left
+        return left + place.double() * width, leaf
+
+
+def pair_loss(output: TreeOutput, leaf: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Classification and regression loss of each model, as a mean over its pairs.
+
+    The published program's classification (negative log-likelihood of the true leaf) and
+    the squared error of the true leaf's place (J_reg of Eq. 6). The mean is over pairs;
+    the published sum of per-leaf means lets regression outweigh classification by up to
+    the number of leaves once batches are large.
+
+    Parameters
+    ----------
+    output : TreeOutput
+    leaf : Tensor of int64, shape=(K, B)
+    place : Tensor of float32, shape=(K, B)
+
+    Returns
+    -------
+    classification, regression : Tensor, shape=(K,)
+    """
+    index = leaf.unsqueeze(1)
+    classification = -output.log_prob.gather(1, index).mean(dim=(1, 2))
+    regression = (output.place.gather(1, index).squeeze(1) - place).square().mean(dim=1)
+    return classification, regression

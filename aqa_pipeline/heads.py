@@ -1,0 +1,195 @@
+"""Heads: from snippet features of a query and an exemplar to their score difference.
+
+Conventions
+-----------
+K, H
+    Models in the stack, width of the root feature (see :mod:`aqa_pipeline.gart`).
+features : Tensor of float32, shape=(B, S, D) or (K, B, S, D)
+    S snippet features of dimension D a clip; with a leading K each model has its own clips.
+half
+    The root layer is linear in concat([exemplar, query, label / epsilon]) (Eq. 4), so a
+    clip goes through its half of the weights once, whatever it is compared with.
+
+Source: Eq. 3-4, Sec. 4.1; official code: one linear layer and a ReLU before the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.gart import Gart, GroupTensors, uniform_parameter
+from aqa_pipeline.groups import Groups
+
+
+class Halves(NamedTuple):
+    """A clip's part of the root layer, as a query and as an exemplar; shape=(K, H, B) each."""
+
+    query: Tensor
+    exemplar: Tensor
+
+
+class Standardise(nn.Module):
+    """Features to zero mean and unit variance, by statistics of the training part.
+
+    Parameters
+    ----------
+    mean, std : Tensor, shape=(K, D)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(K, B, S, D) or (B, S, D) -> (K, B, S, D)."""
+        return (features - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class MeanSnippets(nn.Module):
+    """The paper's aggregation: the mean over the snippets."""
+
+    def __init__(self, *, feature_dim: int) -> None:
+        super().__init__()
+        self.out_dim = feature_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(K, B, S, D) -> (K, D, B)."""
+        return features.mean(dim=2).transpose(1, 2)
+
+
+class OrderedSnippets(nn.Module):
+    """An aggregation that keeps the order: every snippet reduced alike, then all side by side.
+
+    One linear layer D -> P with a ReLU is shared by the snippets; the S results are
+    concatenated in order, so that the root layer can weigh take-off and entry apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        num_snippets: int,
+        reduced_dim: int,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        self.weight = uniform_parameter(
+            (feature_dim, reduced_dim), fan_in=feature_dim, generators=generators
+        )
+        self.bias = uniform_parameter((1, reduced_dim), fan_in=feature_dim, generators=generators)
+        self.out_dim = num_snippets * reduced_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(K, B, S, D) -> (K, S * P, B)."""
+        num_models, batch, snippets, dim = features.shape
+        rows = features.reshape(num_models, batch * snippets, dim)
+        reduced = torch.baddbmm(self.bias, rows, self.weight).relu()  # (K, B * S, P)
+        return reduced.view(num_models, batch, -1).transpose(1, 2)  # (K, S * P, B)
+
+
+class Head(nn.Module):
+    """A stack of K contrastive GART heads.
+
+    Parameters
+    ----------
+    config : HeadConfig
+    num_snippets, feature_dim : int
+        S and D of the cached features.
+    groups : sequence of Groups
+        Intervals of the score difference, one for each model.
+    epsilon : float
+        Divides the exemplar's label (Eq. 4).
+    generators : sequence of torch.Generator
+        One for each model; parameters are drawn from them.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        *,
+        num_snippets: int,
+        feature_dim: int,
+        groups: Sequence[Groups],
+        epsilon: float,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        self.config, self.epsilon = config, epsilon
+        self.num_models = len(generators)
+        self.standardise = Standardise(
+            torch.zeros(self.num_models, feature_dim), torch.ones(self.num_models, feature_dim)
+        )
+        self.aggregate: MeanSnippets | OrderedSnippets
+        if config.aggregation == "mean":
+            self.aggregate = MeanSnippets(feature_dim=feature_dim)
+        else:
+            self.aggregate = OrderedSnippets(
+                feature_dim=feature_dim,
+                num_snippets=num_snippets,
+                reduced_dim=config.reduced_dim,
+                generators=generators,
+            )
+        hidden, inputs = config.hidden, self.aggregate.out_dim
+        fan_in = 2 * inputs + 1
+        self.exemplar_weight, self.query_weight, self.label_weight, self.bias = (
+            uniform_parameter((hidden, columns), fan_in=fan_in, generators=generators)
+            for columns in (inputs, inputs, 1, 1)
+        )
+        self.tree = Gart(
+            num_groups=config.num_groups,
+            hidden=hidden,
+            sigmoid=config.sigmoid,
+            generators=generators,
+        )
+        self.groups = GroupTensors(groups)
+
+    def fit_standardisation(self, features: Tensor, rows: Tensor) -> None:
+        """Take mean and variance from each model's training clips.
+
+        Parameters
+        ----------
+        features : Tensor, shape=(N, S, D)
+        rows : Tensor of int64, shape=(K, n)
+            Training clips of each model.
+        """
+        if not self.config.standardise:
+            return
+        for k in range(self.num_models):
+            std, mean = torch.std_mean(features[rows[k]], dim=(0, 1), correction=0)
+            self.standardise.mean[k] = mean
+            # A constant feature carries nothing; it must not become 0 / 0.
+            self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
+
+    def halves(self, features: Tensor) -> Halves:
+        """Each clip through both halves of the root layer."""
+        vector = self.aggregate(self.standardise(features))  # (K, E, B)
+        return Halves(
+            query=torch.bmm(self.query_weight, vector),
+            exemplar=torch.bmm(self.exemplar_weight, vector),
+        )
+
+    def root(self, query: Tensor, exemplar: Tensor, exemplar_label: Tensor) -> Tensor:
+        """Root feature of pairs (Eq. 4 through the first layer).
+
+        Parameters
+        ----------
+        query, exemplar : Tensor, shape=(K, H, B)
+            The query half of the queries, the exemplar half of the exemplars.
+        exemplar_label : Tensor, shape=(K, B)
+            In label points.
+
+        Returns
+        -------
+        Tensor, shape=(K, H, B)
+        """
+        label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(1)  # (K, 1, B)
+        return (query + exemplar + self.label_weight * label + self.bias).relu()

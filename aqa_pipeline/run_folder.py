@@ -1,0 +1,205 @@
+"""The run folder: everything needed to score a new clip, and how it came about.
+
+``config.json``, ``head.safetensors``, ``exemplars.h5``, ``metrics.json``,
+``predictions.csv``, ``history.csv``. Self-contained: with the backbone's weights it
+scores new videos; manifest and cache are not needed any more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.files import atomic_path, write_json_atomically
+from aqa_pipeline.groups import Groups
+from aqa_pipeline.heads import Head
+from aqa_pipeline.labels import LabelScale
+from aqa_pipeline.store import read_bank, write_bank
+
+FORMAT, FORMAT_VERSION = "aqa-run", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A fitted run.
+
+    Attributes
+    ----------
+    folder : Path
+    head : Head
+        K heads, one a seed; the prediction of a run is their mean.
+    exemplars : FeatureSet
+        The training split: every clip that may vote.
+    protocol : Protocol
+    labels : LabelScale
+    fit_config : FitConfig
+    config : dict
+        All of ``config.json``.
+    """
+
+    folder: Path
+    head: Head
+    exemplars: FeatureSet
+    protocol: Protocol
+    labels: LabelScale
+    fit_config: FitConfig
+    config: dict[str, Any]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.fit_config.seed + k for k in range(self.fit_config.num_seeds)]
+
+
+def write_run(run: Run, *, history: pd.DataFrame) -> None:
+    """Write everything but the metrics; ``config.json`` comes last and makes it a run.
+
+    Raises
+    ------
+    SetupError
+        If the folder cannot be written.
+    """
+    folder = run.folder
+    (folder / "config.json").unlink(missing_ok=True)
+    with atomic_path(folder / "head.safetensors") as temporary:
+        save_file(
+            {name: value.contiguous() for name, value in run.head.state_dict().items()},
+            temporary,
+            metadata={"format": FORMAT},
+        )
+    exemplars = run.exemplars
+    columns: dict[str, Any] = {
+        name: getattr(exemplars, name) for name in ("score", "scale", "offset", "difficulty")
+    }
+    columns |= {name: list(getattr(exemplars, name)) for name in ("clip_id", "category")}
+    columns["key"] = [json.dumps(key) for key in exemplars.key]
+    write_bank(folder / "exemplars.h5", features=exemplars.features, columns=columns, attributes={})
+    with atomic_path(folder / "history.csv") as temporary:
+        history.to_csv(temporary, index=False)
+    edges = run.head.groups.edges.tolist()
+    write_json_atomically(
+        folder / "config.json",
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **run.config,
+            "protocol": dataclasses.asdict(run.protocol),
+            "labels": dataclasses.asdict(run.labels),
+            "head": dataclasses.asdict(run.head.config),
+            "fit": dataclasses.asdict(run.fit_config),
+            "num_snippets": exemplars.features.shape[1],
+            "feature_dim": exemplars.features.shape[2],
+            "epsilon": run.head.epsilon,
+            "group_edges": edges,
+        },
+    )
+
+
+def read_run(folder: Path, *, device: torch.device) -> Run:
+    """Read a run folder.
+
+    Raises
+    ------
+    DataError
+        If it is not a run folder, or a file in it is missing or damaged.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = (
+            "its fit did not end; type the same `aqa fit-head` again"
+            if folder.is_dir()
+            else ("`aqa fit-head` makes one")
+        )
+        raise DataError(f"{folder}: not a run folder, it has no config.json; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if config.get("format") != FORMAT or config.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format {config.get('format')!r} version {config.get('format_version')}, "
+            f"this program reads {FORMAT!r} version {FORMAT_VERSION}"
+        )
+    try:
+        fit_config = FitConfig(**config["fit"])
+        head = Head(
+            HeadConfig(**config["head"]),
+            num_snippets=config["num_snippets"],
+            feature_dim=config["feature_dim"],
+            groups=[Groups(np.array(edges)) for edges in config["group_edges"]],
+            epsilon=config["epsilon"],
+            generators=[torch.Generator().manual_seed(0) for _ in range(fit_config.num_seeds)],
+        )
+        protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})
+        labels = LabelScale(
+            config["labels"]["transform"],
+            {name: (low, high) for name, (low, high) in config["labels"]["ranges"].items()},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+    try:
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: head.safetensors is missing; train the head again") from None
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DataError(f"{folder / 'head.safetensors'}: damaged ({error})") from None
+    return Run(
+        folder=folder,
+        head=head.to(device),
+        exemplars=_read_exemplars(folder / "exemplars.h5"),
+        protocol=protocol,
+        labels=labels,
+        fit_config=fit_config,
+        config=config,
+    )
+
+
+def _untupled(value: Any) -> Any:
+    """JSON has lists where the dataclasses have tuples."""
+    if isinstance(value, list):
+        return tuple(_untupled(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _untupled(item) for key, item in value.items()}
+    return value
+
+
+def _read_exemplars(path: Path) -> FeatureSet:
+    bank = read_bank(path)
+    columns = bank.columns
+    try:
+        return FeatureSet(
+            clip_id=tuple(columns["clip_id"]),
+            features=bank.features,
+            score=columns["score"],
+            scale=columns["scale"],
+            offset=columns["offset"],
+            difficulty=columns["difficulty"],
+            category=tuple(columns["category"]),
+            key=tuple(tuple(json.loads(key)) for key in columns["key"]),
+        )
+    except KeyError as error:
+        raise DataError(f"{path}: column {error} is missing; train the head again") from None
+
+
+def write_predictions(folder: Path, table: pd.DataFrame) -> None:
+    """Write ``predictions.csv``."""
+    with atomic_path(folder / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def history_table(rows: Sequence[tuple[float, ...]], columns: Sequence[str]) -> pd.DataFrame:
+    """``history.csv`` as a table: one row a model and epoch."""
+    table = pd.DataFrame(rows, columns=list(columns))
+    return table.astype({"seed": int, "epoch": int}).sort_values(["seed", "epoch"])

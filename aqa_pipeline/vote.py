@@ -1,0 +1,92 @@
+"""Scoring queries by comparing them with exemplars and letting these vote (Eq. 8-9).
+
+Each clip is projected once through both halves of the root layer; a pair then costs one
+addition and the tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aqa_pipeline.heads import Head
+
+#: Pairs that go through the tree at once: bounds the memory of voting with all exemplars.
+_PAIRS_PER_PASS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """What each head and each exemplar say of each query.
+
+    Attributes
+    ----------
+    label : ndarray of float64, shape=(K, Q, M)
+        Predicted label of the query by each vote (Eq. 8), in label points; NaN where a
+        query has fewer than M exemplars.
+    leaf : ndarray of int64, shape=(K, Q, M)
+        Leaf the pair fell into; -1 likewise.
+    """
+
+    label: npt.NDArray[np.float64]
+    leaf: npt.NDArray[np.int64]
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points."""
+        valid = self.leaf >= 0
+        total = np.where(valid, self.label, 0.0).sum(axis=2)
+        result: npt.NDArray[np.float64] = total / valid.sum(axis=2)
+        return result
+
+
+@torch.no_grad()
+def vote(
+    head: Head, *, queries: Tensor, pool: Tensor, pool_label: Tensor, exemplars: Tensor
+) -> Votes:
+    """Compare each query with its exemplars.
+
+    Parameters
+    ----------
+    head : Head
+    queries : Tensor of float32, shape=(Q, S, D)
+    pool : Tensor of float32, shape=(N, S, D)
+    pool_label : Tensor of float64, shape=(N,)
+        Labels of the pool, in label points.
+    exemplars : Tensor of int64, shape=(Q, M) or (K, Q, M)
+        Positions in the pool, -1 for none; with a leading K each head has its own.
+
+    Returns
+    -------
+    Votes
+    """
+    num_models = head.num_models
+    query_half = head.halves(queries).query  # (K, H, Q)
+    exemplar_half = head.halves(pool).exemplar  # (K, H, N)
+    index = exemplars.expand(num_models, *exemplars.shape[-2:])
+    num_queries, num_votes = index.shape[1:]
+    label = np.full((num_models, num_queries, num_votes), np.nan)
+    leaf = np.full((num_models, num_queries, num_votes), -1, dtype=np.int64)
+    if not num_votes:
+        return Votes(label, leaf)
+    per_pass = max(1, _PAIRS_PER_PASS // num_votes)
+    for start in range(0, num_queries, per_pass):
+        part = slice(start, min(start + per_pass, num_queries))
+        chosen = index[:, part].reshape(num_models, -1)  # (K, q * M)
+        rows = chosen.clamp(min=0)
+        exemplar_label = pool_label[rows]  # (K, q * M)
+        root = head.root(
+            query_half[:, :, part].repeat_interleave(num_votes, dim=2),
+            exemplar_half.gather(2, rows.unsqueeze(1).expand(-1, exemplar_half.shape[1], -1)),
+            exemplar_label,
+        )
+        delta, leaves = head.groups.delta(head.tree(root))
+        shape = (num_models, -1, num_votes)
+        present = (chosen >= 0).view(shape).cpu().numpy()
+        predicted = (exemplar_label + delta).view(shape).cpu().numpy()
+        label[:, part] = np.where(present, predicted, np.nan)
+        leaf[:, part] = np.where(present, leaves.view(shape).cpu().numpy(), -1)
+    return Votes(label, leaf)

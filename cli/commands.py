@@ -1,0 +1,18 @@
+"""The list of subcommands."""
+
+from __future__ import annotations
+
+import click
+
+from .demo import demo
+from .evaluate import evaluate
+from .extract import extract
+from .fit_head import fit_head
+from .manifest import manifest
+from .weights import weights
+
+
+def add_all(group: click.Group) -> None:
+    """Add every command to the group."""
+    for command in (demo, weights, manifest, extract, fit_head, evaluate):
+        group.add_command(command)

@@ -1,0 +1,87 @@
+"""``aqa demo``: the whole pipeline on a diving competition made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aqa_pipeline.config import ExtractConfig, FitConfig, HeadConfig
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.project import Project
+
+from .console import progress, say
+from .metrics import show_metrics
+from .options import json_option, pass_project, weights_option
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which competition.")
+@click.option("--train", type=click.IntRange(min=20), default=120, help="Dives to learn from.")
+@click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, help="Heads to train.")
+@weights_option
+@json_option
+@pass_project
+def demo(
+    project: Project,
+    seed: int,
+    train: int,
+    test: int,
+    seeds: int,
+    weights: Path | None,
+    as_json: bool,
+) -> None:
+    """Run everything once on a small diving competition, rendered and encoded here.
+
+    Fetches the I3D weights if need be, renders a few broadcasts with many dives, extracts
+    their features, trains heads and scores dives that were not seen before. Everything
+    it makes stays: manifests/demo.csv, cache/demo, runs/demo. What is there is not made
+    again.
+    """
+    import torch
+
+    from aqa_pipeline.datasets.demo import PROTOCOL, ceiling, write_demo
+    from aqa_pipeline.datasets.demo_competition import DemoConfig
+    from aqa_pipeline.extract import extract, i3d_backbone, plan_extraction
+    from aqa_pipeline.feature_cache import FeatureCache
+    from aqa_pipeline.fit import fit_head
+    from aqa_pipeline.plan import fingerprint_of
+    from aqa_pipeline.weights import fetch_weights, fetched_path, find_weights, weights_info
+
+    if weights is None and not fetched_path().exists():
+        say("fetching the I3D weights (47 MB)")
+        fetch_weights()
+    weights_path = find_weights(weights)
+    with progress("render", unit="broadcasts") as advance:
+        manifest = write_demo(
+            project.manifest_path("demo"),
+            DemoConfig(seed=seed, num_train=train, num_test=test),
+            progress=advance,
+        )
+    fingerprint = fingerprint_of(PROTOCOL, weights_sha256=weights_info(weights_path).sha256)
+    plan = plan_extraction(manifest, cache_root=project.cache, fingerprint=fingerprint)
+    backbone = i3d_backbone(weights_path, PROTOCOL)
+    with progress("extract", unit="clips") as advance:
+        summary = extract(plan, backbone=backbone, config=ExtractConfig(), advance=advance)
+    if summary.failures:
+        first = summary.failures[0]
+        raise ClipError(f"{len(summary.failures)} clips failed, {first.clip_id}: {first.error}")
+    with progress("fit-head", unit="epochs") as advance:
+        result = fit_head(
+            manifest,
+            FeatureCache.open(plan.folder),
+            project.runs / "demo",
+            head_config=HeadConfig(),
+            fit_config=FitConfig(num_seeds=seeds),
+            device=torch.device("cpu"),
+            advance=advance,
+        )
+    show_metrics(
+        project,
+        project.runs / "demo",
+        result.metrics,
+        as_json=as_json,
+        ceiling=ceiling(manifest),
+    )
+    say(f"run: {project.shown(project.runs / 'demo')}")

@@ -1,0 +1,44 @@
+"""``aqa evaluate``: a fitted run on a manifest's test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aqa_pipeline.project import Project
+
+from .metrics import show_metrics
+from .options import json_option, pass_project
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--dataset", metavar="NAME", default=None, help="Data set; default: the one it was fitted on."
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="A manifest anywhere, instead of --dataset.",
+)
+@json_option
+@pass_project
+def evaluate(
+    project: Project, run: Path, dataset: str | None, manifest: Path | None, as_json: bool
+) -> None:
+    """Score the test split again with the run folder RUN (a path, or a name in runs/).
+
+    On the data set it was fitted on, this gives the run's metrics.json to the last digit.
+    """
+    import torch
+
+    from aqa_pipeline.evaluate import evaluate_run
+    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.run_folder import read_run
+
+    fitted = read_run(project.run_path(run), device=torch.device("cpu"))
+    path = manifest or project.manifest_path(dataset or fitted.config["dataset"])
+    measured = evaluate_run(fitted, read_manifest(path), cache_root=project.cache)
+    show_metrics(project, fitted.folder, measured, as_json=as_json)

@@ -1,0 +1,155 @@
+"""``aqa extract``: stage one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.project import Project
+
+from .console import print_json, print_table, progress
+from .options import (
+    dry_run_option,
+    json_option,
+    manifest_options,
+    manifest_path,
+    pass_project,
+    weights_option,
+)
+
+if TYPE_CHECKING:
+    from aqa_pipeline.extract import ExtractPlan, ExtractSummary
+
+SOME_FAILED = 3
+_FAILURES_SHOWN = 10
+
+
+@click.command()
+@manifest_options
+@weights_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=ExtractConfig.workers,
+    help="Decoding processes; default: a quarter of the cores, at least 1.",
+)
+@click.option(
+    "--clip-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=ExtractConfig.clip_timeout_seconds,
+    help="Seconds after which a clip's decoding is given up (after one retry).",
+)
+@click.option(
+    "--flush-clips",
+    type=click.IntRange(min=1),
+    default=ExtractConfig.flush_clips,
+    help="Write a segment after this many clips ...",
+)
+@click.option(
+    "--flush-seconds",
+    type=click.FloatRange(min=0),
+    default=ExtractConfig.flush_seconds,
+    help="... or after this many seconds.",
+)
+@click.option(
+    "--strict-window", is_flag=True, help="A window past the end of its video is a failed clip."
+)
+@click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
+@dry_run_option
+@json_option
+@pass_project
+def extract(
+    project: Project,
+    dataset: str | None,
+    manifest: Path | None,
+    weights: Path | None,
+    workers: int | None,
+    clip_timeout: float,
+    flush_clips: int,
+    flush_seconds: float,
+    strict_window: bool,
+    retry_failed: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Turn every clip of a manifest into I3D features, once.
+
+    Clips that are in the cache already are not decoded again, so a run that was
+    interrupted goes on where it stopped. A clip that fails is written down and the others
+    go on; then the exit code is 3.
+    """
+    from aqa_pipeline.extract import extract as run_extraction
+    from aqa_pipeline.extract import i3d_backbone, plan_extraction
+    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.plan import fingerprint_of
+    from aqa_pipeline.weights import find_weights, weights_info
+
+    config = ExtractConfig(
+        workers=workers,
+        clip_timeout_seconds=clip_timeout,
+        flush_clips=flush_clips,
+        flush_seconds=flush_seconds,
+        strict_window=strict_window,
+    )
+    clips = read_manifest(manifest_path(project, dataset, manifest))
+    protocol = clips.protocol
+    weights_path = find_weights(weights)
+    plan = plan_extraction(
+        clips,
+        cache_root=project.cache,
+        fingerprint=fingerprint_of(protocol, weights_sha256=weights_info(weights_path).sha256),
+        retry_failed=retry_failed,
+    )
+    if dry_run:
+        _show_plan(project, plan, as_json)
+        return
+    with progress("extract", unit="clips") as advance:
+        summary = run_extraction(
+            plan, backbone=i3d_backbone(weights_path, protocol), config=config, advance=advance
+        )
+    _show_summary(project, summary, as_json)
+    if summary.failures:
+        raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _show_plan(project: Project, plan: ExtractPlan, as_json: bool) -> None:
+    counts = {
+        "clips": len(plan.manifest),
+        "cached": plan.num_cached,
+        "outdated": plan.num_outdated,
+        "to_extract": len(plan.to_do),
+        "failed_before": len(plan.failed_before),
+        "video_missing": len(plan.missing),
+    }
+    if as_json:
+        print_json({"cache": project.shown(plan.folder), **counts})
+        return
+    rows = [[name.replace("_", " "), str(count)] for name, count in counts.items()]
+    print_table(["would extract into", project.shown(plan.folder)], rows)
+
+
+def _show_summary(project: Project, summary: ExtractSummary, as_json: bool) -> None:
+    if as_json:
+        result: dict[str, Any] = dataclasses.asdict(summary)
+        print_json({**result, "folder": project.shown(summary.folder)})
+        return
+    rows = [
+        ["clips wanted", str(summary.num_wanted)],
+        ["cached before", str(summary.num_cached)],
+        ["extracted", str(summary.num_extracted)],
+        ["with repeated frames", str(len(summary.clamped))],
+        ["failed", str(len(summary.failures))],
+    ]
+    print_table(["features in", project.shown(summary.folder)], rows)
+    if summary.failures:
+        stages = Counter(failure.stage for failure in summary.failures)
+        click.echo("failed: " + ", ".join(f"{count} {stage}" for stage, count in stages.items()))
+        for failure in summary.failures[:_FAILURES_SHOWN]:
+            click.echo(f"  {failure.clip_id}: {failure.error}")
+        if len(summary.failures) > _FAILURES_SHOWN:
+            click.echo(f"  and {len(summary.failures) - _FAILURES_SHOWN} more")

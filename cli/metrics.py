@@ -1,0 +1,77 @@
+"""How the metrics of a run are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aqa_pipeline.project import Project
+
+from .console import number, print_json, print_table
+
+
+def show_metrics(
+    project: Project,
+    folder: Path,
+    metrics: dict[str, Any],
+    *,
+    as_json: bool,
+    ceiling: dict[str, float] | None = None,
+) -> None:
+    """Print a run's metrics as JSON or as a table.
+
+    Parameters
+    ----------
+    project : Project
+    folder : Path
+        The run folder.
+    metrics : dict
+        See :func:`aqa_pipeline.evaluate.measure`.
+    as_json : bool
+    ceiling : dict, optional
+        Metrics of the best prediction there could be, where it is known (the demo).
+    """
+    if as_json:
+        extra = {"ceiling": ceiling} if ceiling else {}
+        print_json({"run": project.shown(folder), **metrics, **extra})
+        return
+    heads = metrics["heads"]
+    count = len(metrics["seeds"])
+    rows = [_head_row(f"CoRe + GART, mean of {count} seed{'s' if count > 1 else ''}", heads)]
+    if count > 1:
+        rows.append(_plain_row(f"the {count} heads averaged", metrics["ensemble"]))
+    if "difficulty_alone" in metrics:
+        rows.append(_plain_row("difficulty alone", metrics["difficulty_alone"]))
+    if ceiling:
+        rows.append(_plain_row("ceiling: score without judges' noise", ceiling))
+    print_table(
+        ["", "Spearman", "95 % interval", "R-l2 x100", "95 % interval"],
+        rows,
+        title=f"{metrics['num_test']} test clips, {metrics['num_train']} training clips",
+    )
+    click.echo(f"protocol: {metrics['selection']}")
+    exemplars = metrics["exemplars"]
+    if exemplars["clips_with_nearest_key"]:
+        click.echo(
+            f"{exemplars['clips_with_nearest_key']} clip(s) have no exemplar of their "
+            f"{' and '.join(exemplars['key'])}; the nearest one voted"
+        )
+
+
+def _head_row(name: str, heads: dict[str, Any]) -> list[str]:
+    row = [name]
+    for metric, factor in (("rho", 1), ("relative_l2", 100)):
+        values = heads[metric]
+        spread = "" if values["std"] is None else f" ± {values['std'] * factor:.4f}"
+        low, high = values["interval_95"]
+        row += [
+            number(values["mean"] * factor) + spread,
+            f"{number(low * factor)} .. {number(high * factor)}",
+        ]
+    return row
+
+
+def _plain_row(name: str, values: dict[str, float]) -> list[str]:
+    return [name, number(values["rho"]), "", number(values["relative_l2"] * 100), ""]
