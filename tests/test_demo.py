@@ -1,0 +1,396 @@
+"""The demo data: its sport, its movement, its pictures and its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from aqa_pipeline.datasets import demo
+from aqa_pipeline.datasets.demo_competition import (
+    MIN_TRAIN_PER_DIFFICULTY,
+    PROGRAMME,
+    DemoConfig,
+    final_score,
+    judge_marks,
+    noiseless_mark,
+    plan_competition,
+)
+from aqa_pipeline.datasets.demo_diver import (
+    ANGLES,
+    GOOD_DISTANCE_METRES,
+    GROUPS,
+    JOINT,
+    PLATFORM_METRES,
+    DiveKind,
+    Faults,
+    centre_of_mass,
+    dive_motion,
+    flight_trunk,
+    pose,
+)
+from aqa_pipeline.datasets.demo_raster import paint_limb, paint_spray, sample_window
+from aqa_pipeline.datasets.demo_shots import Shot, render_shot
+from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.errors import SetupError, UsageError
+
+TINY = DemoConfig(num_broadcasts=2, num_train=2, num_test=2, width=96, height=64)
+ALL_KINDS = [kind for kind, _ in PROGRAMME]
+#: One fault each, large enough to be seen.
+SINGLE_FAULTS = {
+    "rotation_degrees": 20.0,
+    "knee_degrees": 30.0,
+    "legs_degrees": 25.0,
+    "distance_metres": 0.5,
+    "splash": 0.8,
+}
+
+
+# --- the sport -----------------------------------------------------------------------------
+
+
+def test_final_score_of_seven_hand_sorted_marks() -> None:
+    # Sorted: 5, 6, [6.5, 7, 7.5], 8, 9.5.
+    assert final_score([7.0, 5.0, 9.5, 6.0, 7.5, 8.0, 6.5], 3.0) == 63.0
+    assert final_score([0.0, 0.0, 10.0, 10.0, 10.0, 10.0, 10.0], 2.4) == 72.0
+
+
+def test_difficulty_by_hand() -> None:
+    assert DiveKind(1, 5, "C").difficulty == 2.4
+    assert DiveKind(3, 5, "B").difficulty == 3.0
+    assert DiveKind(2, 7, "B").difficulty == 3.6
+    assert DiveKind(3, 5, "C").name == "305C"
+
+
+@pytest.mark.parametrize(
+    ("fault", "value"),
+    [*SINGLE_FAULTS.items(), ("rotation_degrees", -20.0), ("distance_metres", -0.5)],
+)
+def test_every_fault_lowers_the_mark_steadily(fault: str, value: float) -> None:
+    marks = [
+        noiseless_mark(replace(Faults(), **{fault: value * step})) for step in (0, 0.25, 0.5, 1)
+    ]
+    assert (np.diff(marks) < 0).all()
+
+
+def test_marks_are_half_points_between_0_and_10() -> None:
+    rng = np.random.default_rng(0)
+    biases = np.zeros(7)
+    marks = np.array([judge_marks(mark, biases, rng) for mark in np.linspace(0, 10, 200)])
+    assert ((2 * marks) % 1 == 0).all()
+    assert marks.min() == 0.0
+    assert marks.max() == 10.0
+
+
+def test_competition_has_the_asked_sizes_and_exemplars_for_every_test_dive() -> None:
+    dives = plan_competition(DemoConfig())
+    splits = Counter(dive.split for dive in dives)
+    assert splits == {"train": 120, "test": 64}
+    train = Counter(dive.kind.difficulty for dive in dives if dive.split == "train")
+    test = {dive.kind.difficulty for dive in dives if dive.split == "test"}
+    assert 8 <= len(test) <= 10
+    assert min(train[difficulty] for difficulty in test) >= MIN_TRAIN_PER_DIFFICULTY
+
+
+def test_scores_are_neither_given_away_by_difficulty_nor_drowned_in_noise() -> None:
+    rows = demo.demo_manifest()
+    train, test = (rows[rows["split"] == split] for split in ("train", "test"))
+    guess = test["difficulty"].map(train.groupby("difficulty")["score"].mean())
+    assert 0.3 < spearmanr(guess, test["score"]).statistic < 0.65
+    assert spearmanr(test["noiseless_score"], test["score"]).statistic > 0.97
+    marks = rows["score"] / rows["difficulty"] / 3
+    assert marks.between(4, 9).mean() > 0.9
+    assert marks.std() > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, r"demo seed -1: expected 0 or more"),
+        ({"num_test": 0}, r"at least one broadcast, .* got 8, 120, 0 and 25"),
+        ({"num_broadcasts": 500}, r"184 dives cannot fill 500 broadcasts"),
+        ({"width": 175}, r"175 x 128 pixels: both sides have to be even"),
+    ],
+)
+def test_config_refuses_what_cannot_be_rendered(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DemoConfig(**settings)
+
+
+# --- movement ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("error", [-20.0, 0.0, 15.0])
+def test_diver_enters_head_first_at_the_angle_its_faults_ask_for(
+    kind: DiveKind, error: float
+) -> None:
+    faults = Faults(rotation_degrees=error, distance_metres=0.2)
+    entry = dive_motion(kind, faults, np.zeros(1)).entry_seconds
+    motion = dive_motion(kind, faults, np.array([entry]))
+    hip, shoulder = motion.joints[0, JOINT["hip"]], motion.joints[0, JOINT["shoulder"]]
+    hand = motion.joints[0, JOINT["hand"]]
+    down = hip - shoulder
+    tilt = np.degrees(np.arctan2(abs(down[0]), down[1]))
+    assert tilt == pytest.approx(abs(error), abs=0.1)
+    assert motion.centre[0, 0] == pytest.approx(GOOD_DISTANCE_METRES + 0.2)
+    assert abs(hand[1]) < 0.2
+    turns = abs(motion.trunk_degrees[0])
+    assert turns == pytest.approx(180 * kind.half_somersaults + error)
+
+
+def test_over_rotated_forward_dive_falls_on_its_back() -> None:
+    """Past the vertical, a forward dive's legs lead away from the tower."""
+    kind = DiveKind(1, 5, "C")
+    legs = []
+    for error in (-20.0, 20.0):
+        faults = Faults(rotation_degrees=error)
+        entry = dive_motion(kind, faults, np.zeros(1)).entry_seconds
+        joints = dive_motion(kind, faults, np.array([entry])).joints[0]
+        legs.append(joints[JOINT["knee"], 0] - joints[JOINT["shoulder"], 0])
+    assert legs[0] < 0 < legs[1]
+
+
+def test_centre_of_mass_flies_on_a_parabola() -> None:
+    times = np.linspace(0.0, 1.7, 300)
+    motion = dive_motion(DiveKind(2, 7, "B"), Faults(knee_degrees=10, legs_degrees=8), times)
+    np.testing.assert_allclose(centre_of_mass(motion.joints), motion.centre, atol=1e-9)
+    acceleration = np.diff(motion.centre, 2, axis=0) / (times[1] - times[0]) ** 2
+    np.testing.assert_allclose(acceleration, np.tile([0.0, -9.81], (298, 1)), atol=1e-6)
+
+
+def test_tuck_spins_faster_than_a_stretched_body() -> None:
+    motion = dive_motion(DiveKind(1, 7, "C"), Faults(), np.arange(0.0, 1.75, 0.01))
+    speed = np.abs(np.diff(motion.trunk_degrees)) / 0.01
+    assert speed[60] > 2.5 * speed[-1]
+
+
+def test_rigid_body_turns_evenly() -> None:
+    poses = np.tile(pose(hip=30, shoulder=170), (50, 1))
+    trunk = flight_trunk(poses, 0.02, start=10.0, end=370.0)
+    np.testing.assert_allclose(trunk, np.linspace(10, 370, 50), atol=1e-9)
+
+
+def test_legs_raised_and_lowered_tip_the_trunk_there_and_back() -> None:
+    """A shape that returns by the way it went turns nothing: the momentum found is 0."""
+    poses = np.tile(pose(shoulder=10), (201, 1))
+    poses[:, ANGLES.index("hip")] = 45 * (1 - np.cos(np.linspace(0, 2 * np.pi, 201)))
+    trunk = flight_trunk(poses, 0.005, start=0.0, end=0.0)
+    np.testing.assert_allclose(trunk, trunk[::-1], atol=0.1)
+    # The legs turn backwards (away from growing angles), so the trunk turns forwards.
+    assert 10 < trunk[100] < 80
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda kind: kind.name)
+def test_toes_stay_on_the_platform_until_take_off(kind: DiveKind) -> None:
+    times = np.arange(-1.3, 0.0, 0.04)
+    motion = dive_motion(kind, Faults(), times)
+    toes = motion.joints[:, JOINT["toe"]]
+    np.testing.assert_allclose(toes, np.tile([0.0, PLATFORM_METRES], (len(times), 1)), atol=1e-9)
+    away = GROUPS[kind.group][0]
+    assert (motion.joints[0, JOINT["ankle"], 0] < 0) == away
+
+
+# --- pictures ------------------------------------------------------------------------------
+
+
+def test_limb_covers_its_area_and_stays_inside_the_picture() -> None:
+    canvas = np.zeros((40, 60, 3), dtype=np.float32)
+    white = np.full(3, 100, dtype=np.float32)
+    start, end = np.array([10.0, 20.0]), np.array([40.0, 20.0])
+    paint_limb(canvas, start, end, radii=(4, 4), colour=white, shading=0.0)
+    area = canvas[..., 0].sum() / 100
+    assert area == pytest.approx(30 * 8 + np.pi * 16, rel=0.01)
+    before = canvas.copy()
+    far_away = np.array([-50.0, -50.0])
+    paint_limb(canvas, far_away, far_away, radii=(4, 4), colour=white)
+    paint_spray(canvas, far_away[None], np.ones(1), blur=1.0, colour=white)
+    np.testing.assert_array_equal(canvas, before)
+
+
+def test_window_is_bilinear_and_repeats_the_border() -> None:
+    panorama = np.zeros((4, 5, 3), dtype=np.float32)
+    panorama[:] = (10 * np.arange(4)[:, None] + np.arange(5))[..., None]
+    window = sample_window(panorama, np.array([-3.0, 0.5, 9.0]), np.array([1.25]))
+    np.testing.assert_allclose(window[0, :, 0], [12.5, 13.0, 16.5])
+
+
+def _frames(shot: Shot, *, seed: int = 5) -> np.ndarray:
+    venue = make_venue(np.random.default_rng(seed), width=176, height=128)
+    return np.stack(list(render_shot(shot, venue, width=176, height=128, fps=25)))
+
+
+#: From 20 frames before the water to 12 after it.
+LATE_DIVE = Shot(
+    32, (0, 1), kind=DiveKind(1, 5, "C"), faults=Faults(splash=0.1), take_off_frame=-24.0
+)
+
+
+@pytest.mark.parametrize(("fault", "value"), SINGLE_FAULTS.items())
+def test_each_fault_alone_is_seen(fault: str, value: float) -> None:
+    assert LATE_DIVE.faults is not None
+    worse = replace(LATE_DIVE, faults=replace(LATE_DIVE.faults, **{fault: value}))
+    difference = np.abs(_frames(LATE_DIVE).astype(int) - _frames(worse)).max(axis=-1)
+    # Each shows in the crop that the network is given, for at least half a snippet.
+    centre = difference[:, 8:120, 32:144]
+    assert ((centre > 40).sum(axis=(1, 2)) > 10).sum() >= 8
+
+
+def test_larger_splash_is_whiter() -> None:
+    def white(splash: float) -> int:
+        shot = replace(LATE_DIVE, faults=Faults(splash=splash))
+        return int((_frames(shot)[26:, 60:] > 170).all(axis=-1).sum())
+
+    assert white(0.1) < white(0.5) < white(1.0)
+
+
+def test_diver_stays_in_the_central_crop() -> None:
+    """Where a picture with the diver differs from one without is inside the crop."""
+    kind, faults = DiveKind(3, 7, "C"), Faults(distance_metres=0.6)
+    times = (np.arange(78) - 30) / 25
+    assert dive_motion(kind, faults, times).entry_seconds < times[-1]
+    diver = Shot(78, (0, 9), kind=kind, faults=faults, take_off_frame=30.0)
+    slower = replace(diver, faults=replace(faults, rotation_degrees=-40.0))
+    moving = np.abs(_frames(diver).astype(int) - _frames(slower)).max(axis=-1) > 30
+    outside = moving.copy()
+    outside[:, 8:120, 32:144] = False
+    assert moving.sum() > 1000
+    assert outside.sum() < 0.01 * moving.sum()
+
+
+def test_equal_seeds_give_equal_pictures_and_others_do_not() -> None:
+    plans = [demo.plan_broadcasts(replace(TINY, seed=seed))[0] for seed in (0, 0, 1)]
+    first, again, other = (
+        [frame for frame, _ in zip(demo.broadcast_frames(plan, TINY), range(60), strict=False)]
+        for plan in plans
+    )
+    np.testing.assert_array_equal(np.stack(first), np.stack(again))
+    assert np.abs(np.stack(first).astype(int) - np.stack(other)).mean() > 3
+    pd.testing.assert_frame_equal(demo.demo_manifest(TINY), demo.demo_manifest(TINY))
+    assert not demo.demo_manifest(TINY).equals(demo.demo_manifest(replace(TINY, seed=1)))
+
+
+# --- broadcasts, manifest, files -----------------------------------------------------------
+
+
+def test_every_window_holds_the_whole_dive_and_nothing_else() -> None:
+    config = DemoConfig()
+    broadcasts = demo.plan_broadcasts(config)
+    assert len(broadcasts) == 8
+    for broadcast in broadcasts:
+        edges = np.cumsum([0, *(shot.frames for shot in broadcast.shots)])
+        dives = [place for place, shot in enumerate(broadcast.shots) if shot.kind is not None]
+        assert len(dives) == len(broadcast.clips)
+        for place, clip in zip(dives, broadcast.clips, strict=True):
+            shot = broadcast.shots[place]
+            assert shot.kind == clip.dive.kind
+            assert shot.faults == clip.dive.faults
+            assert clip.start_frame == edges[place]
+            assert clip.start_frame < clip.end_frame - 103
+            # Training may shift a window by three frames.
+            assert clip.end_frame + 3 < edges[place + 1]
+            assert broadcast.shots[place - 1].filler is not None
+            take_off = clip.start_frame + shot.take_off_frame
+            entry = take_off + 1.76 * config.fps
+            assert clip.end_frame - 103 + 20 < take_off
+            assert entry + 20 < clip.end_frame
+
+
+def test_manifest_rows_follow_from_their_own_marks() -> None:
+    rows = demo.demo_manifest()
+    assert len(rows) == 184
+    assert rows["clip_id"].is_unique
+    assert (rows["start_frame"] < rows["end_frame"]).all()
+    marks = rows[[f"judge_{number}" for number in range(1, 8)]].to_numpy()
+    middle = np.sort(marks, axis=1)[:, 2:5].sum(axis=1)
+    np.testing.assert_allclose(rows["score"], middle * rows["difficulty"], atol=1e-9)
+    assert set(rows["split"]) == {"train", "test"}
+
+
+def test_tiny_competition_decodes_to_the_planned_frames(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    rows = demo.render_demo(
+        tmp_path, TINY, jobs=1, progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(0, 2), (1, 2), (2, 2)]
+    pd.testing.assert_frame_equal(rows, demo.demo_manifest(TINY))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("broadcast_01.json", "broadcast_01.mp4", "broadcast_02.json", "broadcast_02.mp4")
+    ]
+    for broadcast in demo.plan_broadcasts(TINY):
+        with av.open(str(tmp_path / broadcast.name)) as container:
+            assert container.streams.video[0].codec_context.name == "h264"
+            decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(decoded) == broadcast.frames
+        painted = list(demo.broadcast_frames(broadcast, TINY))
+        # Frame k of the file is picture k: neighbours across a cut would be far off.
+        error = [np.abs(a.astype(int) - b).mean() for a, b in zip(decoded, painted, strict=True)]
+        assert max(error) < 12
+        assert rows["end_frame"][rows["video"] == broadcast.name].max() <= len(decoded)
+
+
+@pytest.fixture
+def renders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the broadcasts that were rendered; their pictures are grey, to be quick."""
+    names: list[str] = []
+
+    def grey(broadcast: demo.Broadcast, config: DemoConfig) -> Iterator[np.ndarray]:
+        names.append(broadcast.name)
+        yield from [np.full((config.height, config.width, 3), 90, dtype=np.uint8)] * 5
+
+    monkeypatch.setattr(demo, "broadcast_frames", grey)
+    return names
+
+
+def test_finished_broadcasts_are_kept_and_stale_ones_are_made_again(
+    tmp_path: Path, renders: list[str]
+) -> None:
+    def render(config: DemoConfig = TINY) -> list[str]:
+        renders.clear()
+        demo.render_demo(tmp_path, config, jobs=1)
+        return list(renders)
+
+    both = ["broadcast_01.mp4", "broadcast_02.mp4"]
+    assert render() == both
+    assert render() == []
+
+    damaged = tmp_path / "broadcast_02.mp4"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert render() == ["broadcast_02.mp4"]
+    damaged.with_suffix(".json").write_text("{")
+    assert render() == ["broadcast_02.mp4"]
+
+    assert render(replace(TINY, seed=3)) == both
+    assert render() == both
+
+
+def test_progress_counts_what_was_found_finished(tmp_path: Path, renders: list[str]) -> None:
+    demo.render_demo(tmp_path, TINY, jobs=1)
+    (tmp_path / "broadcast_01.mp4").unlink()
+    steps: list[tuple[int, int]] = []
+    demo.render_demo(
+        tmp_path, TINY, jobs=1, progress=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(1, 2), (2, 2)]
+    assert len(renders) == 3
+
+
+def test_folder_that_cannot_be_made_is_a_setup_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    config = replace(TINY, num_broadcasts=1, num_train=1, num_test=1)
+    with pytest.raises(SetupError, match=r"taken.*cannot be written"):
+        demo.render_demo(tmp_path / "taken", config, jobs=1)
+
+
+def test_protocol_is_that_of_mtl_aqa_on_small_pictures() -> None:
+    protocol = demo.PROTOCOL
+    assert (protocol.window_rule, protocol.window_frames) == ("last", 103)
+    assert (protocol.label_transform, protocol.score_range, protocol.epsilon) == ("raw", 30, 30)
+    assert (protocol.exemplar_key, protocol.pixels) == (("difficulty",), "demo")
