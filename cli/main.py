@@ -42,6 +42,9 @@ class AqaGroup(click.Group):
         except AqaError as error:
             say_error(str(error))
             sys.exit(error.exit_code)
+        except _Terminated:
+            say_error("terminated; the same command goes on where it stopped")
+            sys.exit(TERMINATED)
         except BrokenPipeError:  # `aqa ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
@@ -93,9 +96,12 @@ class AqaSettingsError(AqaError):
     exit_code = 2
 
 
+class _Terminated(BaseException):
+    """SIGTERM as an exception: it unwinds, so that open writers flush what is done."""
+
+
 def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    # SystemExit unwinds like an exception, so that open writers flush what is done.
-    sys.exit(TERMINATED)
+    raise _Terminated
 
 
 @click.group(

@@ -1,0 +1,166 @@
+"""Stage one end to end on tiny videos, with a backbone that reads the frame numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.errors import CacheError
+from aqa_pipeline.extract import ExtractSummary, extract, plan_extraction
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.plan import find_cache, fingerprint_of, locate, wanted
+from tests.small_project import encode_numbers, fake_backbone, make_project
+from tests.videos import write_video
+
+CONFIG = ExtractConfig(workers=1, clip_timeout_seconds=60)
+
+
+def run(manifest: Manifest, root: Path, *, config: ExtractConfig = CONFIG) -> ExtractSummary:
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=root / "cache", fingerprint=fingerprint)
+    return extract(plan, backbone=fake_backbone, config=config)
+
+
+def load(manifest: Manifest, root: Path) -> dict[str, list[float]]:
+    cache = find_cache(root / "cache" / manifest.name, manifest.protocol)
+    located, _ = locate(manifest, index_folder=root / "cache" / "video-index")
+    features = cache.load(wanted(located))
+    return dict(zip(features.clip_ids, features.values[:, 0, 0].tolist(), strict=True))
+
+
+def edit(manifest: Manifest, **changes: Any) -> Manifest:
+    write_manifest(manifest.path, manifest.clips.assign(**changes))
+    return read_manifest(manifest.path)
+
+
+def test_every_clip_gets_the_features_of_exactly_its_frames(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=3)
+    summary = run(manifest, tmp_path)
+    assert (summary.num_wanted, summary.num_cached, summary.num_extracted) == (6, 0, 6)
+    assert not summary.failures
+    features = load(manifest, tmp_path)
+    # Window [end - 9, end); the first clip's end is 12, the next ones' 17 and 22.
+    assert features["v0_0"] == [3, 11, 7]
+    assert features["v1_2"] == [13, 21, 17]
+
+
+def test_a_second_run_does_nothing_and_never_loads_the_network(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    run(manifest, tmp_path)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+
+    def no_backbone() -> object:
+        raise AssertionError("the network was loaded")
+
+    summary = extract(plan, backbone=no_backbone, config=CONFIG)  # type: ignore[arg-type]
+    assert (summary.num_cached, summary.num_extracted) == (4, 0)
+
+
+def test_an_interrupted_run_keeps_what_was_done_and_the_next_does_the_rest(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=4)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(plan, backbone=fake_backbone, config=CONFIG, advance=interrupt)
+    summary = run(manifest, tmp_path)
+    assert (summary.num_cached, summary.num_extracted) == (3, 5)
+    assert len(load(manifest, tmp_path)) == 8
+
+
+def test_bad_videos_fail_alone_and_are_not_tried_again_unless_asked(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    videos = manifest.clips["video"].tolist()
+    (tmp_path / "videos" / "empty.mp4").write_bytes(b"")
+    videos[0], videos[3] = "../videos/empty.mp4", "../videos/gone.mp4"
+    manifest = edit(manifest, video=videos)
+    summary = run(manifest, tmp_path)
+    assert summary.num_extracted == 2
+    assert {f.clip_id: f.stage for f in summary.failures} == {"v0_0": "open", "v1_1": "open"}
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    again = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+    assert [f.clip_id for f in again.failed_before] == ["v0_0"]
+    assert (len(again.to_do), len(again.missing)) == (0, 1)
+    retry = plan_extraction(
+        manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint, retry_failed=True
+    )
+    assert [item.clip.clip_id for item in retry.to_do] == ["v0_0"]
+    # Once the videos are right, nothing else is needed.
+    shutil.copy(tmp_path / "videos" / "v0.mp4", tmp_path / "videos" / "empty.mp4")
+    shutil.copy(tmp_path / "videos" / "v1.mp4", tmp_path / "videos" / "gone.mp4")
+    summary = run(manifest, tmp_path)
+    assert (summary.num_extracted, summary.failures) == (2, [])
+
+
+def test_a_changed_video_or_window_is_extracted_again(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    run(manifest, tmp_path)
+    before = load(manifest, tmp_path)
+    manifest = edit(manifest, end_frame=[13, *manifest.clips["end_frame"].tolist()[1:]])
+    summary = run(manifest, tmp_path)
+    assert (summary.num_cached, summary.num_extracted) == (3, 1)
+    after = load(manifest, tmp_path)
+    assert after["v0_0"] == [4, 12, 8] != before["v0_0"]
+    write_video(tmp_path / "videos" / "v1.mp4", 31, size=(160, 128))
+    assert run(manifest, tmp_path).num_extracted == 2
+
+
+def test_windows_past_the_video_are_clamped_or_with_strict_window_failed(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    ends = manifest.clips["end_frame"].tolist()
+    manifest = edit(manifest, end_frame=[5, 33, *ends[2:]])
+    strict = ExtractConfig(workers=1, strict_window=True)
+    summary = run(manifest, tmp_path, config=strict)
+    assert {f.clip_id: f.stage for f in summary.failures} == {"v0_0": "window", "v0_1": "window"}
+    shutil.rmtree(tmp_path / "cache")
+    summary = run(manifest, tmp_path)
+    assert summary.clamped == {"v0_0": 4, "v0_1": 3}
+    assert not summary.failures
+    features = load(manifest, tmp_path)
+    assert features["v0_0"][:2] == [0, 4]
+    assert features["v0_1"][:2] == [24, 29]
+
+
+def test_the_length_of_the_video_stands_in_for_a_missing_end_frame(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    manifest = edit(manifest, end_frame=[None] * 4, start_frame=[None] * 4)
+    run(manifest, tmp_path)
+    assert load(manifest, tmp_path)["v0_0"][:2] == [21, 29]
+
+
+def test_another_protocol_does_not_find_the_cache_and_says_what_differs(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    run(manifest, tmp_path)
+    text = manifest.path.with_suffix(".toml").read_text()
+    changed = text.replace('window_rule = "last"', 'window_rule = "first"')
+    manifest.path.with_suffix(".toml").write_text(changed)
+    protocol = read_manifest(manifest.path).protocol
+    with pytest.raises(CacheError, match=r"window_rule: first here, last there"):
+        find_cache(tmp_path / "cache" / "small", protocol)
+    with pytest.raises(CacheError, match="no features yet; type `aqa extract --dataset other`"):
+        find_cache(tmp_path / "cache" / "other", protocol)
+
+
+def test_a_network_that_gives_nonsense_fails_the_clip(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+
+    def sick_backbone() -> object:
+        return lambda frames: encode_numbers(frames) * np.nan
+
+    summary = extract(plan, backbone=sick_backbone, config=CONFIG)  # type: ignore[arg-type]
+    assert {failure.stage for failure in summary.failures} == {"network"}
+    cache = FeatureCache.open(plan.folder)
+    assert not cache.clip_ids()
