@@ -16,11 +16,10 @@ with their line numbers. The format is written down in docs/manifest-format.md.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,11 +28,11 @@ from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.files import atomic_path
 from aqa_pipeline.protocol import read_protocol
+from aqa_pipeline.table import Cells, Faults, read_cells
 
 REQUIRED = ("clip_id", "video", "score")
 KNOWN = ("clip_id", "video", "start_frame", "end_frame", "score", "split", "category", "difficulty")
 SPLITS = ("train", "test")
-_MAX_FAULTS_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,16 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def split_columns(self) -> tuple[str, ...]:
+        """Columns that each hold one division into train and test."""
+        return self.protocol.fold_columns or ("split",)
+
+    def exemplar_keys(self) -> list[tuple[str | float, ...]]:
+        """What query and exemplar must agree in, one key a clip: numbers for difficulty."""
+        columns = [self.clips[name].tolist() for name in self.protocol.exemplar_key]
+        return list(zip(*columns, strict=True)) if columns else [()] * len(self)
+
     def video_path(self, video: str) -> Path:
         """Where a ``video`` cell points to."""
         return self.path.parent / video
@@ -114,120 +123,97 @@ def read_manifest(path: Path) -> Manifest:
         If the file is missing, has wrong columns, or rows that cannot be used; the
         message lists the rows by line number.
     """
-    header, lines, rows = _read_cells(path)
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    for name in KNOWN:
-        columns.setdefault(name, [""] * len(rows))
-    faults = _Faults(path, lines)
-    clips = pd.DataFrame({name: pd.Series(columns[name], dtype="str") for name in columns})
-    clips["score"] = _numbers(columns["score"], "score", faults, required=True)
-    clips["difficulty"] = _numbers(columns["difficulty"], "difficulty", faults, above_zero=True)
-    for name in ("start_frame", "end_frame"):
-        clips[name] = _frame_numbers(columns[name], name, faults)
-    _check_rows(clips, faults)
-    faults.raise_if_any()
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such manifest; make one with `aqa manifest import` "
+            "(docs/manifest-format.md says what is in it)"
+        )
+    clips = parse_clips(read_cells(path))
     toml = path.with_suffix(".toml")
     protocol = read_protocol(toml) if toml.exists() else Protocol(name=path.stem)
     _check_protocol_columns(clips, protocol, path)
-    return Manifest(
-        path=path, clips=clips[[*KNOWN, *(c for c in header if c not in KNOWN)]], protocol=protocol
+    return Manifest(path=path, clips=clips, protocol=protocol)
+
+
+def parse_clips(cells: Cells) -> pd.DataFrame:
+    """Check every row of a table of clips and give its columns their types.
+
+    Parameters
+    ----------
+    cells : Cells
+
+    Returns
+    -------
+    DataFrame
+        As in :class:`Manifest`.
+
+    Raises
+    ------
+    DataError
+        Naming all bad rows.
+    """
+    _check_header(cells.path, cells.header)
+    if not cells.rows:
+        raise DataError(f"{cells.path}: no clips, only a header")
+    names = [*KNOWN, *(name for name in cells.header if name not in KNOWN)]
+    clips = pd.DataFrame({name: pd.Series(cells.column(name), dtype="str") for name in names})
+    faults = Faults(cells.path, cells.places)
+    clips["score"] = _numbers(cells.column("score"), "score", faults, required=True)
+    clips["difficulty"] = _numbers(
+        cells.column("difficulty"), "difficulty", faults, above_zero=True
     )
+    for name in ("start_frame", "end_frame"):
+        clips[name] = _frame_numbers(cells.column(name), name, faults)
+    _check_rows(clips, faults)
+    faults.raise_if_any()
+    return clips
 
 
 def write_manifest(path: Path, clips: pd.DataFrame) -> None:
-    """Write a manifest; known columns first, columns without any value left out."""
-    known = [
-        c
-        for c in KNOWN
-        if c in clips and (c in REQUIRED or clips[c].astype(str).str.len().gt(0).any())
-    ]
-    extra = [c for c in clips if c not in KNOWN]
+    """Write a manifest; known columns first, optional ones without any value left out.
+
+    Raises
+    ------
+    SetupError
+        If the file cannot be written.
+    """
+    known = [name for name in KNOWN if name in clips]
+    known = [name for name in known if name in REQUIRED or _has_values(clips[name])]
+    extra = [name for name in clips if name not in KNOWN]
     with atomic_path(path) as temporary:
         clips[[*known, *extra]].to_csv(temporary, index=False)
 
 
-def _read_cells(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
-    """Header, first line number of each row, and the cells, stripped of outer blanks."""
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            lines, rows = [], []
-            before = reader.line_num
-            for row in reader:
-                if row:
-                    lines.append(before + 1)
-                    rows.append([cell.strip() for cell in row])
-                before = reader.line_num
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such manifest; make one with `aqa manifest import` "
-            "(docs/manifest-format.md says what is in it)"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        ) from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not a CSV file ({error})") from None
-    _check_header(path, header)
-    faults = _Faults(path, lines)
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            faults.add(i, f"{len(row)} cells, the header has {len(header)}")
-    faults.raise_if_any()
-    if not rows:
-        raise DataError(f"{path}: no clips, only a header")
-    return header, lines, rows
+def _has_values(column: pd.Series[Any]) -> bool:
+    return bool((column.notna() & (column != "")).any())
 
 
 def _check_header(path: Path, header: list[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        guess = ""
-        if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-            guess = "; are the cells separated by something else than commas?"
-        raise DataError(
-            f"{path}: column {', '.join(missing)} is missing; "
-            f"found {', '.join(header) or 'nothing'}{guess}"
+    if not missing:
+        return
+    guess = ""
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        guess = (
+            "; the cells are not separated by commas: `aqa manifest import csv` reads such a file"
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} stands more than once in the header")
-    if "" in header:
-        raise DataError(f"{path}: column {header.index('') + 1} has no name")
+    raise DataError(
+        f"{path}: column {', '.join(missing)} is missing; "
+        f"found {', '.join(header) or 'nothing'}{guess}"
+    )
 
 
-class _Faults:
-    """Bad rows of one file, collected so that all can be told at once."""
-
-    def __init__(self, path: Path, lines: Sequence[int]) -> None:
-        self._path, self._lines = path, lines
-        self._found: list[tuple[int, str]] = []
-
-    def add(self, row: int, message: str) -> None:
-        self._found.append((self._lines[row], message))
-
-    def line(self, row: int) -> int:
-        return self._lines[row]
-
-    def raise_if_any(self) -> None:
-        if not self._found:
-            return
-        self._found.sort(key=lambda fault: fault[0])
-        told = [f"line {line}: {message}" for line, message in self._found[:_MAX_FAULTS_TOLD]]
-        if len(self._found) > _MAX_FAULTS_TOLD:
-            told.append(f"and {len(self._found) - _MAX_FAULTS_TOLD} more")
-        raise DataError(f"{self._path}: " + "; ".join(told))
+def _float(cell: str) -> float:
+    # float() also takes 1_000, which in a table is a slip.
+    if "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
 
 
 def _numbers(
     cells: list[str],
     name: str,
-    faults: _Faults,
+    faults: Faults,
     *,
     required: bool = False,
     above_zero: bool = False,
@@ -239,7 +225,7 @@ def _numbers(
                 faults.add(i, f"{name} is empty")
             continue
         try:
-            values[i] = float(cell)
+            values[i] = _float(cell)
         except ValueError:
             comma = "; decimals are written with a point" if "," in cell else ""
             faults.add(i, f"{name} {cell!r} is not a number{comma}")
@@ -251,14 +237,14 @@ def _numbers(
     return pd.Series(values)
 
 
-def _frame_numbers(cells: list[str], name: str, faults: _Faults) -> pd.Series[int]:
+def _frame_numbers(cells: list[str], name: str, faults: Faults) -> pd.Series[int]:
     values: list[int | None] = []
     for i, cell in enumerate(cells):
         values.append(None)
         if not cell:
             continue
         try:
-            number = float(cell)
+            number = _float(cell)
         except ValueError:
             number = math.nan
         if not math.isfinite(number) or number != int(number) or number < 0:
@@ -268,16 +254,16 @@ def _frame_numbers(cells: list[str], name: str, faults: _Faults) -> pd.Series[in
     return pd.Series(values, dtype="Int64")
 
 
-def _check_rows(clips: pd.DataFrame, faults: _Faults) -> None:
+def _check_rows(clips: pd.DataFrame, faults: Faults) -> None:
     for name in ("clip_id", "video"):
         for row in np.flatnonzero(clips[name] == ""):
             faults.add(int(row), f"{name} is empty")
-    first_line: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     for i, clip_id in enumerate(clips["clip_id"].tolist()):
-        if clip_id and first_line.setdefault(clip_id, i) != i:
+        if clip_id and first_row.setdefault(clip_id, i) != i:
             faults.add(
                 i,
-                f"clip_id {clip_id!r} stands already in line {faults.line(first_line[clip_id])}",
+                f"clip_id {clip_id!r} stands already in {faults.places[first_row[clip_id]]}",
             )
     start = clips["start_frame"].astype("Float64").fillna(0.0).to_numpy(dtype=float)
     end = clips["end_frame"].astype("Float64").fillna(np.inf).to_numpy(dtype=float)
@@ -288,15 +274,31 @@ def _check_rows(clips: pd.DataFrame, faults: _Faults) -> None:
 
 
 def _check_protocol_columns(clips: pd.DataFrame, protocol: Protocol, path: Path) -> None:
-    for column in (*protocol.exemplar_key, *protocol.fold_columns):
-        if column not in clips:
+    toml = path.with_suffix(".toml").name
+    needed = {
+        "exemplar_key": protocol.exemplar_key,
+        "fold_columns": protocol.fold_columns,
+        "per_category": ("category",) if protocol.per_category else (),
+        'label_transform = "raw"': ("difficulty",) if protocol.label_transform == "raw" else (),
+    }
+    for setting, columns in needed.items():
+        for column in columns:
+            if column not in clips:
+                raise DataError(
+                    f"{path}: {toml} names the column {column!r} ({setting}), which the manifest "
+                    f"does not have; its columns are {', '.join(map(str, clips))}"
+                )
+            empty = int((clips[column].isna() | (clips[column] == "")).sum())
+            # A clip may be outside a fold, but not without a key or a label.
+            if empty and setting != "fold_columns":
+                raise DataError(
+                    f"{path}: {toml} needs the column {column!r} ({setting}), which {empty} of "
+                    f"{len(clips)} clips do not give"
+                )
+    for column in protocol.fold_columns:
+        unknown = sorted(set(clips[column]) - {*SPLITS, ""})
+        if unknown:
             raise DataError(
-                f"{path}: {path.with_suffix('.toml').name} names the column {column!r}, which the "
-                f"manifest does not have; its columns are {', '.join(map(str, clips))}"
+                f"{path}: the fold column {column!r} holds {', '.join(map(repr, unknown))}; "
+                "its cells are train, test or empty"
             )
-    if protocol.label_transform == "raw" and clips["difficulty"].isna().any():
-        count = int(clips["difficulty"].isna().sum())
-        raise DataError(
-            f'{path}: label_transform = "raw" divides by the difficulty, which {count} of '
-            f"{len(clips)} clips do not give"
-        )

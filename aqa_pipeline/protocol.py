@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # TOML has inf and nan.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_ranges(value: Any) -> bool:
@@ -125,7 +127,7 @@ def read_protocol(path: Path) -> Protocol:
         if fault:
             faults.append(f"{key}: {fault}")
         else:
-            values[key] = _frozen(value)
+            values[key] = _frozen(key, value)
     if not faults:
         starts = values.get("snippet_starts", Protocol.snippet_starts)
         window = values.get("window_frames", Protocol.window_frames)
@@ -150,12 +152,13 @@ def _fault(key: str, value: Any) -> str | None:
     return None if fits(value) else f"{value!r} is not {expected}"
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(key: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, dict):
-        return {key: tuple(pair) for key, pair in value.items()}
-    return value
+        return {category: (float(low), float(high)) for category, (low, high) in value.items()}
+    # "30" and "30.0" in the file are one setting.
+    return float(value) if key in ("score_range", "epsilon") else value
 
 
 def write_protocol(path: Path, protocol: Protocol) -> None:
@@ -180,8 +183,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A TOML basic string escapes what JSON escapes.
-        return json.dumps(value, ensure_ascii=False)
+        # A TOML basic string escapes what JSON escapes, and DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)
