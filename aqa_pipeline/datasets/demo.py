@@ -58,7 +58,7 @@ PROTOCOL = Protocol(
 )
 
 #: Frames that a dive's clip goes on after take-off, at 25 a second: 44 in the air, then the
-#: splash. With the 103 of the window there are 25 to 37 before take-off.
+#: splash. With the 103 of the window there are 26 to 38 before take-off.
 _FRAMES_FROM_TAKE_OFF = (66, 79)
 #: The shot begins this long before the window and ends this long after it (half-open).
 _LEAD_FRAMES, _TAIL_FRAMES = (4, 15), (4, 13)
