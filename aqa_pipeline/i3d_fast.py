@@ -187,7 +187,7 @@ class FastI3D(nn.Module):
 def fast_form(model: I3D) -> FastI3D:
     """The quick form of a trained network; later changes of ``model`` do not reach it.
 
-    On two cores about 2.2 times as fast as ``model`` (10 snippets of 16 frames, at 112
-    and at 224 pixels).
+    On two cores about twice as fast as ``model`` (10 snippets of 16 frames, at 112 and at
+    224 pixels).
     """
     return FastI3D(model)
