@@ -39,7 +39,8 @@ from aqa_pipeline.datasets.demo_diver import (
 from aqa_pipeline.datasets.demo_raster import paint_limb, paint_spray, sample_window
 from aqa_pipeline.datasets.demo_shots import Shot, render_shot
 from aqa_pipeline.datasets.demo_venue import make_venue
-from aqa_pipeline.errors import SetupError, UsageError
+from aqa_pipeline.errors import DataError, SetupError, UsageError
+from aqa_pipeline.manifest import read_manifest
 
 TINY = DemoConfig(num_broadcasts=2, num_train=2, num_test=2, width=96, height=64)
 ALL_KINDS = [kind for kind, _ in PROGRAMME]
@@ -399,6 +400,29 @@ def test_progress_counts_what_was_found_finished(tmp_path: Path, renders: list[s
     )
     assert steps == [(1, 2), (2, 2)]
     assert len(renders) == 3
+
+
+def test_written_data_set_reads_back_and_knows_its_ceiling(
+    tmp_path: Path, renders: list[str]
+) -> None:
+    path = tmp_path / "manifests" / "demo.csv"
+    manifest = demo.write_demo(path, replace(TINY, num_train=8, num_test=12), jobs=1)
+    assert renders == ["broadcast_01.mp4", "broadcast_02.mp4"]
+    assert manifest.protocol == demo.PROTOCOL
+    assert len(manifest) == 20
+    assert all(clip.video.is_file() for clip in manifest.clip_list())
+    test = manifest.clips[manifest.clips["split"] == "test"]
+    noiseless = test["noiseless_score"].astype(float)
+    best = demo.ceiling(manifest)
+    assert best["rho"] == pytest.approx(spearmanr(noiseless, test["score"]).statistic)
+    assert 0 < best["relative_l2"] < 0.02
+
+
+def test_ceiling_of_another_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("clip_id,video,score\na,a.mp4,50\n")
+    with pytest.raises(DataError, match=r"own.csv: no column noiseless_score"):
+        demo.ceiling(read_manifest(path))
 
 
 def test_folder_that_cannot_be_made_is_a_setup_error(tmp_path: Path) -> None:

@@ -38,8 +38,11 @@ from aqa_pipeline.datasets.demo_competition import (
 )
 from aqa_pipeline.datasets.demo_shots import FILLER_KINDS, Shot, render_shot
 from aqa_pipeline.datasets.demo_venue import make_venue
-from aqa_pipeline.errors import SetupError
+from aqa_pipeline.errors import DataError, SetupError
 from aqa_pipeline.files import atomic_path, write_json_atomically
+from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.metrics import relative_l2, spearman
+from aqa_pipeline.protocol import write_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +246,73 @@ def render_demo(
             if progress is not None:
                 progress(done, len(broadcasts))
     return _rows(broadcasts)
+
+
+def write_demo(
+    path: Path,
+    config: DemoConfig | None = None,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Make the whole data set: videos, manifest and protocol.
+
+    Parameters
+    ----------
+    path : Path
+        The manifest, such as ``manifests/demo.csv``. Its protocol gets the ending ``.toml``;
+        the videos lie in a folder of its name without ending.
+    config, jobs, progress
+        See :func:`render_demo`.
+
+    Returns
+    -------
+    Manifest
+        Read back from the files.
+
+    Raises
+    ------
+    SetupError
+        See :func:`render_demo`.
+    """
+    folder = path.with_suffix("")
+    rows = render_demo(folder, config, jobs=jobs, progress=progress)
+    rows["video"] = folder.name + "/" + rows["video"]
+    write_protocol(path.with_suffix(".toml"), PROTOCOL)
+    write_manifest(path, rows)
+    return read_manifest(path)
+
+
+def ceiling(manifest: Manifest) -> dict[str, float]:
+    """Metrics of a model that sees everything: noiseless against published score.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the demo.
+
+    Returns
+    -------
+    dict
+        ``rho`` (Eq. 10) and ``relative_l2`` (Eq. 11, not multiplied by 100) of the test split.
+
+    Raises
+    ------
+    DataError
+        The manifest has no column ``noiseless_score``.
+    """
+    if "noiseless_score" not in manifest.clips:
+        raise DataError(
+            f"{manifest.path}: no column noiseless_score, which only the demo's own manifest "
+            "has; type: aqa demo"
+        )
+    test = manifest.clips[manifest.clips["split"] == "test"]
+    noiseless = test["noiseless_score"].astype(float).to_numpy()
+    scores = test["score"].to_numpy()
+    return {
+        "rho": spearman(scores, noiseless),
+        "relative_l2": relative_l2(scores, noiseless),
+    }
 
 
 def broadcast_frames(broadcast: Broadcast, config: DemoConfig) -> Iterator[npt.NDArray[np.uint8]]:
