@@ -1,0 +1,209 @@
+"""Stage two on made-up features: run folder, metrics, and that both can be read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.errors import CacheError, DataError
+from aqa_pipeline.evaluate import difficulty_alone, evaluate_run, predict_clips
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.fit import FitResult, fit_head
+from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.plan import fingerprint_of
+from aqa_pipeline.protocol import write_protocol
+from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
+from aqa_pipeline.snippets import window_positions
+
+CPU = torch.device("cpu")
+PROTOCOL = Protocol(
+    name="made-up",
+    window_frames=12,
+    snippet_frames=9,
+    snippet_starts=(0, 3),
+    exemplar_key=("difficulty",),
+    label_transform="raw",
+    score_range=30.0,
+    epsilon=30.0,
+)
+QUICK = FitConfig(epochs=10, num_seeds=2, batch_size=8, learning_rate=5e-3)
+
+
+def make_cache(root: Path, *, clips: int = 60, **columns: object) -> tuple[Manifest, FeatureCache]:
+    """Features in which the label is planted, cached as if extracted; the videos do not exist."""
+    rng = np.random.default_rng(7)
+    difficulty = rng.choice([2.0, 2.4, 3.0], clips)
+    label = rng.uniform(10, 28, clips).round(1)
+    table = pd.DataFrame(
+        {
+            "clip_id": [f"c{i:02d}" for i in range(clips)],
+            "video": "gone.mp4",
+            "end_frame": 100 + np.arange(clips),
+            "score": (label * difficulty).round(2),
+            "split": ["test" if i % 4 == 0 else "train" for i in range(clips)],
+            "difficulty": difficulty,
+            **columns,
+        }
+    )
+    path = root / "manifests" / "made-up.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_manifest(path, table)
+    write_protocol(path.with_suffix(".toml"), PROTOCOL)
+    fingerprint = fingerprint_of(PROTOCOL, weights_sha256="00" * 32)
+    folder = root / "cache" / "made-up" / fingerprint.folder_name
+    features = rng.normal(size=(clips, 1, 2, 8)).astype(np.float32)
+    features[:, 0, 1, 0] = (label - 19) / 3
+    with SegmentWriter(folder, fingerprint) as writer:
+        for i, clip_id in enumerate(table["clip_id"]):
+            positions = window_positions("last", window_frames=12, start_frame=0, end_frame=100 + i)
+            writer.add(ClipFeatures(clip_id, "file:1:aa", positions, positions / 25.0, features[i]))
+    return read_manifest(path), FeatureCache.open(folder)
+
+
+def fit(
+    root: Path, manifest: Manifest, cache: FeatureCache, config: FitConfig = QUICK
+) -> FitResult:
+    return fit_head(
+        manifest,
+        cache,
+        root / "runs" / "r",
+        head_config=HeadConfig(hidden=32, reduced_dim=8),
+        fit_config=config,
+        device=CPU,
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, FitResult]:
+    root = tmp_path_factory.mktemp("project")
+    manifest, cache = make_cache(root)
+    return root, manifest, fit(root, manifest, cache)
+
+
+def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    root, _, result = fitted
+    folder = root / "runs" / "r"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "exemplars.h5", "head.safetensors", "history.csv", "metrics.json",
+        "predictions.csv",
+    }  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["heads"]["rho"]["mean"] == result.metrics["heads"]["rho"]["mean"]
+    assert (metrics["num_train"], metrics["num_test"], metrics["seeds"]) == (45, 15, [0, 1])
+    assert "validation part" in metrics["selection"]
+    table = pd.read_csv(folder / "predictions.csv")
+    assert len(table) == 15
+    heads = table[["prediction_seed0", "prediction_seed1"]]
+    np.testing.assert_allclose(table["prediction"], heads.mean(axis=1), rtol=1e-12)
+    history = pd.read_csv(folder / "history.csv")
+    assert history.groupby("seed")["epoch"].apply(list).tolist() == [list(range(1, 11))] * 2
+    best = json.loads((folder / "config.json").read_text())["best_epoch"]
+    for seed, epoch in enumerate(best):
+        own = history[history["seed"] == seed].set_index("epoch")["validation_rho"]
+        assert own[epoch] == own.max()
+
+
+def test_a_planted_label_is_found(fitted: tuple[Path, Manifest, FitResult]) -> None:
+    _, _, result = fitted
+    assert result.metrics["ensemble"]["rho"] > result.metrics["difficulty_alone"]["rho"] + 0.2
+
+
+def test_evaluating_a_run_folder_again_gives_its_metrics_to_the_last_digit(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    root, manifest, result = fitted
+    run = read_run(root / "runs" / "r", device=CPU)
+    again = evaluate_run(run, manifest, cache_root=root / "cache")
+    assert again == result.metrics
+
+
+def test_a_clip_on_its_own_gets_the_score_it_got_in_the_test_set(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    root, _, result = fitted
+    run = read_run(root / "runs" / "r", device=CPU)
+    for row in (0, 7, 14):
+        alone = predict_clips(run, result.predictions.clips.take([row]))
+        np.testing.assert_allclose(alone.score, result.predictions.score[[row]], rtol=1e-6)
+
+
+def test_two_equal_fits_give_equal_files(tmp_path: Path) -> None:
+    texts = []
+    for name in ("a", "b"):
+        manifest, cache = make_cache(tmp_path / name)
+        fit(tmp_path / name, manifest, cache)
+        folder = tmp_path / name / "runs" / "r"
+        texts.append(
+            [
+                (folder / f).read_bytes()
+                for f in ("predictions.csv", "head.safetensors", "history.csv")
+            ]
+        )
+    assert texts[0] == texts[1]
+
+
+def test_one_seed_of_several_is_the_head_it_would_be_alone(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path)
+    together = fit(tmp_path, manifest, cache)
+    alone = fit(tmp_path, manifest, cache, dataclasses.replace(QUICK, num_seeds=1))
+    np.testing.assert_allclose(
+        alone.predictions.per_head[0], together.predictions.per_head[0], rtol=1e-4
+    )
+
+
+def test_no_split_or_one_sided_split_says_what_to_type(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path, split="")
+    with pytest.raises(DataError, match=r"split = train or test; `aqa manifest split made-up`"):
+        fit(tmp_path, manifest, cache)
+    manifest, cache = make_cache(tmp_path, split="train")
+    with pytest.raises(DataError, match="no clip has split = test"):
+        fit(tmp_path, manifest, cache)
+
+
+def test_constant_labels_are_refused(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path, score=40.0, difficulty=2.0)
+    with pytest.raises(DataError, match="all 45 training clips have the same label"):
+        fit(tmp_path, manifest, cache)
+
+
+def test_missing_features_name_the_clips_and_the_command(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path)
+    more = pd.concat([manifest.clips, manifest.clips.tail(1).assign(clip_id="new")])
+    write_manifest(manifest.path, more)
+    with pytest.raises(CacheError, match=r"1 of 61 clips are missing \('new'\).*`aqa extract"):
+        fit(tmp_path, read_manifest(manifest.path), cache)
+
+
+def test_a_folder_that_is_no_run_or_a_damaged_one_is_one_sentence(
+    fitted: tuple[Path, Manifest, FitResult], tmp_path: Path
+) -> None:
+    root, _, _ = fitted
+    with pytest.raises(DataError, match=r"not a run folder, it has no config\.json"):
+        read_run(tmp_path, device=CPU)
+    for name, match in (("head.safetensors", "damaged"), ("exemplars.h5", "damaged")):
+        copy = tmp_path / name
+        copy.mkdir()
+        for path in (root / "runs" / "r").iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        (copy / name).write_bytes((copy / name).read_bytes()[:200])
+        with pytest.raises(DataError, match=match):
+            read_run(copy, device=CPU)
+
+
+def test_difficulty_alone_is_the_mean_score_of_the_nearest_difficulty(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    _, _, result = fitted
+    train, test = result.run.exemplars, result.predictions.clips
+    expected = [train.score[train.difficulty == d].mean() for d in test.difficulty]
+    np.testing.assert_allclose(difficulty_alone(train, test), expected)  # type: ignore[arg-type]
