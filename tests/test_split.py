@@ -76,6 +76,8 @@ def test_folds_are_equally_large_and_spread() -> None:
     assert sorted(np.bincount(fold)) == [9, 10, 10, 10]
     in_order = fold[np.argsort(clips["score"], kind="stable")]
     assert all(set(in_order[i : i + 4]) == {0, 1, 2, 3} for i in range(0, 36, 4))
+    assert fold.tolist() == fold_numbers(clips, num_folds=4, seed=0).tolist()
+    assert fold.tolist() != fold_numbers(clips, num_folds=4, seed=1).tolist()
     with pytest.raises(DataError, match="3 clips cannot be divided into 4 folds"):
         fold_numbers(clips[:3], num_folds=4, seed=0)
 
