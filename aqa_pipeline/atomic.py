@@ -52,8 +52,8 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that gets its name only when it is complete and on the disk.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to; the file gets its name only when it is complete and on the disk.
 
     An existing file of that name is replaced in one step. Whatever ends the block
     early (an error, Ctrl-C) removes the temporary and leaves the folder as it was.
@@ -61,12 +61,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Parameters
     ----------
     path : Path
-        The final name; its folder must exist.
+        The final name; its folder is made if it is missing.
 
     Yields
     ------
-    file
-        Open for writing and reading, binary.
+    Path
+        The temporary, not yet there; to be written and closed inside the block.
 
     Raises
     ------
@@ -75,11 +75,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".tmp-{writer_name()}--{path.name}")
     try:
-        # Buffered on purpose: a raw file may write less than it was given and say so only
-        # in a return value, which the HDF5 layer above does not look at.
-        with open(temporary, "xb+") as file:
-            yield file
-            file.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
@@ -89,6 +87,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise storage_error(error, path) from error
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`atomic_path`, with the temporary open for writing and reading, binary."""
+    # Buffered on purpose: a raw file may write less than it was given and say so only
+    # in a return value, which the HDF5 layer above does not look at.
+    with atomic_path(path) as temporary, open(temporary, "xb+") as file:
+        yield file
 
 
 class DeferredErrors:

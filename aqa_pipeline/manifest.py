@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.files import atomic_path
 from aqa_pipeline.protocol import read_protocol
 from aqa_pipeline.table import Cells, Faults, read_cells
 

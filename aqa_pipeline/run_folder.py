@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.files import atomic_path, write_json_atomically
+from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.labels import LabelScale

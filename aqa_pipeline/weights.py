@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import AqaError, SetupError
-from aqa_pipeline.files import atomic_path, write_text_atomically
+from aqa_pipeline.files import write_text_atomically
 from aqa_pipeline.weight_files import open_weights
 
 if TYPE_CHECKING:

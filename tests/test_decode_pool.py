@@ -32,7 +32,7 @@ def task(
         video=Path(video),
         positions=np.arange(first, first + frames, dtype=np.int64),
         pixels=TINY,
-        index_folder=Path("index"),
+        index_folder=Path(video).parent / "index",
         strict_window=False,
     )
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.files import as_json, atomic_path, write_json_atomically, write_text_atomically
+from aqa_pipeline.files import as_json, write_json_atomically, write_text_atomically
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_an_exception_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> No
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match=r"table\.csv: cannot be written \("):
+    with pytest.raises(SetupError, match=r"table\.csv: could not be written \("):
         write_text_atomically(tmp_path / "file" / "table.csv", "x")
 
 
