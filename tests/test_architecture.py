@@ -20,7 +20,7 @@ LAYERS = {
     2: {
         "atomic", "failures", "feature_cache", "file_memo", "files", "fingerprint",
         "frame_folder", "gart", "heads", "i3d", "i3d_fast", "manifest", "pickles", "project",
-        "protocol", "segment", "segment_writer", "store", "video", "video_frames",
+        "protocol", "segment", "segment_writer", "store", "table", "video", "video_frames",
         "video_index", "vote", "weight_files", "weight_layouts", "weights", "run_folder",
     },
 }  # fmt: skip
