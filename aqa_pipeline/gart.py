@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.groups import TICK_POINTS, Groups
+from aqa_pipeline.groups import DELTA_DECIMALS, Groups
 
 
 def uniform_parameter(
@@ -155,8 +155,7 @@ class GroupTensors(nn.Module):
         leaf : Tensor of int64, shape=(K, B)
         place : Tensor of float32, shape=(K, B), in 0..1
         """
-        delta = torch.round(delta / TICK_POINTS).mul(TICK_POINTS)
-        delta = torch.round(delta, decimals=4)
+        delta = torch.round(delta, decimals=DELTA_DECIMALS)
         up = torch.searchsorted(self.edges, delta, right=True)
         down = torch.searchsorted(self.edges, delta, right=False)
         leaf = torch.where(delta >= 0, up, down) - 1

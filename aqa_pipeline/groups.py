@@ -33,17 +33,17 @@ from aqa_pipeline.errors import DataError
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-#: Deltas are rounded to this many points before edges and before labels: a third of all
+#: Deltas are rounded to this many decimals before edges and before labels: a third of all
 #: MTL-AQA pairs lies exactly on an inner edge, and float noise would move them by a leaf.
-TICK_POINTS = 1e-4
+DELTA_DECIMALS = 4
 
 
 def round_deltas(deltas: npt.ArrayLike) -> FloatArray:
-    """Deltas as whole multiples of :data:`TICK_POINTS`."""
-    rounded: FloatArray = np.rint(np.asarray(deltas, dtype=np.float64) / TICK_POINTS) * TICK_POINTS
-    # The product of an integer and 1e-4 is not the nearest float to the decimal; the
-    # second rounding makes equal decimals equal floats, whatever they were made from.
-    return np.round(rounded, 4)
+    """Deltas at :data:`DELTA_DECIMALS` decimals: equal decimals become equal floats."""
+    # It ends in a division by 10^4, which gives the float nearest to the decimal;
+    # an integer times 1e-4 would not.
+    rounded: FloatArray = np.asarray(deltas, dtype=np.float64).round(DELTA_DECIMALS)
+    return rounded
 
 
 def _check(deltas: FloatArray, num_groups: int) -> None:
@@ -106,9 +106,16 @@ def symmetric_edges(deltas: npt.ArrayLike, *, num_groups: int, score_range: floa
     -------
     ndarray of float64, shape=(num_groups + 1,)
         Antisymmetric: ``edges == -edges[::-1]``.
+
+    Raises
+    ------
+    DataError
+        As :func:`eq5_edges`, or if ``score_range`` is not above 0.
     """
-    if not score_range > 0:
-        raise DataError(f"score_range is {score_range}; it must be above 0 (are all labels equal?)")
+    if not 0 < score_range < np.inf:
+        raise DataError(
+            f"score_range is {score_range}; it must be finite and above 0 (are all labels equal?)"
+        )
     magnitudes = np.abs(round_deltas(deltas))
     _check(magnitudes, num_groups)
     half = num_groups // 2
@@ -134,7 +141,7 @@ class Groups:
     edges: FloatArray
 
     def __post_init__(self) -> None:
-        if (np.diff(self.edges) < 0).any():
+        if not (np.diff(self.edges) >= 0).all():  # so asked, NaN is refused too
             raise DataError(f"group edges must ascend, found {self.edges.tolist()}")
         if not (np.diff(self.edges) > 0).any():
             raise DataError(

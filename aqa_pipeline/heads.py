@@ -93,7 +93,7 @@ class OrderedSnippets(nn.Module):
         num_models, batch, snippets, dim = features.shape
         rows = features.reshape(num_models, batch * snippets, dim)
         reduced = torch.baddbmm(self.bias, rows, self.weight).relu()  # (K, B * S, P)
-        return reduced.view(num_models, batch, -1).transpose(1, 2)  # (K, S * P, B)
+        return reduced.view(num_models, batch, self.out_dim).transpose(1, 2)  # (K, S * P, B)
 
 
 class Head(nn.Module):

@@ -57,11 +57,16 @@ class LabelScale:
         Raises
         ------
         DataError
-            If the scores of a category are all equal.
+            If the scores of a category are all equal, or no range is published.
         """
         if protocol.label_transform != "range":
             return cls(protocol.label_transform)
         if published_ranges:
+            if not protocol.label_ranges:
+                raise DataError(
+                    f"the protocol of {protocol.name} publishes no score ranges; write them "
+                    "under label_ranges, or let them be taken from the training scores"
+                )
             return cls("range", dict(protocol.label_ranges))
         scores = np.asarray(train_scores, dtype=np.float64)
         ranges = {}
@@ -69,7 +74,10 @@ class LabelScale:
             own = scores[[c == category for c in train_categories]]
             ranges[category] = (float(own.min()), float(own.max()))
             if not ranges[category][1] > ranges[category][0]:
-                raise DataError(f"category {category!r}: all training scores are {own[0]:g}")
+                raise DataError(
+                    f"category {category!r}: all {len(own)} training scores are {own[0]:g}; "
+                    'label_transform = "range" needs at least two different ones'
+                )
         return cls("range", ranges)
 
     def scale_and_offset(

@@ -62,17 +62,29 @@ def spearman(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
         return float("nan")
     rho = float(_rows_rho(s[None], p[None])[0])
     if np.isnan(rho):
-        side = "predictions" if np.ptp(p) == 0 else "scores"
-        _log.warning("Spearman's rho is not defined: all %d %s are equal", s.size, side)
+        _log.warning("Spearman's rho is not defined: %s", _why_undefined(s, p))
     return rho
 
 
+def _why_undefined(scores: FloatArray, predictions: FloatArray) -> str:
+    for name, values in (("scores", scores), ("predictions", predictions)):
+        missing = int(np.isnan(values).sum())
+        if missing:
+            return f"{missing} of {values.size} {name} are not a number"
+    side = "predictions" if np.ptp(predictions) == 0 else "scores"
+    return f"all {scores.size} {side} are equal"
+
+
 def kendall_tau(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
-    """Kendall's tau-b, in -1..1; NaN when it is not defined."""
+    """Kendall's tau-b, in -1..1; NaN (and a warning) where Spearman's rho is not defined."""
     s, p = _pair(scores, predictions)
-    if s.size < 2 or np.ptp(s) == 0 or np.ptp(p) == 0:
+    if s.size < 2:
+        _log.warning("Kendall's tau is not defined for %d clip(s)", s.size)
         return float("nan")
-    return float(stats.kendalltau(s, p).statistic)
+    tau = float(stats.kendalltau(s, p).statistic)
+    if np.isnan(tau):
+        _log.warning("Kendall's tau is not defined: %s", _why_undefined(s, p))
+    return tau
 
 
 def relative_l2(
@@ -110,9 +122,12 @@ def relative_l2(
 
 
 def l2(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
-    """Mean squared error, in squared points."""
+    """Mean squared error, in squared points; NaN (and a warning) without a clip."""
     s, p = _pair(scores, predictions)
-    return float(np.mean((s - p) ** 2)) if s.size else float("nan")
+    if not s.size:
+        _log.warning("the mean squared error is not defined for 0 clips")
+        return float("nan")
+    return float(np.mean((s - p) ** 2))
 
 
 def fisher_mean(rhos: npt.ArrayLike) -> float:

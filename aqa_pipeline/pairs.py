@@ -93,28 +93,6 @@ class GroupTable:
 
 
 @dataclass(frozen=True)
-class Exemplars:
-    """Exemplars chosen for a set of queries.
-
-    Attributes
-    ----------
-    index : ndarray of int64, shape=(Q, M)
-        Positions in the pool; -1 where a query has fewer than M exemplars.
-    fallback : ndarray of bool, shape=(Q,)
-        True where no pool clip shares the query's group and the nearest one was taken.
-    """
-
-    index: IntArray
-    fallback: npt.NDArray[np.bool_]
-
-    @property
-    def count(self) -> IntArray:
-        """Votes of each query, shape=(Q,)."""
-        count: IntArray = (self.index >= 0).sum(axis=1)
-        return count
-
-
-@dataclass(frozen=True)
 class ExemplarKeys:
     """The distinct keys of a pool, and the way from any clip's key to one of them.
 

@@ -123,10 +123,16 @@ def train_heads(
     Raises
     ------
     DataError
-        If the labels cannot be learned from: fewer than 2 clips of one exemplar group, or
-        all labels equal.
+        If the labels cannot be learned from: one is not finite, all are equal, or no two
+        clips share an exemplar group.
     """
     labels = train.label
+    unusable = int(np.count_nonzero(~np.isfinite(labels)))
+    if unusable:
+        raise DataError(
+            f"{unusable} of {len(train)} training clips have no finite label; each needs a score "
+            "and, for raw scores, a difficulty"
+        )
     label_span = float(np.ptp(labels)) if len(train) else 0.0
     if not label_span > 0:
         raise DataError(f"all {len(train)} training clips have the same label; nothing to learn")
@@ -250,7 +256,6 @@ class _Loop:
         order, partner = self._draw_epoch()
         query, exemplar = self._fit.gather(1, order), self._fit.gather(1, partner)
         total = self._features.new_zeros(2, head.num_models)
-        steps = 0
         for start in range(0, query.shape[1], self._config.batch_size):
             part = slice(start, start + self._config.batch_size)
             a, b = query[:, part], exemplar[:, part]
@@ -269,9 +274,8 @@ class _Loop:
             # The models share no parameter, so the gradient of the sum is each one's own.
             losses.sum().backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
-            total += losses.detach()
-            steps += 1
-        return total / steps
+            total += losses.detach() * half  # the last batch may be smaller
+        return total / query.shape[1]
 
 
 def _place_in_group(groups: IntArray) -> IntArray:
@@ -316,7 +320,7 @@ class _Selection:
         padded = [np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=-1) for c in chosen]
         self._exemplars = torch.from_numpy(np.stack(padded)).to(features.device)
         self._label = torch.from_numpy(train.label).to(features.device)
-        self.best_rho = [float("-inf")] * head.num_models
+        self.best_rho = [float("nan")] * head.num_models
         self.best_epoch = [0] * head.num_models
         self._best = copy.deepcopy(head.state_dict())
 
@@ -335,7 +339,8 @@ class _Selection:
         for k, held_out in enumerate(self._held_out):
             rho = spearman(held_out.score, held_out.to_score(predicted[k]))
             rhos.append(rho)
-            if rho > self.best_rho[k] or self.best_epoch[k] == 0:
+            # Where rho is not defined (all predictions equal) any later epoch is preferred.
+            if rho > self.best_rho[k] or np.isnan(self.best_rho[k]):
                 self.best_rho[k], self.best_epoch[k] = rho, epoch
                 for name, value in state.items():
                     self._best[name][k] = value[k]

@@ -52,7 +52,8 @@ def vote(
     Parameters
     ----------
     head : Head
-    queries : Tensor of float32, shape=(Q, S, D)
+    queries : Tensor of float32, shape=(Q, S, D) or (K, Q, S, D)
+        With a leading K each head has its own.
     pool : Tensor of float32, shape=(N, S, D)
     pool_label : Tensor of float64, shape=(N,)
         Labels of the pool, in label points.
