@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is slow now and then; a time limit for each example would fail by chance.
+hypothesis.settings.register_profile("aqa", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("aqa")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.gart import Gart, GroupTensors, TreeOutput, pair_loss, uniform_parameter
+from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def small_tree(*seeds: int, num_groups: int = 8, sigmoid: bool = False) -> Gart:
+    return Gart(num_groups=num_groups, hidden=5, sigmoid=sigmoid, generators=generators(*seeds))
+
+
+def naive_tree(tree: Gart, model: int, feature: Tensor) -> tuple[list[float], list[float]]:
+    """One pair down the tree, node by node: log-probability and place of every leaf."""
+    log_probs, places = [], []
+
+    def visit(layer: int, node: int, feature: Tensor, log_prob: float) -> None:
+        if layer == len(tree.weights):
+            weight, bias = tree.leaf_weight[model, node], tree.leaf_bias[model, node]
+            place = float(weight[0] @ feature + bias[0, 0])
+            log_probs.append(log_prob)
+            places.append(1 / (1 + math.exp(-place)) if tree.sigmoid else place)
+            return
+        out = tree.weights[layer][model, node] @ feature + tree.biases[layer][model, node, :, 0]
+        left, right, decision = out.split([tree.hidden, tree.hidden, 2])
+        total = math.log(math.exp(float(decision[0])) + math.exp(float(decision[1])))
+        for side, child in enumerate((left, right)):
+            step = float(decision[side]) - total
+            visit(layer + 1, 2 * node + side, child.clamp(min=0), log_prob + step)
+
+    visit(0, 0, feature, 0.0)
+    return log_probs, places
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("batch", [1, 4])
+@torch.no_grad()
+def test_the_tree_equals_one_walked_node_by_node(batch: int, sigmoid: bool) -> None:
+    tree = small_tree(3, 4, sigmoid=sigmoid)
+    root = torch.rand(2, 5, batch, generator=generators(0)[0])
+    output = tree(root)
+    assert output.log_prob.shape == output.place.shape == (2, 8, batch)
+    for model in range(2):
+        for pair in range(batch):
+            log_prob, place = naive_tree(tree, model, root[model, :, pair])
+            assert output.log_prob[model, :, pair].tolist() == pytest.approx(log_prob, abs=1e-5)
+            assert output.place[model, :, pair].tolist() == pytest.approx(place, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_groups", [2, 4, 16, 32])
+@torch.no_grad()
+def test_leaf_probabilities_sum_to_one(num_groups: int) -> None:
+    tree = small_tree(0, 1, num_groups=num_groups)
+    root = 100 * torch.rand(2, 5, 7)
+    torch.testing.assert_close(tree(root).log_prob.exp().sum(dim=1), torch.ones(2, 7))
+
+
+@torch.no_grad()
+def test_a_sigmoid_keeps_the_place_inside_its_interval() -> None:
+    root = 50 * torch.rand(1, 5, 20, generator=generators(0)[0])
+    free, held = (small_tree(0, sigmoid=sigmoid)(root).place for sigmoid in (False, True))
+    assert ((held >= 0) & (held <= 1)).all()
+    assert not ((free >= 0) & (free <= 1)).all()
+
+
+def test_no_model_of_a_stack_touches_another() -> None:
+    tree = small_tree(0, 1, 2)
+    tree(torch.rand(3, 5, 4)).log_prob[1].sum().backward()
+    for parameter in tree.weights:
+        assert parameter.grad is not None
+        assert parameter.grad[1].any()
+        assert not parameter.grad[[0, 2]].any()
+
+
+def test_a_stack_starts_from_the_numbers_its_models_would_start_from_alone() -> None:
+    stack, alone = small_tree(7, 8, 9), small_tree(8)
+    for (name, a), (_, b) in zip(stack.named_parameters(), alone.named_parameters(), strict=True):
+        assert torch.equal(a[1], b[0]), name
+        assert not torch.equal(a[0], b[0]), name
+
+
+def test_parameters_are_drawn_like_those_of_a_linear_layer() -> None:
+    ours = uniform_parameter((200, 64), fan_in=64, generators=generators(1))[0]
+    theirs = torch.nn.Linear(64, 200).weight
+    assert ours.shape == theirs.shape
+    assert ours.abs().max() <= 1 / 8
+    torch.testing.assert_close(ours.std(), theirs.std(), rtol=0.05, atol=0)
+
+
+def test_parameters_of_the_published_tree() -> None:
+    tree = Gart(num_groups=16, hidden=256, sigmoid=False, generators=generators(0))
+    inner, leaves = 256 * 2 + 2 + 256 * 512 + 512, 256 + 1
+    assert sum(p.numel() for p in tree.parameters()) == 15 * inner + 16 * leaves
+
+
+@pytest.mark.parametrize("num_groups", [0, 1, 6])
+def test_a_tree_needs_a_power_of_two(num_groups: int) -> None:
+    with pytest.raises(UsageError, match=f"num_groups is {num_groups}; a binary tree needs"):
+        small_tree(0, num_groups=num_groups)
+
+
+def several_groups() -> list[Groups]:
+    """Four sets of 8 groups: symmetric, with ties, Eq. 5 over ordered pairs, ties outside."""
+    rng = np.random.default_rng(0)
+    deltas = rng.normal(scale=8, size=200).round(1)
+    halves = (rng.integers(-6, 7, size=100) / 2).tolist()
+    return [
+        Groups(symmetric_edges(deltas, num_groups=8, score_range=30)),
+        Groups(symmetric_edges(halves, num_groups=8, score_range=2.5)),
+        Groups(eq5_edges(np.concatenate([deltas, -deltas]), num_groups=8)),
+        Groups(eq5_edges([-4.0] * 20 + [-1.0, 0.0, 2.0, 3.0] + [5.0] * 20, num_groups=8)),
+    ]
+
+
+@given(st.lists(st.floats(-40, 40), max_size=20))
+def test_groups_on_the_device_equal_those_in_numpy(more: list[float]) -> None:
+    groups = several_groups()
+    assert min((g.width == 0).sum() for g in groups[1::2]) > 0, "ties are among them"
+    on_edge = [[*g.edges, *(g.edges + 1e-12), *(g.edges - 1e-12)] for g in groups]
+    deltas = np.array([[*edges, *more, 0.0, -0.0, 0.00005, 99, -99] for edges in on_edge])
+    leaf, place = GroupTensors(groups).leaf_and_place(torch.from_numpy(deltas))
+    assert (leaf.dtype, place.dtype) == (torch.int64, torch.float32)
+    for k, expected in enumerate(groups):
+        expected_leaf, expected_place = expected.leaf_and_place(deltas[k])
+        np.testing.assert_array_equal(leaf[k].numpy(), expected_leaf)
+        np.testing.assert_array_equal(place[k].numpy(), expected_place.astype(np.float32))
+
+
+def certain(leaf: Tensor, place: Tensor, num_groups: int) -> TreeOutput:
+    """What a head says that is sure of the given leaves, and wrong in all other places."""
+    log_prob = torch.full((*leaf.shape, num_groups), -50.0)
+    places = torch.full((*leaf.shape, num_groups), 7.0)
+    log_prob.scatter_(2, leaf.unsqueeze(2), 0.0)
+    places.scatter_(2, leaf.unsqueeze(2), place.unsqueeze(2))
+    return TreeOutput(log_prob.transpose(1, 2), places.transpose(1, 2))
+
+
+def test_eq7_a_perfect_head_returns_the_delta() -> None:
+    groups = several_groups()
+    tensors = GroupTensors(groups)
+    inside = [np.linspace(g.edges[0], g.edges[-1], 203).round(4) for g in groups]
+    delta = torch.from_numpy(np.stack(inside))
+    leaf, place = tensors.leaf_and_place(delta)
+    predicted, predicted_leaf = tensors.delta(certain(leaf, place, 8))
+    assert torch.equal(predicted_leaf, leaf)
+    torch.testing.assert_close(predicted, delta, rtol=0, atol=1e-5)
+
+
+def test_eq7_by_hand() -> None:
+    tensors = GroupTensors([Groups(np.array([-4.0, -1.0, 0.0, 1.0, 4.0]))])
+    output = certain(torch.tensor([[0, 3]]), torch.tensor([[0.5, 1.5]]), 4)
+    assert tensors.delta(output)[0].tolist() == [[-2.5, 5.5]]
+
+
+def test_eq7_no_prediction_leaves_through_an_empty_group() -> None:
+    groups = Groups(np.array([-3.0, 0.0, 0.0, 0.0, 3.0]))
+    log_prob = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().view(1, 4, 1)
+    delta, leaf = GroupTensors([groups]).delta(TreeOutput(log_prob, torch.full((1, 4, 1), 0.5)))
+    assert leaf.tolist() == [[3]]
+    assert delta.tolist() == [[1.5]]
+
+
+def test_eq6_by_hand() -> None:
+    log_prob = torch.tensor([[[0.25, 0.5], [0.75, 0.5]]]).log()  # (K=1, R=2, B=2)
+    place = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])
+    leaf, target = torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.5]])
+    classification, regression = pair_loss(TreeOutput(log_prob, place), leaf, target)
+    assert classification.tolist() == pytest.approx([-(math.log(0.75) + math.log(0.5)) / 2])
+    assert regression.tolist() == pytest.approx([(0.4**2 + 0.1**2) / 2])
+
+
+def test_eq6_a_perfect_head_has_no_loss_and_each_model_has_its_own() -> None:
+    leaf, place = torch.tensor([[0, 2], [1, 1]]), torch.tensor([[0.2, 0.9], [0.5, 0.1]])
+    output = certain(leaf, place, 4)
+    for part in pair_loss(output, leaf, place):
+        assert part.tolist() == [0, 0]
+    wrong = torch.tensor([[0, 2], [3, 3]])
+    classification, regression = pair_loss(output, wrong, place)
+    assert classification.tolist() == [0, 50]
+    assert regression[0] == 0 < regression[1]
