@@ -42,7 +42,12 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     help="Heads trained side by side, each with a seed of its own.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=FitConfig.seed, help="First seed.")
-@click.option("--epochs", type=click.IntRange(min=1), default=FitConfig.epochs)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=FitConfig.epochs,
+    help="Passes over the training clips.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -55,7 +60,12 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     default=FitConfig.learning_rate,
     help="Adam's learning rate.",
 )
-@click.option("--weight-decay", type=click.FloatRange(min=0), default=FitConfig.weight_decay)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(min=0),
+    default=FitConfig.weight_decay,
+    help="Of Adam; 0 in the paper.",
+)
 @click.option(
     "--num-groups",
     type=click.IntRange(min=2),
