@@ -20,7 +20,7 @@ from aqa_pipeline.gart import GroupTensors, pair_loss
 from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.metrics import spearman
-from aqa_pipeline.pairs import ExemplarKeys
+from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads, validation_rows
 from aqa_pipeline.vote import vote
 from tests.planted import planted_clips
@@ -348,6 +348,35 @@ def test_an_epoch_without_a_correlation_never_wins_over_one_with(
     outcome = trained(planted_clips(40), epochs=len(rhos))
     assert outcome.best_epoch == (best,)
     np.testing.assert_equal(outcome.validation_rho, (rhos[best - 1],))
+
+
+@pytest.mark.parametrize("num_exemplars", [3, None])
+def test_the_correlation_that_chooses_is_that_of_votes_by_the_fit_part(
+    num_exemplars: int | None,
+) -> None:
+    # Groups so small that one exemplar too many, or too few, is felt.
+    clips = planted_clips(60, difficulties=[1 + i / 4 for i in range(16)])
+    outcome = trained(clips, epochs=3, num_seeds=4, num_exemplars=num_exemplars)
+    features, label = torch.from_numpy(clips.features), torch.from_numpy(clips.label)
+    for k, rows in enumerate(outcome.validation_rows):
+        fit = np.setdiff1d(np.arange(60), rows)
+        keys = ExemplarKeys.of(clips.take(fit).key)
+        places = vote_exemplars(
+            keys.match(clips.take(rows).key)[0],
+            keys.match(clips.take(fit).key)[0],
+            num_exemplars=num_exemplars,
+            seed=k,
+        )
+        votes = vote(
+            outcome.head,
+            queries=features[rows],
+            pool=features[fit],
+            pool_label=label[fit],
+            exemplars=torch.from_numpy(places),
+        )
+        predicted = clips.take(rows).to_score(votes.mean()[k])
+        rho = spearman(clips.score[rows], predicted)
+        assert outcome.validation_rho[k] == pytest.approx(rho)
 
 
 def test_a_validation_clip_without_its_like_is_compared_with_the_nearest() -> None:
