@@ -127,21 +127,40 @@ class ExtractConfig:
 
     workers: int | None = None  #: decoding processes; None: chosen from the cores
     clip_timeout_seconds: float = 120.0  #: a clip that takes longer is retried once, alone
-    flush_clips: int = 64  #: a segment is written after this many clips ...
+    flush_clips: int = 256  #: a segment is written after this many clips ...
     flush_seconds: float = 60.0  #: ... or this many seconds, whichever comes first
     strict_window: bool = False  #: a window past the end of the video is a failed clip
 
 
+#: ``default``: the published head, its loss as a mean per pair. ``official``: the same with
+#: the published sum over leaves. ``paper``: Eq. 5 over ordered pairs, a sigmoid at the leaf and
+#: Eq. 6 as printed.
+Recipe = Literal["default", "official", "paper"]
+
+
 @dataclass(frozen=True)
 class HeadConfig:
-    """The regressor on top of the snippet features (Sec. 3.2)."""
+    """The regressor on top of the snippet features (Sec. 3.2 and 4.1).
 
+    The paper's four methods: I3D + MLP is ``mlp`` and ``direct``, I3D + GART ``gart`` and
+    ``direct``, CoRe + MLP ``mlp`` and ``contrastive``, CoRe + GART ``gart`` and
+    ``contrastive``.
+    """
+
+    kind: Literal["gart", "mlp"] = "gart"
+    mode: Literal["contrastive", "direct"] = "contrastive"  #: compare, or score from one clip
+    recipe: Recipe = "default"  #: bounds, leaf and loss of GART
     num_groups: int = 16  #: leaves of the tree; the paper's text says 2^d = 32 at d = 5
     hidden: int = 256  #: width of every node feature (Sec. 4.1)
-    sigmoid: bool = False  #: map the place in the interval through a sigmoid (the paper does)
     aggregation: Literal["mean", "ordered"] = "ordered"  #: mean over snippets is the paper's
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
+
+    @property
+    def name(self) -> str:
+        """The method in the paper's words, such as ``CoRe + GART``."""
+        first = "CoRe" if self.mode == "contrastive" else "I3D"
+        return f"{first} + {self.kind.upper()}"
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class FeatureCache:
         """
         known = {segment.path: segment for segment in self.segments}
         known_bad = {damage.path: damage for damage in self.damaged}
+        sha256 = self.identity.fingerprint.sha256
         for _ in range(_ATTEMPTS):
             segments: list[SegmentIndex] = []
             damaged: list[Damage] = []
@@ -123,7 +124,7 @@ class FeatureCache:
                         continue
                     try:
                         if path not in known:
-                            known[path] = self._read(path)
+                            known[path] = self._read(path, sha256)
                         segments.append(known[path])
                     except SegmentDamagedError as error:
                         known_bad[path] = self._reject(path, error)
@@ -136,14 +137,12 @@ class FeatureCache:
             f"{self.folder}: segments keep vanishing; is another compact or gc running?"
         )
 
-    def _read(self, path: Path) -> SegmentIndex:
-        fingerprint = self.identity.fingerprint
-        index = read_index(path, fingerprint_sha256=fingerprint.sha256)
+    def _read(self, path: Path, sha256: str) -> SegmentIndex:
+        index = read_index(path, fingerprint_sha256=sha256)
         snippets = index.feature_shape[2]
-        if snippets != len(fingerprint.snippet_starts):
-            raise SegmentDamagedError(
-                f"{path}: {snippets} snippets a clip, expected {len(fingerprint.snippet_starts)}"
-            )
+        expected = len(self.identity.fingerprint.snippet_starts)
+        if snippets != expected:
+            raise SegmentDamagedError(f"{path}: {snippets} snippets a clip, expected {expected}")
         return index
 
     def _reject(self, path: Path, error: SegmentDamagedError) -> Damage:

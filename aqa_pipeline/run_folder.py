@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.bank import read_bank, write_bank
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
@@ -28,7 +29,6 @@ from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.labels import LabelScale
-from aqa_pipeline.store import read_bank, write_bank
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
 

@@ -106,6 +106,14 @@ class SegmentIndex:
         return self.feature_shape[0]
 
 
+def merged_machines(segments: Sequence[SegmentIndex]) -> list[Facts]:
+    """Facts of all machines that computed these segments, each once."""
+    machines: list[Facts] = []
+    for segment in segments:
+        machines += [facts for facts in segment.machines if facts not in machines]
+    return machines
+
+
 def segment_name(now: datetime) -> str:
     """File name of a new segment; names sort by time, and no two writers make the same."""
     return f"segment-{now.astimezone(UTC):%Y%m%dT%H%M%S.%f}Z-{writer_name()}.h5"

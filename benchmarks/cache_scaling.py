@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aqa_pipeline.cache_upkeep import compact, verify
+from aqa_pipeline.cache_upkeep import verify
+from aqa_pipeline.compaction import compact
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.feature_cache import FeatureCache, WantedClips
 from aqa_pipeline.fingerprint import Fingerprint

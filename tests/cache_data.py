@@ -90,3 +90,10 @@ def write(
         for clip in clips:
             writer.add(clip)
     return writer.written
+
+
+def damage(path: Path, clip_id: str) -> None:
+    """Flip one bit in the features of a clip from :func:`make_clip`."""
+    data = bytearray(path.read_bytes())
+    data[bytes(data).index(make_clip(clip_id).features.tobytes())] ^= 1
+    path.write_bytes(data)

@@ -18,16 +18,16 @@ LAYERS = {
     0: {"__init__", "errors", "config"},
     1: {"snippets", "groups", "pairs", "metrics", "labels", "featureset"},
     2: {
-        "atomic", "failures", "feature_cache", "file_memo", "files", "fingerprint",
-        "frame_folder", "gart", "heads", "i3d", "i3d_fast", "manifest", "pickles", "project",
-        "protocol", "segment", "segment_writer", "store", "table", "video", "video_frames",
+        "atomic", "bank", "failures", "feature_cache", "file_memo", "files", "fingerprint",
+        "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast", "manifest", "pickles",
+        "project", "protocol", "segment", "segment_writer", "source", "store", "table", "video", "video_frames",
         "video_index", "vote", "weight_files", "weight_layouts", "weights", "run_folder",
     },
 }  # fmt: skip
 NUMPY_ONLY = LAYERS[1]
 #: Library -> the modules that may import it.
 DOORS = {
-    "h5py": {"segment", "store"},
+    "h5py": {"bank", "exchange_files", "hdf5", "store"},
     "av": {"video", "video_frames", "video_index", "datasets.demo"},
     "click": set(),
     "pebble": {"decode_pool"},

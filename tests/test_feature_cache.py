@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline import feature_cache
-from aqa_pipeline.cache_upkeep import compact
+from aqa_pipeline.compaction import compact
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.feature_cache import FeatureCache, WantedClips
 from aqa_pipeline.fingerprint import ensure_cache
