@@ -222,7 +222,7 @@ def collect_garbage(
     Raises
     ------
     CacheError
-        There is no cache.
+        There is no cache, or nothing in it is wanted.
     SetupError
         The folder cannot be written.
     """
@@ -232,6 +232,11 @@ def collect_garbage(
         for segment in cache.segments
         if wanted is not None and not wanted.match(segment)[1].any()
     ]
+    if unwanted and len(unwanted) == len(cache.segments):
+        raise CacheError(
+            f"{folder}: not one of its clips is wanted, so nothing was removed: is this the "
+            "manifest and the protocol it was made with? If so, delete the folder"
+        )
     rest = [segment for segment in cache.segments if segment not in unwanted]
     superseded = _superseded(rest)
     if superseded:

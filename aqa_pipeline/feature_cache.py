@@ -154,6 +154,11 @@ class FeatureCache:
         self.damaged.append(self._reject(segment.path, error))
         self.segments = [kept for kept in self.segments if kept.path != segment.path]
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether somebody else extracted the features: no video can be compared with them."""
+        return self.identity.fingerprint.pixels is None
+
     def clip_ids(self) -> set[str]:
         """Ids of all clips of which any view is here."""
         return {name.decode("utf-8") for segment in self.segments for name in segment.clip_ids}
@@ -339,9 +344,10 @@ class FeatureCache:
             if num_outdated
             else ""
         )
+        verb = "cache import" if self.is_imported else "extract"
         return CacheError(
             f"{self.folder}: features of {len(clip_ids)} of {asked} clips are missing{which} "
-            f"({first}){outdated}; type `aqa extract --dataset {self.folder.parent.name}` first"
+            f"({first}){outdated}; type `aqa {verb} --dataset {self.folder.parent.name}` first"
         )
 
 

@@ -232,6 +232,15 @@ class WantedClips:
         sources[:] = [encoded(name, what="source id") for name in self.source_ids]
         return sources
 
+    def take(self, rows: IntArray) -> WantedClips:
+        """Some of the clips, in the order of `rows`."""
+        index = rows.tolist()
+        return WantedClips(
+            clip_ids=[self.clip_ids[row] for row in index],
+            source_ids=[self.source_ids[row] for row in index],
+            frame_index=self.frame_index[rows],
+        )
+
     def match(self, segment: SegmentIndex) -> tuple[IntArray, BoolArray]:
         """Find a segment's clips among the wanted ones.
 

@@ -2,7 +2,7 @@
 
     python benchmarks/cache_scaling.py FOLDER [CLIPS ...]
 
-Writes made-up features (10 snippets of 1024 numbers, 64 clips a segment) into FOLDER,
+Writes made-up features (10 snippets of 1024 numbers, 256 clips a segment) into FOLDER,
 which must be new, and prints one line for each size. 100,000 clips take 4.3 GB of disk
 and, while loading, as much memory.
 """
@@ -41,7 +41,7 @@ def timed(what: str, call):  # type: ignore[no-untyped-def]
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    sizes = [int(text) for text in sys.argv[2:]] or [1412, 25_000, 50_000, 100_000]
+    sizes = [int(text) for text in sys.argv[2:]] or [1412, 10_000, 20_000, 50_000, 100_000]
     frames = np.arange(PROTOCOL.window_frames, dtype=np.int64)
     features = np.random.default_rng(0).standard_normal((1, 10, 1024), dtype=np.float32)
     ids = [f"clip-{number}" for number in range(max(sizes))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .cache import cache
 from .demo import demo
 from .evaluate import evaluate
 from .extract import extract
@@ -14,5 +15,5 @@ from .weights import weights
 
 def add_all(group: click.Group) -> None:
     """Add every command to the group."""
-    for command in (demo, weights, manifest, extract, fit_head, evaluate):
+    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate):
         group.add_command(command)

@@ -18,10 +18,11 @@ LAYERS = {
     0: {"__init__", "errors", "config"},
     1: {"snippets", "groups", "pairs", "metrics", "labels", "featureset"},
     2: {
-        "atomic", "bank", "failures", "feature_cache", "file_memo", "files", "fingerprint",
-        "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast", "manifest", "pickles",
-        "project", "protocol", "segment", "segment_writer", "source", "store", "table", "video", "video_frames",
-        "video_index", "vote", "weight_files", "weight_layouts", "weights", "run_folder",
+        "atomic", "bank", "exchange_files", "failures", "feature_cache", "file_memo", "files",
+        "fingerprint", "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast", "manifest",
+        "pickles", "project", "protocol", "run_folder", "segment", "segment_writer", "source",
+        "store", "table", "video", "video_frames", "video_index", "vote", "weight_files",
+        "weight_layouts", "weights",
     },
 }  # fmt: skip
 NUMPY_ONLY = LAYERS[1]
