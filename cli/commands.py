@@ -6,6 +6,7 @@ import click
 
 from .cache import cache
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .extract import extract
 from .fit_head import fit_head
@@ -15,5 +16,5 @@ from .weights import weights
 
 def add_all(group: click.Group) -> None:
     """Add every command to the group."""
-    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate):
+    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate, doctor):
         group.add_command(command)

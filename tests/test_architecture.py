@@ -21,7 +21,7 @@ LAYERS = {
         "atomic", "bank", "exchange_files", "failures", "feature_cache", "file_memo", "files",
         "fingerprint", "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast", "manifest",
         "pickles", "project", "protocol", "run_folder", "segment", "segment_writer", "source",
-        "store", "table", "video", "video_frames", "video_index", "vote", "weight_files",
+        "store", "table", "trunks", "video", "video_frames", "video_index", "vote", "weight_files",
         "weight_layouts", "weights",
     },
 }  # fmt: skip
@@ -29,7 +29,7 @@ NUMPY_ONLY = LAYERS[1]
 #: Library -> the modules that may import it.
 DOORS = {
     "h5py": {"bank", "exchange_files", "hdf5", "store"},
-    "av": {"video", "video_frames", "video_index", "datasets.demo"},
+    "av": {"decode_check", "video", "video_frames", "video_index", "datasets.demo"},
     "click": set(),
     "pebble": {"decode_pool"},
 }

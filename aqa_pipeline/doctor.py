@@ -1,0 +1,252 @@
+"""What this machine has of what the program needs, and what to type where it lacks.
+
+Every check really does the thing (writes, renames, decodes, multiplies) instead of
+looking at version numbers alone. None of them changes anything that stays.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from aqa_pipeline.bank import read_bank, write_bank
+from aqa_pipeline.errors import AqaError, SetupError
+
+Status = Literal["ok", "!", "missing"]
+
+_DISTRIBUTION = "aqa-pipeline"
+_CLIP_BYTES = 44_000  #: one cached clip of ten snippets, with its table
+_LOW_DISK_BYTES = 2 << 30
+_LOW_TEMPORARY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis.
+
+    Attributes
+    ----------
+    name : str
+    status : {"ok", "!", "missing"}
+        ``"!"``: works, but is worth knowing. ``"missing"``: something needed lacks.
+    found : str
+    advice : str
+        What to do or type; empty when all is well.
+    """
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def diagnose(*, cache_root: Path, weights: Path | None = None) -> Iterator[Check]:
+    """Run all checks, one after the other.
+
+    Parameters
+    ----------
+    cache_root : Path
+        Where feature caches go; it need not exist yet.
+    weights : Path, optional
+        Default: what ``aqa weights fetch`` fetched.
+
+    Yields
+    ------
+    Check
+    """
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("device", _device),
+        ("threads", _threads),
+        ("processes", _processes),
+        ("weights", lambda: _weights(weights)),
+        ("decoder", _decoder),
+        ("cache folder", lambda: _cache_folder(cache_root)),
+        ("disk", lambda: _disk(cache_root)),
+        ("temporary files", _temporary),
+    ]
+    for name, check in checks:
+        try:
+            yield check()
+        except AqaError as error:
+            yield Check(name, "missing", str(error))
+        except ImportError as error:
+            yield Check(name, "missing", f"cannot be imported: {error}", _reinstall(error.name))
+
+
+def _reinstall(name: str | None) -> str:
+    return f"pip install --force-reinstall {name or _DISTRIBUTION}"
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()}, {platform.platform()}")
+
+
+def _packages() -> Check:
+    """Compare what is installed with what the distribution says it needs."""
+    try:
+        needed = importlib.metadata.requires(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check(
+            "packages", "!", f"{_DISTRIBUTION} runs without being installed", "pip install ."
+        )
+    found, lacking = [], []
+    for line in needed:
+        requirement = re.fullmatch(r"([A-Za-z0-9._-]+)(?:>=([0-9.]+))?", line)
+        if requirement is None:  # an extra, or a marker: not needed here
+            continue
+        name, least = requirement[1], requirement[2] or "0"
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            lacking.append(f"{name}>={least}")
+            continue
+        found.append(f"{name} {version}")
+        if _numbers(version) < _numbers(least):
+            lacking.append(f"{name}>={least}")
+    if lacking:
+        quoted = " ".join(f"'{item}'" for item in lacking)
+        return Check(
+            "packages",
+            "missing",
+            f"too old or not there: {', '.join(lacking)}",
+            f"pip install {quoted}",
+        )
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: ``"2.13.0+cpu"`` is (2, 13, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def _device() -> Check:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ones = torch.ones(1, 1, 3, 3, 3, device=device)
+    total = float(torch.nn.functional.conv3d(ones, ones))
+    if total != 27.0:
+        raise SetupError(
+            f"torch {torch.__version__} computes a wrong convolution on {device}: {total}, not 27"
+        )
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return Check("device", "ok", f"{torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB")
+    return Check("device", "ok", "cpu (no GPU: extraction takes seconds a clip)")
+
+
+def _threads() -> Check:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = torch.get_num_threads()
+    found = f"{threads} of torch on {cores} cores"
+    if cores is not None and threads > cores:
+        return Check("threads", "!", found, f"export OMP_NUM_THREADS={cores}")
+    return Check("threads", "ok", found)
+
+
+def _processes() -> Check:
+    """Decoding runs in spawned processes, which need semaphores to talk to this one."""
+    context = multiprocessing.get_context("spawn")
+    try:
+        with context.Lock():
+            pass
+    except OSError as error:
+        raise SetupError(
+            f"no semaphores for worker processes ({error}); in a container, mount /dev/shm"
+        ) from error
+    return Check("processes", "ok", f"spawned, {sys.executable}")
+
+
+def _weights(path: Path | None) -> Check:
+    from aqa_pipeline.weights import find_weights, weights_info
+
+    info = weights_info(find_weights(path))
+    return Check("weights", "ok", f"{info.layout}, sha256 {info.sha256[:12]}, {info.path}")
+
+
+def _decoder() -> Check:
+    from aqa_pipeline.decode_check import check_decoder
+
+    try:
+        return Check("decoder", "ok", check_decoder())
+    except SetupError as error:
+        advice = "pip install --force-reinstall --only-binary=:all: av"
+        return Check("decoder", "missing", str(error), advice)
+
+
+def _cache_folder(root: Path) -> Check:
+    """Write, fsync, rename, lock and read in the folder where caches will lie."""
+    place = _existing(root)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".aqa-doctor-", dir=place) as folder:
+            path = Path(folder) / "check.h5"
+            write_bank(path, features=np.ones((2, 3), np.float32), columns={}, attributes={})
+            locks = _read_while_locked(path)
+    except OSError as error:
+        raise SetupError(
+            f"{place}: cannot write here ({error.strerror}); make it writable, or work in another "
+            "folder"
+        ) from error
+    return Check("cache folder", "ok", f"{root}: written, renamed, HDF5 read ({locks})")
+
+
+def _read_while_locked(path: Path) -> str:
+    """Segments are read without a lock, so somebody else's lock must not matter."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        read_bank(path)
+        return "locks not tried here"
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks = "while it was locked"
+        except OSError:
+            locks = "no locks here, none needed"
+        read_bank(path)
+    return locks
+
+
+def _disk(root: Path) -> Check:
+    place = _existing(root)
+    free = shutil.disk_usage(place).free
+    found = f"{free / 1e9:,.1f} GB free at {place}: room for {free // _CLIP_BYTES:,} clips"
+    if free < _LOW_DISK_BYTES:
+        return Check("disk", "!", found, "free some space, or work in another folder")
+    return Check("disk", "ok", found)
+
+
+def _temporary() -> Check:
+    try:
+        place = Path(tempfile.gettempdir())
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+    except OSError as error:
+        raise SetupError(f"no folder for temporary files ({error}); set TMPDIR") from error
+    free = shutil.disk_usage(place).free
+    found = f"{free / 1e9:,.1f} GB free at {place}"
+    if free < _LOW_TEMPORARY_BYTES:
+        return Check("temporary files", "!", found, "free some space, or set TMPDIR")
+    return Check("temporary files", "ok", found)
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.is_dir())
