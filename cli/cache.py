@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from aqa_pipeline.errors import UsageError
+from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
@@ -106,11 +106,16 @@ def verify(
     from aqa_pipeline.cache_upkeep import quarantine
     from aqa_pipeline.cache_upkeep import verify as run_verify
 
-    told = []
+    told: list[dict[str, Any]] = []
+    not_moved: SetupError | None = None
     for folder in chosen_folders(project, dataset, folders):
         with progress(f"verify {folder.name}", unit="clips") as advance:
             found = run_verify(folder, advance=advance)
-        moved = [] if keep else quarantine(folder, found.damaged)
+        moved: list[Path] = []
+        try:
+            moved = [] if keep else quarantine(folder, found.damaged)
+        except SetupError as error:
+            not_moved = error  # what was found is told first
         told.append({"folder": folder, **dataclasses.asdict(found), "moved": moved})
         if not as_json:
             rows = [
@@ -125,6 +130,8 @@ def verify(
                 say(f"moved to {project.shown(moved[0].parent)}; extract again to replace them")
     if as_json:
         print_json({"caches": told})
+    if not_moved is not None:
+        raise not_moved
     if any(item["damaged"] for item in told):
         raise click.exceptions.Exit(SOME_DAMAGED)
 
