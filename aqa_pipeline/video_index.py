@@ -18,7 +18,6 @@ Nothing is decoded here. The times are those of libavformat, after edit lists.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +35,8 @@ import numpy.typing as npt
 
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.file_memo import FileMemo
-from aqa_pipeline.frame_folder import folder_identity, list_frames
+from aqa_pipeline.frame_folder import list_frames
+from aqa_pipeline.source import remember_length
 
 logger = logging.getLogger(__name__)
 
@@ -188,43 +188,9 @@ def read_index(path: Path, *, index_folder: Path | None = None) -> VideoIndex:
     if known.keys() >= _INDEX_KEYS and str(known["index_version"]) == _INDEX_VERSION:
         return _index_from_arrays(known)
     index = _scan(path)
-    memo.write({**known, **_index_to_arrays(index)})
+    memo.write(_index_to_arrays(index))
+    remember_length(memo, index.num_frames)
     return index
-
-
-def source_identity(path: Path, *, index_folder: Path | None = None) -> str:
-    """What a cached feature remembers of the video it came from.
-
-    ``file:<size in bytes>:<sha256>`` of a file,
-    ``folder:<count>:<sha256 over the sorted (name, size)>`` of a frame folder. The video
-    is not opened as a video, so that a broken one has an identity too.
-
-    Parameters
-    ----------
-    path : Path
-    index_folder : Path or None
-        As in :func:`read_index`: a file of unchanged size and time is not read again.
-
-    Raises
-    ------
-    ClipError
-        ``open``: nothing there, or not readable.
-    """
-    if path.is_dir():
-        return folder_identity(path)
-    try:
-        size = path.stat().st_size
-        memo = FileMemo(path, index_folder) if index_folder is not None else None
-        known = memo.read() if memo is not None else {}
-        if "sha256" in known:
-            return f"file:{size}:{known['sha256']}"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ClipError(f"cannot read {path}: {error.strerror}", stage="open") from error
-    if memo is not None:
-        memo.write({**known, "sha256": np.array(digest)})
-    return f"file:{size}:{digest}"
 
 
 def _folder_index(num_frames: int) -> VideoIndex:

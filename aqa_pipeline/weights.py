@@ -22,7 +22,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import AqaError, SetupError
@@ -169,13 +171,46 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
     So the format of the file, the order in it and its metadata do not matter.
     """
+    return _arrays_sha256({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
+
+
+def _arrays_sha256(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
+    for name in sorted(arrays):
+        array = arrays[name]
         sizes = ",".join(map(str, array.shape))
         digest.update(f"{name} {array.dtype.name} {sizes}\n".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
+
+
+def weights_identity(path: Path) -> str:
+    """:func:`weights_sha256` of a file, without torch if the file is one of ours.
+
+    Every tensor is read and hashed, so that a file changed in place is found out; the
+    network's shapes are only checked when it is loaded.
+
+    Raises
+    ------
+    SetupError
+        As :func:`read_weights`.
+    """
+    return _own_sha256(Path(path)) or weights_info(path).sha256
+
+
+def _own_sha256(path: Path) -> str | None:
+    """Hash of a file that :func:`convert_weights` wrote; None for all others, and damage."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            recorded = (file.metadata() or {}).get("weights_sha256")
+            if recorded is None:
+                return None
+            found = _arrays_sha256({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError):
+        return None
+    return found if found == recorded else None
 
 
 def convert_weights(source: Path, target: Path | None = None) -> Path:

@@ -13,7 +13,8 @@ import pytest
 
 from aqa_pipeline import video_index
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.video_index import read_index, source_identity
+from aqa_pipeline.source import known_length, source_identity
+from aqa_pipeline.video_index import read_index
 from tests.videos import write_folder, write_video
 
 
@@ -55,7 +56,7 @@ def test_index_and_hash_are_remembered_until_the_file_changes(
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
         assert getattr(again, name).dtype == np.int64
     assert (again.timed, again.time_base, again.width) == (True, first.time_base, 64)
-    assert len(list(folder.iterdir())) == 1  # no temporary file stays
+    assert {path.suffix for path in folder.iterdir()} == {".npz", ".json"}  # nothing temporary
 
     os.utime(video, ns=(1, 1))
     read_index(video, index_folder=folder)
@@ -67,10 +68,34 @@ def test_index_and_hash_are_remembered_until_the_file_changes(
 def test_a_damaged_memo_is_made_again(video: Path, tmp_path: Path, damage: bytes | None) -> None:
     folder = tmp_path / "index"
     read_index(video, index_folder=folder)
-    (memo,) = folder.iterdir()
+    (memo,) = folder.glob("*.npz")
     memo.write_bytes(memo.read_bytes()[:-40] if damage is None else damage)
     assert read_index(video, index_folder=folder).num_frames == 30
     assert np.load(memo)["pts"].shape == (30,)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"signature": 3'])
+def test_damaged_facts_are_made_again(video: Path, tmp_path: Path, damage: bytes) -> None:
+    folder = tmp_path / "index"
+    identity = source_identity(video, index_folder=folder)
+    (facts,) = folder.glob("*.json")
+    facts.write_bytes(damage)
+    assert source_identity(video, index_folder=folder) == identity
+
+
+def test_a_length_is_known_without_opening_the_video_until_it_or_pyav_changes(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "index"
+    assert known_length(video, index_folder=folder) is None
+    read_index(video, index_folder=folder)
+    assert known_length(video, index_folder=folder) == 30
+    with monkeypatch.context() as patch:
+        patch.setattr("aqa_pipeline.source.av_version", lambda: "0.0")
+        assert known_length(video, index_folder=folder) is None
+    os.utime(video, ns=(1, 1))
+    assert known_length(video, index_folder=folder) is None
+    assert known_length(write_folder(tmp_path / "frames", 4), index_folder=folder) == 4
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(

@@ -33,6 +33,7 @@ from aqa_pipeline.weights import (
     last_meaningful_line,
     load_i3d,
     read_weights,
+    weights_identity,
     weights_info,
     weights_sha256,
 )
@@ -319,6 +320,23 @@ def test_a_hostile_file_is_refused_and_nothing_of_it_runs(kind: str, tmp_path: P
 
 
 # -- identity --------------------------------------------------------------------------
+
+
+def test_identity_without_torch_is_the_same_hash_and_notices_every_change(tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    save_file(random_i3d().state_dict(), source)
+    ours = convert_weights(source, tmp_path / "ours.safetensors")
+    expected = weights_sha256(random_i3d().state_dict())
+    assert weights._own_sha256(ours) == weights_identity(ours) == expected
+    assert weights._own_sha256(source) is None  # hashed after conversion, with torch
+    assert weights_identity(source) == expected
+    data = bytearray(ours.read_bytes())
+    data[-5] ^= 1
+    ours.write_bytes(data)
+    with pytest.raises(SetupError, match="not those it was written with"):
+        weights_identity(ours)
+    with pytest.raises(SetupError, match="no such file of I3D weights"):
+        weights_identity(tmp_path / "absent")
 
 
 def test_weights_sha256_is_what_its_docstring_says() -> None:
