@@ -1,78 +1,114 @@
-"""From a manifest and its feature cache to what stage two works on.
-
-Features are matched by clip, window and, where the video can be reached, by its content.
-A cache that was copied to a machine without the videos is used as it is.
-"""
+"""From a manifest and its feature cache to what stage two works on."""
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from aqa_pipeline.cached_clips import request_clips
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.feature_cache import FeatureCache, WantedClips
-from aqa_pipeline.featureset import FeatureSet, Key
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.labels import LabelScale
-from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.plan import locate, video_index_folder, wanted
-
-_log = logging.getLogger(__name__)
+from aqa_pipeline.manifest import Manifest, exemplar_keys
 
 
-@dataclass(frozen=True, eq=False)
-class SplitClips:
-    """The two sides of one split.
+@dataclass(frozen=True)
+class Part:
+    """One head's share of a data set: a category, a fold of a cross-validation, or both.
 
     Attributes
     ----------
-    train, test : FeatureSet
-    labels : LabelScale
-    extra : DataFrame
-        The manifest's rows of the test clips, in the order of ``test``.
+    category : str or None
+        None: all clips.
+    fold : int or None
+        1-based; None: there is only one split.
+    split_column : str
+        Manifest column that says train or test.
     """
 
-    train: FeatureSet
-    test: FeatureSet
-    labels: LabelScale
-    test_rows: pd.DataFrame
+    category: str | None = None
+    fold: int | None = None
+    split_column: str = "split"
+
+    def folder(self, root: Path) -> Path:
+        """``root/<category>/fold<k>``, as far as there are categories and folds."""
+        path = root if self.category is None else root / _as_file_name(self.category)
+        return path if self.fold is None else path / f"fold{self.fold}"
+
+    def rows(self, manifest: Manifest, side: str) -> pd.DataFrame:
+        """Rows of the manifest on one side of the split, ``train`` or ``test``."""
+        rows = manifest.clips[manifest.clips[self.split_column] == side]
+        return rows if self.category is None else rows[rows["category"] == self.category]
 
 
-def load_split(manifest: Manifest, cache: FeatureCache) -> SplitClips:
-    """Features, scores and labels of a manifest's training and test clips.
+def _as_file_name(category: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", category).strip("._") or "category"
+
+
+def parts_of(manifest: Manifest) -> list[Part]:
+    """Every part of a data set that gets heads of its own, by its protocol.
 
     Raises
     ------
     DataError
-        If the manifest has no split, or one side of it is empty.
+        If no clip has a split.
+    """
+    columns = manifest.split_columns
+    used = manifest.clips[manifest.clips[list(columns)].isin(["train", "test"]).any(axis=1)]
+    if used.empty:
+        raise DataError(
+            f"{manifest.path}: no clip has {columns[0]} = train or test; "
+            f"`aqa manifest split {manifest.name}` makes a seeded split"
+        )
+    categories = sorted(set(used["category"])) if manifest.protocol.per_category else [None]
+    folds = list(enumerate(columns, start=1)) if len(columns) > 1 else [(None, columns[0])]
+    return [Part(category, fold, column) for category in categories for fold, column in folds]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitClips:
+    """The two sides of one part."""
+
+    train: FeatureSet
+    test: FeatureSet
+    labels: LabelScale
+
+
+def load_split(
+    manifest: Manifest, cache: FeatureCache, part: Part, *, published_ranges: bool = False
+) -> SplitClips:
+    """Features, scores and labels of the training and test clips of a part.
+
+    Raises
+    ------
+    DataError
+        If one side of the split is empty.
     CacheError
         If features are missing.
     """
-    rows = manifest.clips
-    sides = {name: rows[rows["split"] == name] for name in ("train", "test")}
-    empty = [name for name, side in sides.items() if side.empty]
-    if empty:
-        raise DataError(
-            f"{manifest.path}: no clip has split = {' or '.join(empty)}; "
-            f"`aqa manifest split {manifest.name}` makes a seeded split"
-        )
+    train, test = part.rows(manifest, "train"), part.rows(manifest, "test")
+    for name, side in (("train", train), ("test", test)):
+        if side.empty:
+            which = "" if part.category is None else f" of category {part.category!r}"
+            raise DataError(f"{manifest.path}: no clip{which} has {part.split_column} = {name}")
     labels = LabelScale.of(
         manifest.protocol,
-        train_scores=sides["train"]["score"].to_numpy(dtype=float),
-        train_categories=sides["train"]["category"].tolist(),
+        train_scores=train["score"].to_numpy(dtype=float),
+        train_categories=train["category"].tolist(),
+        published_ranges=published_ranges,
     )
-    used = pd.concat(list(sides.values()))
-    features = load_features(manifest, cache, used["clip_id"].tolist())
-    count = len(sides["train"])
+    features = load_features(manifest, cache, [*train["clip_id"], *test["clip_id"]])
     return SplitClips(
-        train=feature_set(sides["train"], features[:count], manifest, labels),
-        test=feature_set(sides["test"], features[count:], manifest, labels),
+        train=feature_set(train, features[: len(train)], manifest, labels),
+        test=feature_set(test, features[len(train) :], manifest, labels),
         labels=labels,
-        test_rows=sides["test"],
     )
 
 
@@ -86,44 +122,11 @@ def load_features(
     CacheError
         If features are missing.
     """
-    index_folder = video_index_folder(cache.folder.parent.parent)
-    located, missing = locate(manifest, index_folder=index_folder)
-    request = _as_asked(wanted(located), clip_ids)
-    unreachable = {item.clip.clip_id for item in missing} & set(clip_ids)
-    if unreachable:
-        stored = cache.stored(sorted(unreachable))
-        if len(stored):
-            _log.warning(
-                "%d of %d videos cannot be reached; their cached features are used unchecked",
-                len(stored),
-                len(clip_ids),
-            )
-        request = _as_asked(_joined(request, stored), clip_ids)
+    request = request_clips(manifest, cache, clip_ids)
     absent = set(clip_ids) - set(request.clip_ids)
     if absent:
         cache.raise_missing(sorted(absent), asked=len(clip_ids))
     return cache.load(request).values[:, 0]
-
-
-def _as_asked(request: WantedClips, clip_ids: Sequence[str]) -> WantedClips:
-    """The request's clips among ``clip_ids``, in their order."""
-    row = {name: i for i, name in enumerate(request.clip_ids)}
-    index = [row[name] for name in clip_ids if name in row]
-    return WantedClips(
-        clip_ids=[request.clip_ids[i] for i in index],
-        source_ids=[request.source_ids[i] for i in index],
-        frame_index=request.frame_index[index],
-    )
-
-
-def _joined(a: WantedClips, b: WantedClips) -> WantedClips:
-    if not len(a) or not len(b):
-        return b if len(b) else a
-    return WantedClips(
-        clip_ids=[*a.clip_ids, *b.clip_ids],
-        source_ids=[*a.source_ids, *b.source_ids],
-        frame_index=np.concatenate([a.frame_index, b.frame_index]),
-    )
 
 
 def feature_set(
@@ -153,22 +156,5 @@ def feature_set(
         offset=offset,
         difficulty=difficulty,
         category=tuple(categories),
-        key=exemplar_keys(rows, manifest.protocol.exemplar_key),
+        key=tuple(exemplar_keys(rows, manifest.protocol.exemplar_key)),
     )
-
-
-def exemplar_keys(rows: pd.DataFrame, columns: Sequence[str]) -> tuple[Key, ...]:
-    """Values of the exemplar key's columns, one tuple a row; numbers rounded to 1e-6.
-
-    Difficulties such as 3.1 may have gone through arithmetic on their way into a
-    manifest, and must still be equal to each other.
-    """
-    if not columns:
-        return ((),) * len(rows)
-    values = [
-        [round(float(v), 6) for v in rows[column]]
-        if pd.api.types.is_numeric_dtype(rows[column])
-        else [str(v) for v in rows[column]]
-        for column in columns
-    ]
-    return tuple(zip(*values, strict=True))

@@ -92,6 +92,9 @@ class Protocol:
     epsilon : float or None
         Divides the exemplar's label before it enters the head (Eq. 4). None: the largest
         training label.
+    score_range_without_difficulty : float or None
+        ``score_range`` and ``epsilon`` when the difficulty is not used (the starred methods
+        of the paper's tables). None: from the training scores.
     per_category : bool
         One head for each category, as for AQA-7 and the tasks of JIGSAWS.
     fold_columns : tuple of str
@@ -115,6 +118,7 @@ class Protocol:
     label_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     score_range: float | None = None
     epsilon: float | None = None
+    score_range_without_difficulty: float | None = None
     per_category: bool = False
     fold_columns: tuple[str, ...] = ()
     rho_average: Literal["fisher", "mean"] = "fisher"
@@ -130,6 +134,8 @@ class ExtractConfig:
     flush_clips: int = 256  #: a segment is written after this many clips ...
     flush_seconds: float = 60.0  #: ... or this many seconds, whichever comes first
     strict_window: bool = False  #: a window past the end of the video is a failed clip
+    #: augmented copies of each clip, see :func:`aqa_pipeline.views.views_of`
+    views: Literal["none", "flip", "full"] = "none"
 
 
 #: ``default``: the published head, its loss as a mean per pair. ``official``: the same with
@@ -175,6 +181,10 @@ class FitConfig:
     validation_fraction: float = 0.2  #: of the training split; chooses the epoch
     seed: int = 0
     num_seeds: int = 1  #: heads trained side by side, from seed, seed + 1, ...
+    #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
+    #: label ranges are the published ones, as in every published program.
+    protocol: Literal["default", "literature"] = "default"
+    use_difficulty: bool = True  #: False: the starred methods of the paper's tables
 
 
 @dataclass(frozen=True)

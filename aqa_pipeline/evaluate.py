@@ -6,6 +6,7 @@ Source: Eq. 8-11. Every number carries how its epoch was chosen.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,25 @@ import pandas as pd
 import torch
 
 from aqa_pipeline import metrics
-from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.averages import average_parts
+from aqa_pipeline.clips import Part, feature_set, load_features
+from aqa_pipeline.config import FitConfig
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.run_folder import Run
-from aqa_pipeline.vote import Votes, vote
+from aqa_pipeline.run_folder import Run, read_run, run_folders
+from aqa_pipeline.vote import Votes, predict_labels
 
 FloatArray = npt.NDArray[np.float64]
 
-SELECTION = "best epoch chosen on a validation part of the training split; test read once"
+
+def selection_sentence(config: FitConfig) -> str:
+    """How the epoch was chosen, for every place that prints a number."""
+    if config.protocol == "literature":
+        return "best epoch chosen on the test set (as in the literature)"
+    return "best epoch chosen on a validation part of the training split; test read once"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +91,8 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
         num_exemplars=run.fit_config.num_exemplars,
         seed=run.fit_config.seed,
     )
-    device = run.head.groups.edges.device
-    votes = vote(
+    device = next(run.head.parameters()).device
+    votes = predict_labels(
         run.head,
         queries=torch.from_numpy(clips.features).to(device),
         pool=torch.from_numpy(pool.features).to(device),
@@ -125,7 +133,8 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
         )
     ensemble = predictions.score
     result = {
-        "selection": SELECTION,
+        "method": run.head.config.name,
+        "selection": selection_sentence(run.fit_config),
         "relative_l2_range": "evaluated set",
         "seeds": run.seeds,
         "num_train": len(run.exemplars),
@@ -142,6 +151,9 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
     }
+    if "best_relative_l2_of_any_epoch" in run.config:
+        # The literature reports its best rho and its best R-l2, each of an epoch of its own.
+        heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
     by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
     if by_difficulty is not None:
         result["difficulty_alone"] = {
@@ -161,15 +173,53 @@ def evaluate_run(run: Run, manifest: Manifest, *, cache_root: Path) -> dict[str,
     CacheError
         If the features are not in the cache, or were made with another backbone.
     """
-    rows = manifest.clips[manifest.clips["split"] == "test"]
+    rows = Part(**run.config["part"]).rows(manifest, "test")
     if rows.empty:
-        raise DataError(f"{manifest.path}: no clip has split = test")
+        raise DataError(f"{manifest.path}: no test clip for the run {run.folder}")
     folder = cache_root / manifest.name / run.config["cache"]["folder"]
     cache = FeatureCache.open(folder)
     features = load_features(manifest, cache, rows["clip_id"].tolist())
     # The protocol the head was fitted with, whatever the file says by now.
     fitted = dataclasses.replace(manifest, protocol=run.protocol)
     return measure(run, predict_clips(run, feature_set(rows, features, fitted, run.labels)))
+
+
+def evaluate_folder(
+    folder: Path, manifest_of: Callable[[str], Manifest], *, cache_root: Path, device: torch.device
+) -> dict[str, Any]:
+    """Metrics of a run folder, whether it is one run or the parent of parts.
+
+    Parameters
+    ----------
+    folder : Path
+    manifest_of : callable
+        Gives the manifest for the name of the data set the run was fitted on.
+    cache_root : Path
+    device : torch.device
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` of the folder holds.
+
+    Raises
+    ------
+    DataError
+        If it is not a run folder or the manifest does not fit it.
+    CacheError
+        If features are missing.
+    """
+    folders = run_folders(folder)
+    measured = []
+    for own in folders:
+        run = read_run(own, device=device)
+        manifest = manifest_of(run.config["dataset"])
+        measured.append(
+            (Part(**run.config["part"]), evaluate_run(run, manifest, cache_root=cache_root))
+        )
+    if folders == [folder]:
+        return measured[0][1]
+    return average_parts(measured, rho_average=run.protocol.rho_average)
 
 
 def _num_votes(predictions: Predictions) -> npt.NDArray[np.int64]:

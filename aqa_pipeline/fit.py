@@ -1,7 +1,12 @@
-"""Stage two: from cached features to a run folder with its test metrics."""
+"""Stage two: from cached features to run folders with their test metrics.
+
+A data set is one part, or one for each category, fold, or both; each part gets heads and a
+complete run folder of its own, and a parent folder holds their averages.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +17,36 @@ import numpy as np
 import torch
 
 from aqa_pipeline import __version__
-from aqa_pipeline.clips import load_split
+from aqa_pipeline.averages import average_parts
+from aqa_pipeline.clips import Part, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig
-from aqa_pipeline.evaluate import SELECTION, Predictions, measure, predict_clips, predictions_table
+from aqa_pipeline.evaluate import (
+    Predictions,
+    measure,
+    predict_clips,
+    predictions_table,
+    selection_sentence,
+)
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.protocol import without_difficulty
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.train import HISTORY_COLUMNS, train_heads
+
+Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A new run and how it did on the test split."""
+    """One part's new run and how it did on its test clips."""
 
     run: Run
     predictions: Predictions
     metrics: dict[str, Any]
 
 
-def fit_head(
+def fit_dataset(
     manifest: Manifest,
     cache: FeatureCache,
     folder: Path,
@@ -39,9 +54,9 @@ def fit_head(
     head_config: HeadConfig,
     fit_config: FitConfig,
     device: torch.device,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-) -> FitResult:
-    """Train heads on the training split, score the test split once, write the run folder.
+    advance: Advance = lambda done, total: None,
+) -> dict[str, Any]:
+    """Fit every part of a data set and write the run folder.
 
     Parameters
     ----------
@@ -52,7 +67,14 @@ def fit_head(
     head_config, fit_config : HeadConfig, FitConfig
     device : torch.device
     advance : callable
-        Told ``(epochs done, epochs in all)``.
+        Told ``(epochs done, epochs in all)`` over all parts.
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` of ``folder`` holds: the metrics of the only part
+        (:func:`aqa_pipeline.evaluate.measure`), or the averages of all
+        (:func:`aqa_pipeline.averages.average_parts`).
 
     Raises
     ------
@@ -61,8 +83,53 @@ def fit_head(
     CacheError
         If features are missing.
     """
-    clips = load_split(manifest, cache)
+    parts = parts_of(manifest)
+    total = len(parts) * fit_config.epochs
+    measured = []
+    for number, part in enumerate(parts):
+
+        def advance_all(done: int, _: int, number: int = number) -> None:
+            advance(number * fit_config.epochs + done, total)
+
+        result = fit_head(
+            manifest,
+            cache,
+            part.folder(folder),
+            part=part,
+            head_config=head_config,
+            fit_config=fit_config,
+            device=device,
+            advance=advance_all,
+        )
+        measured.append((part, result.metrics))
+    if len(parts) == 1 and part.folder(folder) == folder:
+        return measured[0][1]
+    averages = average_parts(measured, rho_average=manifest.protocol.rho_average)
+    (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
+    write_json_atomically(folder / "metrics.json", averages)
+    return averages
+
+
+def fit_head(
+    manifest: Manifest,
+    cache: FeatureCache,
+    folder: Path,
+    *,
+    head_config: HeadConfig,
+    fit_config: FitConfig,
+    device: torch.device,
+    part: Part = Part(),  # noqa: B008 - frozen
+    advance: Advance = lambda done, total: None,
+) -> FitResult:
+    """Fit one part: train heads, score its test clips once, write its run folder.
+
+    Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's epochs.
+    """
+    literature = fit_config.protocol == "literature"
+    if not fit_config.use_difficulty:
+        manifest = dataclasses.replace(manifest, protocol=without_difficulty(manifest.protocol))
     protocol = manifest.protocol
+    clips = load_split(manifest, cache, part, published_ranges=literature)
     trained = train_heads(
         clips.train,
         head_config=head_config,
@@ -70,8 +137,10 @@ def fit_head(
         score_range=protocol.score_range,
         epsilon=protocol.epsilon,
         device=device,
+        test=clips.test if literature else None,
         advance=advance,
     )
+    fingerprint = cache.identity.fingerprint
     run = Run(
         folder=folder,
         head=trained.head,
@@ -81,18 +150,22 @@ def fit_head(
         fit_config=fit_config,
         config={
             "dataset": manifest.name,
-            "selection": SELECTION,
-            "exemplars_while_selecting": "fit part of the training split",
+            "method": head_config.name,
+            "part": dataclasses.asdict(part),
+            "selection": selection_sentence(fit_config),
+            "exemplars_while_selecting": (
+                "whole training split" if literature else "fit part of the training split"
+            ),
             "exemplars_at_test": "whole training split",
             "best_epoch": list(trained.best_epoch),
-            "validation_rho": list(trained.validation_rho),
+            "selection_rho": list(trained.selection_rho),
             "validation_clips": [
                 [clips.train.clip_id[row] for row in rows] for rows in trained.validation_rows
             ],
             "cache": {
                 "folder": cache.folder.name,
-                "fingerprint_sha256": cache.identity.fingerprint.sha256,
-                "weights_sha256": cache.identity.fingerprint.weights_sha256,
+                "fingerprint_sha256": fingerprint.sha256,
+                "weights_sha256": fingerprint.weights_sha256,
             },
             "versions": {
                 "aqa-pipeline": __version__,
@@ -103,6 +176,8 @@ def fit_head(
             "device": str(device),
         },
     )
+    if literature:
+        run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, HISTORY_COLUMNS))
     predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)

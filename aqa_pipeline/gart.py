@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aqa_pipeline.config import Recipe
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.groups import DELTA_DECIMALS, Groups
 
@@ -180,25 +181,44 @@ class GroupTensors(nn.Module):
         return left + place.double() * width, leaf
 
 
-def pair_loss(output: TreeOutput, leaf: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Classification and regression loss of each model, as a mean over its pairs.
+def leaf_losses(
+    output: TreeOutput, leaf: Tensor, place: Tensor, *, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Classification and regression loss of each model.
 
-    The published program's classification (negative log-likelihood of the true leaf) and
-    the squared error of the true leaf's place (J_reg of Eq. 6). The mean is over pairs;
-    the published sum of per-leaf means lets regression outweigh classification by up to
-    the number of leaves once batches are large.
+    ``default``
+        The published classification, negative log-likelihood of the true leaf, and J_reg
+        of Eq. 6, the squared error of the true leaf's place, both as a mean over pairs.
+    ``official``
+        The same classification; the squared error as a mean within each leaf, *summed*
+        over the leaves, as in the published program. In large batches that lets
+        regression outweigh classification by up to R to 1.
+    ``paper``
+        Eq. 6 as printed: J_cls is a binary cross-entropy over every leaf, J_reg as above.
 
     Parameters
     ----------
     output : TreeOutput
     leaf : Tensor of int64, shape=(K, B)
     place : Tensor of float32, shape=(K, B)
+    recipe : {"default", "official", "paper"}
 
     Returns
     -------
     classification, regression : Tensor, shape=(K,)
     """
-    index = leaf.unsqueeze(1)
-    classification = -output.log_prob.gather(1, index).mean(dim=(1, 2))
-    regression = (output.place.gather(1, index).squeeze(1) - place).square().mean(dim=1)
-    return classification, regression
+    index = leaf.unsqueeze(1)  # (K, 1, B)
+    true_leaf = output.log_prob.gather(1, index).squeeze(1)  # (K, B)
+    error = (output.place.gather(1, index).squeeze(1) - place).square()  # (K, B)
+    if recipe == "official":
+        zeros = output.log_prob.new_zeros(output.log_prob.shape[:2])  # (K, R)
+        count = zeros.scatter_add(1, leaf, torch.ones_like(error))
+        total = zeros.scatter_add(1, leaf, error)
+        return -true_leaf.mean(dim=1), (total / count.clamp(min=1)).sum(dim=1)
+    if recipe == "paper":
+        # log(1 - P) of every leaf; P = 1 is kept a float away from 1, as torch's own
+        # cross-entropy does, so that a sure and wrong tree has a finite loss.
+        others = torch.log1p(-output.log_prob.exp().clamp(max=1 - 1e-6))
+        not_true = others.sum(dim=1) - others.gather(1, index).squeeze(1)
+        return -(true_leaf + not_true).mean(dim=1), error.mean(dim=1)
+    return -true_leaf.mean(dim=1), error.mean(dim=1)

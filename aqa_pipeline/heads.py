@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import HeadConfig
-from aqa_pipeline.gart import Gart, GroupTensors, uniform_parameter
-from aqa_pipeline.groups import Groups
+from aqa_pipeline.gart import uniform_parameter
+from aqa_pipeline.trunks import Trunk
 
 
 class Halves(NamedTuple):
@@ -97,15 +97,16 @@ class OrderedSnippets(nn.Module):
 
 
 class Head(nn.Module):
-    """A stack of K contrastive GART heads.
+    """A stack of K heads: aggregation, root layer, trunk.
 
     Parameters
     ----------
     config : HeadConfig
     num_snippets, feature_dim : int
         S and D of the cached features.
-    groups : sequence of Groups
-        Intervals of the score difference, one for each model.
+    trunk : Trunk
+        What turns the root feature into a score difference (``contrastive``) or a label
+        (``direct``).
     epsilon : float
         Divides the exemplar's label (Eq. 4).
     generators : sequence of torch.Generator
@@ -118,7 +119,7 @@ class Head(nn.Module):
         *,
         num_snippets: int,
         feature_dim: int,
-        groups: Sequence[Groups],
+        trunk: Trunk,
         epsilon: float,
         generators: Sequence[torch.Generator],
     ) -> None:
@@ -139,18 +140,18 @@ class Head(nn.Module):
                 generators=generators,
             )
         hidden, inputs = config.hidden, self.aggregate.out_dim
-        fan_in = 2 * inputs + 1
-        self.exemplar_weight, self.query_weight, self.label_weight, self.bias = (
+        self.is_contrastive = config.mode == "contrastive"
+        fan_in = 2 * inputs + 1 if self.is_contrastive else inputs
+        self.query_weight, self.bias = (
             uniform_parameter((hidden, columns), fan_in=fan_in, generators=generators)
-            for columns in (inputs, inputs, 1, 1)
+            for columns in (inputs, 1)
         )
-        self.tree = Gart(
-            num_groups=config.num_groups,
-            hidden=hidden,
-            sigmoid=config.sigmoid,
-            generators=generators,
-        )
-        self.groups = GroupTensors(groups)
+        if self.is_contrastive:
+            self.exemplar_weight, self.label_weight = (
+                uniform_parameter((hidden, columns), fan_in=fan_in, generators=generators)
+                for columns in (inputs, 1)
+            )
+        self.trunk = trunk
 
     def fit_standardisation(self, features: Tensor, rows: Tensor) -> None:
         """Take mean and variance from each model's training clips.
@@ -169,9 +170,14 @@ class Head(nn.Module):
             # A constant feature carries nothing; it must not become 0 / 0.
             self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
 
+    def embed(self, features: Tensor) -> Tensor:
+        """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, E, B)."""
+        vector: Tensor = self.aggregate(self.standardise(features))
+        return vector
+
     def halves(self, features: Tensor) -> Halves:
-        """Each clip through both halves of the root layer."""
-        vector = self.aggregate(self.standardise(features))  # (K, E, B)
+        """Each clip through both halves of the root layer (contrastive heads)."""
+        vector = self.embed(features)  # (K, E, B)
         return Halves(
             query=torch.bmm(self.query_weight, vector),
             exemplar=torch.bmm(self.exemplar_weight, vector),
@@ -193,3 +199,7 @@ class Head(nn.Module):
         """
         label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(1)  # (K, 1, B)
         return (query + exemplar + self.label_weight * label + self.bias).relu()
+
+    def direct_root(self, features: Tensor) -> Tensor:
+        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, H, B)."""
+        return (torch.bmm(self.query_weight, self.embed(features)) + self.bias).relu()

@@ -16,7 +16,9 @@ with their line numbers. The format is written down in docs/manifest-format.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +89,7 @@ class Manifest:
 
     def exemplar_keys(self) -> list[tuple[str | float, ...]]:
         """What query and exemplar must agree in, one key a clip: numbers for difficulty."""
-        columns = [self.clips[name].tolist() for name in self.protocol.exemplar_key]
-        return list(zip(*columns, strict=True)) if columns else [()] * len(self)
+        return exemplar_keys(self.clips, self.protocol.exemplar_key)
 
     def video_path(self, video: str) -> Path:
         """Where a ``video`` cell points to."""
@@ -110,6 +111,36 @@ class Manifest:
                 strict=True,
             )
         ]
+
+
+def exemplar_keys(rows: pd.DataFrame, columns: Sequence[str]) -> list[tuple[str | float, ...]]:
+    """Values of the exemplar key's columns, one tuple a row; numbers rounded to 1e-6.
+
+    Difficulties such as 3.1 may have gone through arithmetic on their way into a manifest,
+    and must still be equal to each other.
+    """
+    if not columns:
+        return [()] * len(rows)
+    values = [
+        [round(float(value), 6) for value in rows[name]]
+        if pd.api.types.is_numeric_dtype(rows[name])
+        else [str(value) for value in rows[name]]
+        for name in columns
+    ]
+    return list(zip(*values, strict=True))
+
+
+def with_exemplar_key(manifest: Manifest, columns: Sequence[str]) -> Manifest:
+    """The same clips, compared where they agree in these columns.
+
+    Raises
+    ------
+    DataError
+        If the manifest has no such column.
+    """
+    protocol = dataclasses.replace(manifest.protocol, exemplar_key=tuple(columns))
+    _check_protocol_columns(manifest.clips, protocol, manifest.path)
+    return dataclasses.replace(manifest, protocol=protocol)
 
 
 def read_manifest(path: Path) -> Manifest:

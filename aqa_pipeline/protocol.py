@@ -41,6 +41,9 @@ _COMMENTS = {
     ),
     "score_range": "Largest label difference the groups cover; left out: training labels' range.",
     "epsilon": "Divides the exemplar's label (Eq. 4); left out: the largest training label.",
+    "score_range_without_difficulty": (
+        "score_range and epsilon under --no-difficulty; left out: from the training scores."
+    ),
     "per_category": "One head for each category.",
     "fold_columns": "Columns that hold train/test of each cross-validation fold; [] means split.",
     "rho_average": "Average of Spearman's rho over categories: fisher or mean.",
@@ -96,6 +99,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "label_ranges": (_is_ranges, "a table of CATEGORY = [lowest, highest]"),
     "score_range": (lambda v: _is_number(v) and v > 0, "a number above 0"),
+    "score_range_without_difficulty": (lambda v: _is_number(v) and v > 0, "a number above 0"),
     "epsilon": (lambda v: _is_number(v) and v > 0, "a number above 0"),
     "per_category": (lambda v: isinstance(v, bool), "true or false"),
     "source": (lambda v: isinstance(v, str), "a text"),
@@ -188,3 +192,17 @@ def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)
+
+
+def without_difficulty(protocol: Protocol) -> Protocol:
+    """The protocol of the paper's starred methods, which never see the difficulty.
+
+    The label is the score itself, and the difficulty is no part of the exemplar key.
+    """
+    return dataclasses.replace(
+        protocol,
+        label_transform="none" if protocol.label_transform == "raw" else protocol.label_transform,
+        exemplar_key=tuple(name for name in protocol.exemplar_key if name != "difficulty"),
+        score_range=protocol.score_range_without_difficulty,
+        epsilon=protocol.score_range_without_difficulty,
+    )

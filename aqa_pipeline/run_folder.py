@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -26,9 +25,9 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.files import write_json_atomically
-from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.labels import LabelScale
+from aqa_pipeline.trunks import trunk_from_settings
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
 
@@ -89,7 +88,6 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
     write_bank(folder / "exemplars.h5", features=exemplars.features, columns=columns, attributes={})
     with atomic_path(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
-    edges = run.head.groups.edges.tolist()
     write_json_atomically(
         folder / "config.json",
         {
@@ -103,9 +101,27 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
             "num_snippets": exemplars.features.shape[1],
             "feature_dim": exemplars.features.shape[2],
             "epsilon": run.head.epsilon,
-            "group_edges": edges,
+            "trunk": run.head.trunk.settings(),
         },
     )
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The runs of a folder: itself, or those of its categories and folds, in fitting order.
+
+    A parent folder's ``metrics.json`` lists its parts.
+
+    Raises
+    ------
+    DataError
+        If the folder is neither.
+    """
+    if not (folder / "config.json").exists() and (folder / "metrics.json").exists():
+        below = [path.parent for path in folder.glob("*/config.json")]
+        below += [path.parent for path in folder.glob("*/*/config.json")]
+        if below:
+            return sorted(below)
+    return [folder]
 
 
 def read_run(folder: Path, *, device: torch.device) -> Run:
@@ -135,13 +151,15 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
         )
     try:
         fit_config = FitConfig(**config["fit"])
+        head_config = HeadConfig(**config["head"])
+        generators = [torch.Generator().manual_seed(0) for _ in range(fit_config.num_seeds)]
         head = Head(
-            HeadConfig(**config["head"]),
+            head_config,
             num_snippets=config["num_snippets"],
             feature_dim=config["feature_dim"],
-            groups=[Groups(np.array(edges)) for edges in config["group_edges"]],
+            trunk=trunk_from_settings(head_config, config["trunk"], generators),
             epsilon=config["epsilon"],
-            generators=[torch.Generator().manual_seed(0) for _ in range(fit_config.num_seeds)],
+            generators=generators,
         )
         protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})
         labels = LabelScale(

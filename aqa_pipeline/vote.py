@@ -29,25 +29,44 @@ class Votes:
         Predicted label of the query by each vote (Eq. 8), in label points; NaN where a
         query has fewer than M exemplars.
     leaf : ndarray of int64, shape=(K, Q, M)
-        Leaf the pair fell into; -1 likewise.
+        Leaf of the tree; -1 likewise, and for heads without a tree.
     """
 
     label: npt.NDArray[np.float64]
     leaf: npt.NDArray[np.int64]
 
     def mean(self) -> npt.NDArray[np.float64]:
-        """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points."""
-        valid = self.leaf >= 0
-        total = np.where(valid, self.label, 0.0).sum(axis=2)
-        result: npt.NDArray[np.float64] = total / valid.sum(axis=2)
-        return result
+        """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points.
+
+        NaN for a query without any vote.
+        """
+        valid = ~np.isnan(self.label)
+        total, count = np.where(valid, self.label, 0.0).sum(axis=2), valid.sum(axis=2)
+        mean: npt.NDArray[np.float64] = np.divide(
+            total, count, out=np.full(total.shape, np.nan), where=count > 0
+        )
+        return mean
+
+
+def predict_labels(
+    head: Head, *, queries: Tensor, pool: Tensor, pool_label: Tensor, exemplars: Tensor
+) -> Votes:
+    """Votes of a contrastive head; of a direct head, its one opinion, without exemplars.
+
+    Parameters and errors as :func:`vote`.
+    """
+    if head.is_contrastive:
+        return vote(head, queries=queries, pool=pool, pool_label=pool_label, exemplars=exemplars)
+    with torch.no_grad():
+        label, leaf = head.trunk.value(head.direct_root(queries))
+    return Votes(label.unsqueeze(2).cpu().numpy(), leaf.unsqueeze(2).cpu().numpy())
 
 
 @torch.no_grad()
 def vote(
     head: Head, *, queries: Tensor, pool: Tensor, pool_label: Tensor, exemplars: Tensor
 ) -> Votes:
-    """Compare each query with its exemplars.
+    """Compare each query with its exemplars (contrastive heads).
 
     Parameters
     ----------
@@ -84,7 +103,7 @@ def vote(
             exemplar_half.gather(2, rows.unsqueeze(1).expand(-1, exemplar_half.shape[1], -1)),
             exemplar_label,
         )
-        delta, leaves = head.groups.delta(head.tree(root))
+        delta, leaves = head.trunk.value(root)
         shape = (num_models, -1, num_votes)
         present = (chosen >= 0).view(shape).cpu().numpy()
         predicted = (exemplar_label + delta).view(shape).cpu().numpy()

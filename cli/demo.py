@@ -45,7 +45,7 @@ def demo(
     from aqa_pipeline.datasets.demo_competition import DemoConfig
     from aqa_pipeline.extract import extract, i3d_backbone, plan_extraction
     from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.fit import fit_head
+    from aqa_pipeline.fit import fit_dataset
     from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.weights import fetch_weights, fetched_path, find_weights, weights_info
 
@@ -68,7 +68,7 @@ def demo(
         first = summary.failures[0]
         raise ClipError(f"{len(summary.failures)} clips failed, {first.clip_id}: {first.error}")
     with progress("fit-head", unit="epochs") as advance:
-        result = fit_head(
+        metrics = fit_dataset(
             manifest,
             FeatureCache.open(plan.folder),
             project.runs / "demo",
@@ -80,7 +80,7 @@ def demo(
     show_metrics(
         project,
         project.runs / "demo",
-        result.metrics,
+        metrics,
         as_json=as_json,
         ceiling=ceiling(manifest),
     )

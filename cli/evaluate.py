@@ -34,11 +34,14 @@ def evaluate(
     """
     import torch
 
-    from aqa_pipeline.evaluate import evaluate_run
+    from aqa_pipeline.evaluate import evaluate_folder
     from aqa_pipeline.manifest import read_manifest
-    from aqa_pipeline.run_folder import read_run
 
-    fitted = read_run(project.run_path(run), device=torch.device("cpu"))
-    path = manifest or project.manifest_path(dataset or fitted.config["dataset"])
-    measured = evaluate_run(fitted, read_manifest(path), cache_root=project.cache)
-    show_metrics(project, fitted.folder, measured, as_json=as_json)
+    folder = project.run_path(run)
+    metrics = evaluate_folder(
+        folder,
+        lambda name: read_manifest(manifest or project.manifest_path(dataset or name)),
+        cache_root=project.cache,
+        device=torch.device("cpu"),
+    )
+    show_metrics(project, folder, metrics, as_json=as_json)

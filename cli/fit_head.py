@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,6 +38,62 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     help="Cache folder, where several fit the protocol.",
 )
 @click.option(
+    "--head",
+    "kind",
+    type=click.Choice(["gart", "mlp"]),
+    default=HeadConfig.kind,
+    help="Regression tree or 3-layer MLP.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["contrastive", "direct"]),
+    default=HeadConfig.mode,
+    help="Compare with exemplars (CoRe), or score from the clip alone (I3D).",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["default", "official", "paper"]),
+    default=HeadConfig.recipe,
+    help="Groups and loss of the tree: ours, as published, or as printed in the paper.",
+)
+@click.option(
+    "--num-groups",
+    type=click.IntRange(min=2),
+    default=HeadConfig.num_groups,
+    help="Leaves of the tree, a power of two; the paper's depth 5 is 32, published as 16.",
+)
+@click.option(
+    "--aggregation",
+    type=click.Choice(["mean", "ordered"]),
+    default=HeadConfig.aggregation,
+    help="How the snippets become one vector; mean is the paper's.",
+)
+@click.option(
+    "--difficulty/--no-difficulty",
+    "use_difficulty",
+    default=FitConfig.use_difficulty,
+    help="Use the difficulty as the protocol says, or never (the paper's starred methods).",
+)
+@click.option(
+    "--exemplar-key",
+    metavar="COLUMN",
+    multiple=True,
+    help="Query and exemplar agree in this manifest column; repeatable. Default: the protocol's.",
+)
+@click.option(
+    "--num-exemplars",
+    metavar="INTEGER|all",
+    callback=exemplar_count,
+    default=str(FitConfig.num_exemplars),
+    help="Exemplars that vote on a test clip.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["default", "literature"]),
+    default=FitConfig.protocol,
+    help="Choose the epoch on a validation part, or on the test set as published programs do.",
+)
+@click.option(
     "--seeds",
     type=click.IntRange(min=1),
     default=FitConfig.num_seeds,
@@ -67,25 +125,6 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     help="Of Adam; 0 in the paper.",
 )
 @click.option(
-    "--num-groups",
-    type=click.IntRange(min=2),
-    default=HeadConfig.num_groups,
-    help="Leaves of the tree, a power of two.",
-)
-@click.option(
-    "--aggregation",
-    type=click.Choice(["mean", "ordered"]),
-    default=HeadConfig.aggregation,
-    help="How the snippets become one vector; mean is the paper's.",
-)
-@click.option(
-    "--num-exemplars",
-    metavar="INTEGER|all",
-    callback=exemplar_count,
-    default=str(FitConfig.num_exemplars),
-    help="Exemplars that vote on a test clip.",
-)
-@click.option(
     "--validation-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=FitConfig.validation_fraction,
@@ -95,32 +134,28 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
 @pass_project
 def fit_head(
     project: Project,
+    /,
     dataset: str | None,
     manifest: Path | None,
     run: str | None,
     cache_folder: Path | None,
+    exemplar_key: tuple[str, ...],
     seeds: int,
-    seed: int,
-    epochs: int,
-    batch_size: int,
     lr: float,
-    weight_decay: float,
-    num_groups: int,
-    aggregation: str,
-    num_exemplars: int | None,
-    validation_fraction: float,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Train CoRe + GART heads on cached features and score the test split once.
+    """Train heads on cached features and score the test split once.
 
-    The epoch is chosen on a validation part of the training split. Everything needed to
-    score new clips goes into the run folder.
+    The default is CoRe + GART. The epoch is chosen on a validation part of the training
+    split. Everything needed to score new clips goes into the run folder. Categories and
+    folds, where the protocol has them, get heads and a folder each.
     """
     import torch
 
     from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.fit import fit_head as run_fit
-    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.fit import fit_dataset
+    from aqa_pipeline.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.plan import find_cache
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
@@ -129,25 +164,25 @@ def fit_head(
         if cache_folder
         else find_cache(project.cache / clips.name, clips.protocol)
     )
+    if exemplar_key:
+        clips = with_exemplar_key(clips, exemplar_key)
+    settings |= {"num_seeds": seeds, "learning_rate": lr}
     folder = project.runs / (run or clips.name)
     with progress("fit-head", unit="epochs") as advance:
-        result = run_fit(
+        metrics = fit_dataset(
             clips,
             cache,
             folder,
-            head_config=HeadConfig(num_groups=num_groups, aggregation=aggregation),  # type: ignore[arg-type]
-            fit_config=FitConfig(
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=lr,
-                weight_decay=weight_decay,
-                num_exemplars=num_exemplars,
-                validation_fraction=validation_fraction,
-                seed=seed,
-                num_seeds=seeds,
-            ),
+            head_config=HeadConfig(**_taken(settings, HeadConfig)),
+            fit_config=FitConfig(**_taken(settings, FitConfig)),
             device=torch.device("cpu"),
             advance=advance,
         )
-    show_metrics(project, folder, result.metrics, as_json=as_json)
+    show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")
+
+
+def _taken(settings: dict[str, Any], config: type) -> dict[str, Any]:
+    """The options that are fields of a configuration."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in settings.items() if name in names}

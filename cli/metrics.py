@@ -28,7 +28,7 @@ def show_metrics(
     folder : Path
         The run folder.
     metrics : dict
-        See :func:`aqa_pipeline.evaluate.measure`.
+        See :func:`aqa_pipeline.fit.fit_dataset`.
     as_json : bool
     ceiling : dict, optional
         Metrics of the best prediction there could be, where it is known (the demo).
@@ -36,12 +36,16 @@ def show_metrics(
     if as_json:
         extra = {"ceiling": ceiling} if ceiling else {}
         print_json({"run": project.shown(folder), **metrics, **extra})
-        return
-    heads = metrics["heads"]
-    count = len(metrics["seeds"])
-    rows = [_head_row(f"CoRe + GART, mean of {count} seed{'s' if count > 1 else ''}", heads)]
-    if count > 1:
-        rows.append(_plain_row(f"the {count} heads averaged", metrics["ensemble"]))
+    elif "parts" in metrics:
+        _show_averages(metrics)
+    else:
+        _show_run(metrics, ceiling)
+
+
+def _show_run(metrics: dict[str, Any], ceiling: dict[str, float] | None) -> None:
+    rows = [_head_row(f"{metrics['method']}, {_seeds(metrics)}", metrics["heads"])]
+    if len(metrics["seeds"]) > 1:
+        rows.append(_plain_row(f"its {len(metrics['seeds'])} heads averaged", metrics["ensemble"]))
     if "difficulty_alone" in metrics:
         rows.append(_plain_row("difficulty alone", metrics["difficulty_alone"]))
     if ceiling:
@@ -52,12 +56,40 @@ def show_metrics(
         title=f"{metrics['num_test']} test clips, {metrics['num_train']} training clips",
     )
     click.echo(f"protocol: {metrics['selection']}")
+    lowest = metrics["heads"].get("relative_l2_best_of_any_epoch")
+    if lowest:
+        mean = number(100 * sum(lowest) / len(lowest))
+        click.echo(f"R-l2 x100 at its own best epoch, also chosen on the test set: {mean}")
     exemplars = metrics["exemplars"]
     if exemplars["clips_with_nearest_key"]:
         click.echo(
             f"{exemplars['clips_with_nearest_key']} clip(s) have no exemplar of their "
             f"{' and '.join(exemplars['key'])}; the nearest one voted"
         )
+
+
+def _show_averages(metrics: dict[str, Any]) -> None:
+    rows = [
+        [row["category"] or "all", number(row["rho"]), number(_times_100(row["relative_l2"]))]
+        for row in metrics["categories"]
+    ]
+    average = metrics["average"]
+    if len(rows) > 1:
+        name = f"average ({metrics['rho_average']} for Spearman)"
+        rows.append([name, number(average["rho"]), number(_times_100(average["relative_l2"]))])
+    folds = len(metrics["parts"]) // len(metrics["categories"])
+    title = f"{metrics['method']}, {_seeds(metrics)}" + (f", {folds} folds" if folds > 1 else "")
+    print_table(["", "Spearman", "R-l2 x100"], rows, title=title)
+    click.echo(f"protocol: {metrics['selection']}")
+
+
+def _seeds(metrics: dict[str, Any]) -> str:
+    count = len(metrics["seeds"])
+    return f"seed {metrics['seeds'][0]}" if count == 1 else f"mean of {count} seeds"
+
+
+def _times_100(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def _head_row(name: str, heads: dict[str, Any]) -> list[str]:

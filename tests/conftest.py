@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -22,3 +23,20 @@ def i3d_weights() -> Path:
         return fetch_weights()
     except SetupError as error:
         pytest.skip(f"needs the published I3D weights: {error}")
+
+
+@pytest.fixture(scope="session")
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.fixture
+def one_thread(_torch_threads: int) -> Iterator[None]:
+    """For tiny matrices, where more threads only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(_torch_threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +14,22 @@ import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import CacheError, DataError
-from aqa_pipeline.evaluate import difficulty_alone, evaluate_run, predict_clips
+from aqa_pipeline.evaluate import (
+    difficulty_alone,
+    evaluate_folder,
+    evaluate_run,
+    predict_clips,
+)
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fit import FitResult, fit_head
+from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.snippets import window_positions
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(
@@ -37,7 +45,7 @@ PROTOCOL = Protocol(
 QUICK = FitConfig(epochs=10, num_seeds=2, batch_size=8, learning_rate=5e-3)
 
 
-def make_cache(root: Path, *, clips: int = 60, **columns: object) -> tuple[Manifest, FeatureCache]:
+def make_cache(root: Path, *, clips: int = 60, **columns: Any) -> tuple[Manifest, FeatureCache]:
     """Features in which the label is planted, cached as if extracted; the videos do not exist."""
     rng = np.random.default_rng(7)
     difficulty = rng.choice([2.0, 2.4, 3.0], clips)
@@ -109,7 +117,7 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
     assert history.groupby("seed")["epoch"].apply(list).tolist() == [list(range(1, 11))] * 2
     best = json.loads((folder / "config.json").read_text())["best_epoch"]
     for seed, epoch in enumerate(best):
-        own = history[history["seed"] == seed].set_index("epoch")["validation_rho"]
+        own = history[history["seed"] == seed].set_index("epoch")["selection_rho"]
         assert own[epoch] == own.max()
 
 
@@ -161,13 +169,118 @@ def test_one_seed_of_several_is_the_head_it_would_be_alone(tmp_path: Path) -> No
     )
 
 
+def dataset(root: Path, manifest: Manifest, cache: FeatureCache, **config: Any) -> dict[str, Any]:
+    quick = {"epochs": 2, "num_seeds": 2, "batch_size": 8}
+    head = HeadConfig(hidden=32, reduced_dim=8, **config.pop("head", {}))
+    return fit_dataset(
+        manifest,
+        cache,
+        root / "runs" / "all",
+        head_config=head,
+        fit_config=FitConfig(**{**quick, **config}),
+        device=CPU,
+    )
+
+
+def evaluated(root: Path, manifest: Manifest) -> dict[str, Any]:
+    return evaluate_folder(
+        root / "runs" / "all", lambda name: manifest, cache_root=root / "cache", device=CPU
+    )
+
+
 def test_no_split_or_one_sided_split_says_what_to_type(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path, split="")
     with pytest.raises(DataError, match=r"split = train or test; `aqa manifest split made-up`"):
-        fit(tmp_path, manifest, cache)
+        dataset(tmp_path, manifest, cache)
     manifest, cache = make_cache(tmp_path, split="train")
     with pytest.raises(DataError, match="no clip has split = test"):
-        fit(tmp_path, manifest, cache)
+        dataset(tmp_path, manifest, cache)
+
+
+@pytest.mark.parametrize("kind", ["gart", "mlp"])
+@pytest.mark.parametrize("mode", ["direct", "contrastive"])
+def test_every_method_of_the_paper_fits_and_evaluates_alike(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
+    manifest, cache = make_cache(tmp_path)
+    fitted = dataset(tmp_path, manifest, cache, head={"kind": kind, "mode": mode})
+    first = "CoRe" if mode == "contrastive" else "I3D"
+    assert fitted["method"] == f"{first} + {kind.upper()}"
+    assert evaluated(tmp_path, manifest) == fitted
+
+
+@pytest.mark.parametrize("recipe", ["official", "paper"])
+def test_every_recipe_fits_and_evaluates_alike(tmp_path: Path, recipe: str) -> None:
+    manifest, cache = make_cache(tmp_path)
+    fitted = dataset(tmp_path, manifest, cache, head={"recipe": recipe})
+    assert evaluated(tmp_path, manifest) == fitted
+
+
+def test_without_difficulty_any_two_clips_are_compared_by_their_scores(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path)
+    fitted = dataset(tmp_path, manifest, cache, use_difficulty=False)
+    run = read_run(tmp_path / "runs" / "all", device=CPU)
+    assert run.exemplars.key == ((),) * 45
+    np.testing.assert_array_equal(run.exemplars.label, run.exemplars.score)
+    assert evaluated(tmp_path, manifest) == fitted
+
+
+def test_the_literature_protocol_chooses_on_the_test_set_and_says_so(tmp_path: Path) -> None:
+    manifest, cache = make_cache(tmp_path)
+    fitted = dataset(tmp_path, manifest, cache, protocol="literature", epochs=6)
+    assert fitted["selection"] == "best epoch chosen on the test set (as in the literature)"
+    history = pd.read_csv(tmp_path / "runs" / "all" / "history.csv")
+    best = history.groupby("seed")["selection_rho"].max()
+    np.testing.assert_allclose(fitted["heads"]["rho"]["per_seed"], best, rtol=1e-9)
+    lowest = fitted["heads"]["relative_l2_best_of_any_epoch"]
+    assert all(np.array(lowest) <= fitted["heads"]["relative_l2"]["per_seed"])
+    assert evaluated(tmp_path, manifest) == fitted
+
+
+def test_categories_and_folds_get_runs_of_their_own_and_averages(tmp_path: Path) -> None:
+    folds = {
+        f"fold_{k}": ["test" if i % 3 == k - 1 else "train" for i in range(60)] for k in (1, 2, 3)
+    }
+    task = ["Knot Tying" if i < 30 else "Suturing" for i in range(60)]
+    columns: dict[str, Any] = {"category": task, **folds}
+    manifest, cache = make_cache(tmp_path, **columns)
+    protocol = dataclasses.replace(
+        PROTOCOL, per_category=True, fold_columns=tuple(folds), exemplar_key=("category",)
+    )
+    write_protocol(manifest.path.with_suffix(".toml"), protocol)
+    manifest = read_manifest(manifest.path)
+    fitted = dataset(tmp_path, manifest, cache)
+    assert [(row["category"], row["fold"]) for row in fitted["parts"]] == [
+        (name, fold) for name in ("Knot Tying", "Suturing") for fold in (1, 2, 3)
+    ]
+    assert {row["num_test"] for row in fitted["parts"]} == {10}
+    by_task = [
+        np.mean([row["rho"] for row in fitted["parts"] if row["category"] == name])
+        for name in ("Knot Tying", "Suturing")
+    ]
+    assert [row["rho"] for row in fitted["categories"]] == pytest.approx(by_task)
+    assert fitted["average"]["rho"] == pytest.approx(np.tanh(np.arctanh(by_task).mean()))
+    one = tmp_path / "runs" / "all" / "Knot_Tying" / "fold2"
+    assert read_run(one, device=CPU).config["part"]["split_column"] == "fold_2"
+    assert evaluated(tmp_path, manifest) == fitted
+
+
+def test_a_clip_is_judged_in_its_own_category_range(tmp_path: Path) -> None:
+    sport = ["vault" if i < 30 else "ski" for i in range(60)]
+    manifest, cache = make_cache(tmp_path, category=sport)
+    protocol = dataclasses.replace(
+        PROTOCOL, per_category=True, label_transform="range", exemplar_key=("category",),
+        label_ranges={"vault": (0.0, 90.0), "ski": (10.0, 80.0)}, score_range=100.0, epsilon=100.0,
+    )  # fmt: skip
+    write_protocol(manifest.path.with_suffix(".toml"), protocol)
+    manifest = read_manifest(manifest.path)
+    dataset(tmp_path, manifest, cache)
+    honest = read_run(tmp_path / "runs" / "all" / "vault", device=CPU)
+    label = honest.exemplars.label
+    assert (label.min(), label.max()) == pytest.approx((0, 100)), "the training scores' range"
+    dataset(tmp_path, manifest, cache, protocol="literature")
+    published = read_run(tmp_path / "runs" / "all" / "vault", device=CPU)
+    np.testing.assert_allclose(published.exemplars.label, published.exemplars.score / 0.9)
 
 
 def test_constant_labels_are_refused(tmp_path: Path) -> None:
@@ -190,7 +303,7 @@ def test_a_folder_that_is_no_run_or_a_damaged_one_is_one_sentence(
     root, _, _ = fitted
     with pytest.raises(DataError, match=r"not a run folder, it has no config\.json"):
         read_run(tmp_path, device=CPU)
-    for name, match in (("head.safetensors", "damaged"), ("exemplars.h5", "damaged")):
+    for name, match in (("head.safetensors", "damaged"), ("exemplars.h5", "train the head again")):
         copy = tmp_path / name
         copy.mkdir()
         for path in (root / "runs" / "r").iterdir():

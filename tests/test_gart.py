@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.gart import Gart, GroupTensors, TreeOutput, pair_loss, uniform_parameter
+from aqa_pipeline.gart import Gart, GroupTensors, TreeOutput, leaf_losses, uniform_parameter
 from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
 
 
@@ -176,7 +176,9 @@ def test_eq6_by_hand() -> None:
     log_prob = torch.tensor([[[0.25, 0.5], [0.75, 0.5]]]).log()  # (K=1, R=2, B=2)
     place = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])
     leaf, target = torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.5]])
-    classification, regression = pair_loss(TreeOutput(log_prob, place), leaf, target)
+    classification, regression = leaf_losses(
+        TreeOutput(log_prob, place), leaf, target, recipe="default"
+    )
     assert classification.tolist() == pytest.approx([-(math.log(0.75) + math.log(0.5)) / 2])
     assert regression.tolist() == pytest.approx([(0.4**2 + 0.1**2) / 2])
 
@@ -184,9 +186,40 @@ def test_eq6_by_hand() -> None:
 def test_eq6_a_perfect_head_has_no_loss_and_each_model_has_its_own() -> None:
     leaf, place = torch.tensor([[0, 2], [1, 1]]), torch.tensor([[0.2, 0.9], [0.5, 0.1]])
     output = certain(leaf, place, 4)
-    for part in pair_loss(output, leaf, place):
+    for part in leaf_losses(output, leaf, place, recipe="default"):
         assert part.tolist() == [0, 0]
     wrong = torch.tensor([[0, 2], [3, 3]])
-    classification, regression = pair_loss(output, wrong, place)
+    classification, regression = leaf_losses(output, wrong, place, recipe="default")
     assert classification.tolist() == [0, 50]
     assert regression[0] == 0 < regression[1]
+
+
+def test_eq6_as_printed_is_a_cross_entropy_over_every_leaf() -> None:
+    probability = torch.tensor([[0.2], [0.5], [0.3]])  # R=3 leaves, one pair
+    output = TreeOutput(probability.log()[None], torch.full((1, 3, 1), 0.5))
+    leaf, place = torch.tensor([[1]]), torch.tensor([[0.75]])
+    classification, regression = leaf_losses(output, leaf, place, recipe="paper")
+    expected = -(math.log(0.8) + math.log(0.5) + math.log(0.7))
+    assert classification.tolist() == pytest.approx([expected])
+    assert regression.tolist() == pytest.approx([0.0625])
+
+
+def test_eq6_as_printed_stays_finite_for_a_tree_that_is_sure_and_wrong() -> None:
+    leaf, place = torch.tensor([[0]]), torch.tensor([[0.5]])
+    output = certain(leaf, place, 4)
+    for part in leaf_losses(output, torch.tensor([[3]]), place, recipe="paper"):
+        assert torch.isfinite(part).all()
+
+
+def test_official_loss_sums_the_means_within_the_leaves() -> None:
+    leaf, place = torch.tensor([[0, 0, 2]]), torch.tensor([[0.5, 0.5, 0.5]])
+    output = TreeOutput(
+        torch.full((1, 3, 3), 1 / 3).log(),
+        torch.tensor([[[0.5, 0.9, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.8]]]),
+    )
+    classification, regression = leaf_losses(output, leaf, place, recipe="official")
+    assert classification.tolist() == pytest.approx([math.log(3)])
+    # Leaf 0: mean of 0 and 0.16; leaf 1: no pair; leaf 2: 0.09.
+    assert regression.tolist() == pytest.approx([0.08 + 0.09])
+    per_pair = leaf_losses(output, leaf, place, recipe="default")[1]
+    assert per_pair.tolist() == pytest.approx([(0.16 + 0.09) / 3])

@@ -7,20 +7,29 @@ import pytest
 import torch
 
 from aqa_pipeline.config import HeadConfig
-from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head, MeanSnippets, OrderedSnippets
+from aqa_pipeline.trunks import fit_trunk
 
 S, D = 3, 4
 
 
 def small_head(*seeds: int, **config: Any) -> Head:
+    return head_of(
+        HeadConfig(**{"num_groups": 4, "hidden": 6, "reduced_dim": 2, **config}), S, D, *seeds
+    )
+
+
+def head_of(config: HeadConfig, snippets: int, dim: int, *seeds: int) -> Head:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return Head(
-        HeadConfig(**{"num_groups": 4, "hidden": 6, "reduced_dim": 2, **config}),
-        num_snippets=S,
-        feature_dim=D,
-        groups=[Groups(np.array([-9.0, -2.0, 0.0, 2.0, 9.0]))] * len(seeds),
+        config,
+        num_snippets=snippets,
+        feature_dim=dim,
+        trunk=fit_trunk(
+            config, [np.arange(40) / 4.0] * len(seeds), score_range=30.0, generators=generators
+        ),
         epsilon=30.0,
-        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        generators=generators,
     )
 
 
@@ -29,14 +38,7 @@ def some_features(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_published_head_has_2510382_parameters() -> None:
-    head = Head(
-        HeadConfig(num_groups=16, hidden=256, aggregation="mean"),
-        num_snippets=10,
-        feature_dim=1024,
-        groups=[Groups(np.linspace(-30, 30, 17))],
-        epsilon=30.0,
-        generators=[torch.Generator()],
-    )
+    head = head_of(HeadConfig(num_groups=16, hidden=256, aggregation="mean"), 10, 1024, 0)
     assert sum(p.numel() for p in head.parameters()) == 2_510_382
 
 
@@ -116,7 +118,7 @@ def test_standardisation_can_be_left_out() -> None:
 def test_standardisation_is_saved_with_the_head_but_not_trained() -> None:
     head = small_head(1)
     trained = {name for name, _ in head.named_parameters()}
-    assert {"standardise.mean", "standardise.std", "groups.edges"} <= set(
+    assert {"standardise.mean", "standardise.std", "trunk.groups.edges"} <= set(
         head.state_dict()
     ) - trained
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,30 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aqa_pipeline import train as module
+from aqa_pipeline import selection
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.gart import GroupTensors, pair_loss
+from aqa_pipeline.gart import GroupTensors
 from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.metrics import spearman
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads, validation_rows
+from aqa_pipeline.training_loop import TrainingLoop
+from aqa_pipeline.trunks import GartTrunk
 from aqa_pipeline.vote import vote
 from tests.planted import planted_clips
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SMALL = HeadConfig(num_groups=4, hidden=16, reduced_dim=4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(clips: FeatureSet, head: HeadConfig = SMALL, **config: Any) -> TrainedHeads:
@@ -103,23 +97,24 @@ def test_each_model_holds_out_a_part_of_its_own() -> None:
 # --- one epoch -----------------------------------------------------------------------
 
 
-def loop_over(clips: FeatureSet, fit: list[list[int]], **config: Any) -> module._Loop:
+def loop_over(clips: FeatureSet, fit: list[list[int]], **config: Any) -> TrainingLoop:
     """The training loop of one model for each row of ``fit``."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(fit))]
+    groups = [Groups(np.array([-9.0, -2.0, 0.0, 2.0, 9.0]))] * len(fit)
     head = Head(
         SMALL,
         num_snippets=clips.features.shape[1],
         feature_dim=clips.features.shape[2],
-        groups=[Groups(np.array([-9.0, -2.0, 0.0, 2.0, 9.0]))] * len(fit),
+        trunk=GartTrunk(SMALL, groups, generators),
         epsilon=30.0,
         generators=generators,
     )
-    groups, _ = ExemplarKeys.of(clips.key).match(clips.key)
-    return module._Loop(
+    own_groups, _ = ExemplarKeys.of(clips.key).match(clips.key)
+    return TrainingLoop(
         head,
         torch.from_numpy(clips.features),
         clips,
-        groups,
+        own_groups,
         np.array(fit),
         FitConfig(**config),
         generators,
@@ -196,7 +191,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pairs(
                         label[[exemplar]].expand(2, 1),
                     )
                     delta = (label[query] - label[exemplar]).expand(2, 1)
-                    losses = pair_loss(head.tree(root), *head.groups.leaf_and_place(delta))
+                    losses = head.trunk.losses(root, delta)
                 expected[:, k] += [float(loss[k]) / (2 * len(rows)) for loss in losses]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
@@ -208,7 +203,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pairs(
 def test_a_planted_signal_is_learned(aggregation: Any) -> None:
     head = dataclasses.replace(SMALL, aggregation=aggregation, hidden=32)
     outcome = trained(planted_clips(100), head, epochs=40, num_seeds=2, learning_rate=3e-3)
-    assert min(outcome.validation_rho) > 0.9
+    assert min(outcome.selection_rho) > 0.9
     first, last = outcome.history[0], outcome.history[-2]
     assert last[2] < 0.6 * first[2], "the loss falls"
 
@@ -247,7 +242,7 @@ def test_two_equal_runs_are_equal_to_the_bit() -> None:
 def test_another_seed_is_another_head() -> None:
     clips = planted_clips(40)
     one, other = (weights(trained(clips, seed=seed)) for seed in (0, 1))
-    assert not torch.equal(one["tree.leaf_weight"], other["tree.leaf_weight"])
+    assert not torch.equal(one["trunk.tree.leaf_weight"], other["trunk.tree.leaf_weight"])
 
 
 def test_the_global_generators_stay_untouched() -> None:
@@ -268,7 +263,7 @@ def test_a_stack_of_models_equals_its_models_trained_alone(aggregation: Any) -> 
     for k in range(3):
         alone = trained(clips, head, seed=4 + k)
         assert stack.best_epoch[k] == alone.best_epoch[0]
-        assert stack.validation_rho[k] == pytest.approx(alone.validation_rho[0])
+        assert stack.selection_rho[k] == pytest.approx(alone.selection_rho[0])
         for name, value in weights(alone).items():
             torch.testing.assert_close(weights(stack)[name][k], value[0], rtol=1e-4, atol=1e-5)
         own = [row for row in stack.history if row[0] == 4 + k]
@@ -312,7 +307,8 @@ def test_history_has_a_row_for_each_model_and_epoch() -> None:
     ]
     for row in rows:
         assert row["loss"] == pytest.approx(row["classification"] + row["regression"])
-    assert outcome.head.groups.edges[:, [0, -1]].tolist() == [[-30, 30]] * 2
+    assert isinstance(outcome.head.trunk, GartTrunk)
+    assert outcome.head.trunk.groups.edges[:, [0, -1]].tolist() == [[-30, 30]] * 2
     assert outcome.head.epsilon == pytest.approx(planted_clips(40).label.max())
 
 
@@ -321,7 +317,7 @@ def test_each_model_is_kept_at_its_first_best_epoch() -> None:
     outcome = trained(clips, epochs=8, num_seeds=3)
     for k in range(3):
         rhos = [row[5] for row in outcome.history if row[0] == k]
-        assert outcome.validation_rho[k] == max(rhos)
+        assert outcome.selection_rho[k] == max(rhos)
         assert outcome.best_epoch[k] == 1 + int(np.argmax(rhos))
     assert max(outcome.best_epoch) > min(outcome.best_epoch), "the models differ"
     # Ending the training at a model's best epoch gives that very model.
@@ -344,10 +340,10 @@ def test_an_epoch_without_a_correlation_never_wins_over_one_with(
     rhos: list[float], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_rhos = iter(rhos)
-    monkeypatch.setattr(module, "spearman", lambda scores, predictions: next(given_rhos))
+    monkeypatch.setattr(selection, "spearman", lambda scores, predictions: next(given_rhos))
     outcome = trained(planted_clips(40), epochs=len(rhos))
     assert outcome.best_epoch == (best,)
-    np.testing.assert_equal(outcome.validation_rho, (rhos[best - 1],))
+    np.testing.assert_equal(outcome.selection_rho, (rhos[best - 1],))
 
 
 @pytest.mark.parametrize("num_exemplars", [3, None])
@@ -376,7 +372,7 @@ def test_the_correlation_that_chooses_is_that_of_votes_by_the_fit_part(
         )
         predicted = clips.take(rows).to_score(votes.mean()[k])
         rho = spearman(clips.score[rows], predicted)
-        assert outcome.validation_rho[k] == pytest.approx(rho)
+        assert outcome.selection_rho[k] == pytest.approx(rho)
 
 
 def test_a_validation_clip_without_its_like_is_compared_with_the_nearest() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from aqa_pipeline import vote as module
 from aqa_pipeline.heads import Head
 from aqa_pipeline.pairs import vote_exemplars
+from aqa_pipeline.trunks import GartTrunk
 from aqa_pipeline.vote import Votes, vote
 from tests.test_heads import D, S, small_head, some_features
 
@@ -40,12 +41,13 @@ def ask(head: Head, queries: Tensor = QUERIES, exemplars: Tensor = EXEMPLARS) ->
 @torch.no_grad()
 def one_vote(head: Head, model: int, query: Tensor, exemplar: int) -> tuple[float, int]:
     """Eq. 3, 4 and 7 for one pair and one head of the stack."""
+    assert isinstance(head.trunk, GartTrunk)
     label = POOL_LABEL[exemplar].expand(head.num_models, 1)
     query_half = head.halves(query[None]).query
     root = head.root(query_half, head.halves(POOL[exemplar][None]).exemplar, label)
-    log_prob, place = head.tree(root)
+    log_prob, place = head.trunk.tree(root)
     leaf = int(log_prob[model, :, 0].argmax())
-    edges = head.groups.edges[model]
+    edges = head.trunk.groups.edges[model]
     delta = edges[leaf] + float(place[model, leaf, 0]) * (edges[leaf + 1] - edges[leaf])
     return float(POOL_LABEL[exemplar] + delta), leaf
 

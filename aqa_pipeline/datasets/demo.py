@@ -48,7 +48,7 @@ from aqa_pipeline.protocol import write_protocol
 logger = logging.getLogger(__name__)
 
 #: Raised whenever the same configuration would give other pictures.
-PICTURE_VERSION = 1
+PICTURE_VERSION = 2
 
 #: MTL-AQA's protocol on small pictures. A sum of three marks is at most 30.
 PROTOCOL = Protocol(
@@ -58,6 +58,7 @@ PROTOCOL = Protocol(
     label_transform="raw",
     score_range=30.0,
     epsilon=30.0,
+    score_range_without_difficulty=100.0,
     source="rendered by aqa_pipeline.datasets.demo; window and labels as for MTL-AQA",
 )
 

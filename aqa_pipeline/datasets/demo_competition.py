@@ -187,8 +187,12 @@ def plan_competition(config: DemoConfig) -> list[JudgedDive]:
 
 
 def _draw_faults(kind: DiveKind, skill: float, rng: np.random.Generator) -> Faults:
-    """Small faults often, large ones seldom; fewer with skill, more with difficulty."""
-    severity = np.exp(-0.30 * skill + 0.22 * (kind.difficulty - 2.9))
+    """Small faults often, large ones seldom; fewer with skill, more with difficulty.
+
+    A dive's faults go together: a take-off that goes wrong spoils what comes after it.
+    """
+    how_it_went = rng.normal(0.0, 0.35)
+    severity = np.exp(-0.45 * skill + 0.22 * (kind.difficulty - 2.9) + how_it_went)
     rotation = float(np.clip(rng.normal(0, 9.5 * severity), -40, 40))
     splash = 0.10 + 0.012 * abs(rotation) + 0.16 * severity * rng.gamma(1.2)
     return Faults(

@@ -94,7 +94,7 @@ def render_shot(
     times = (np.arange(shot.frames) - shot.take_off_frame) / fps
     clock = rng.uniform(0, 100) + np.arange(shot.frames) / fps
     # Metres to pixels grow with the frame: the same field of view at any size.
-    zoom = min(width, height) / 128 * rng.uniform(25.0, 30.0)
+    zoom = min(width, height) / 128 * rng.uniform(31.0, 36.0)
     scales = zoom * (1 + _wander(rng, shot.frames, 0.012, fps))
     shake = np.stack([_wander(rng, shot.frames, 0.05, fps) for _ in "xy"], axis=1)
     shake += rng.normal(0, 0.006, shake.shape)

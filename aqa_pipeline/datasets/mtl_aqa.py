@@ -35,6 +35,7 @@ PROTOCOL = Protocol(
     label_transform="raw",
     score_range=30.0,
     epsilon=30.0,
+    score_range_without_difficulty=100.0,
     source="MTL-AQA, official split 0; window, labels and groups as in the published CoRe program",
 )
 

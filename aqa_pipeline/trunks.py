@@ -1,0 +1,200 @@
+"""Trunks: what stands on the root feature and gives a number.
+
+A trunk learns one *target* for each column of its batch: the score difference of a pair
+(contrastive heads) or the label of a clip (direct heads), in label points. Heads differ in
+their trunk alone.
+
+Conventions
+-----------
+K, H, B, R
+    As in :mod:`aqa_pipeline.gart`.
+target : Tensor of float64, shape=(K, B)
+    In label points.
+losses : Tensor, shape=(2, K)
+    Classification and regression, a mean over the batch; their sum is minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.gart import Gart, GroupTensors, leaf_losses, uniform_parameter
+from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
+
+
+class Value(NamedTuple):
+    """What a trunk predicts.
+
+    Attributes
+    ----------
+    target : Tensor of float64, shape=(K, B)
+    leaf : Tensor of int64, shape=(K, B)
+        Leaf of the tree it came from; -1 where there is no tree.
+    """
+
+    target: Tensor
+    leaf: Tensor
+
+
+class Trunk(nn.Module):
+    """Parent of the trunks."""
+
+    def losses(self, root: Tensor, target: Tensor) -> Tensor:
+        """Losses of root features (K, H, B) against targets (K, B); shape=(2, K)."""
+        raise NotImplementedError
+
+    def value(self, root: Tensor) -> Value:
+        """Predictions for root features, shape=(K, H, B)."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What :func:`trunk_from_settings` needs to build it again; plain values."""
+        raise NotImplementedError
+
+
+class GartTrunk(Trunk):
+    """The group-aware regression tree (Sec. 3.2)."""
+
+    def __init__(
+        self, config: HeadConfig, groups: Sequence[Groups], generators: Sequence[torch.Generator]
+    ) -> None:
+        super().__init__()
+        self.recipe = config.recipe
+        self.tree = Gart(
+            num_groups=config.num_groups,
+            hidden=config.hidden,
+            sigmoid=config.recipe == "paper",
+            generators=generators,
+        )
+        self.groups = GroupTensors(groups)
+
+    def losses(self, root: Tensor, target: Tensor) -> Tensor:
+        leaf, place = self.groups.leaf_and_place(target)
+        return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
+
+    def value(self, root: Tensor) -> Value:
+        return Value(*self.groups.delta(self.tree(root)))
+
+    def settings(self) -> dict[str, Any]:
+        return {"group_edges": self.groups.edges.tolist()}
+
+
+class MlpTrunk(Trunk):
+    """The two layers that make a 3-layer MLP of the root; mean squared error (Sec. 4.1).
+
+    It predicts the target with the training targets' mean and spread taken out, so that
+    the learning rate means the same whatever the points are.
+    """
+
+    centre: Tensor  # (K,) float64
+    spread: Tensor  # (K,) float64
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        centre: Sequence[float],
+        spread: Sequence[float],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.weight, self.bias, self.out_weight, self.out_bias = (
+            uniform_parameter(shape, fan_in=hidden, generators=generators)
+            for shape in ((hidden, hidden), (hidden, 1), (1, hidden), (1, 1))
+        )
+        self.register_buffer("centre", torch.tensor(centre, dtype=torch.float64))
+        self.register_buffer("spread", torch.tensor(spread, dtype=torch.float64))
+
+    def forward(self, root: Tensor) -> Tensor:
+        """Normalised target, (K, H, B) -> (K, B)."""
+        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
+        return torch.baddbmm(self.out_bias, self.out_weight, inner).squeeze(1)
+
+    def losses(self, root: Tensor, target: Tensor) -> Tensor:
+        wanted = ((target - self.centre[:, None]) / self.spread[:, None]).to(root.dtype)
+        regression = (self(root) - wanted).square().mean(dim=1)
+        return torch.stack([torch.zeros_like(regression), regression])
+
+    def value(self, root: Tensor) -> Value:
+        target = self.centre[:, None] + self.spread[:, None] * self(root).double()
+        return Value(target, torch.full_like(target, -1, dtype=torch.int64))
+
+    def settings(self) -> dict[str, Any]:
+        return {"centre": self.centre.tolist(), "spread": self.spread.tolist()}
+
+
+def fit_trunk(
+    config: HeadConfig,
+    targets: Sequence[npt.NDArray[np.float64]],
+    *,
+    score_range: float,
+    generators: Sequence[torch.Generator],
+) -> Trunk:
+    """A fresh trunk for the given training targets.
+
+    Parameters
+    ----------
+    config : HeadConfig
+    targets : sequence of ndarray of float64, one for each model
+        Differences of the unordered training pairs (contrastive), or the training labels
+        (direct).
+    score_range : float
+        Outer edge of symmetric groups, in label points.
+    generators : sequence of torch.Generator
+
+    Raises
+    ------
+    DataError
+        If all targets of a model are equal.
+    """
+    contrastive = config.mode == "contrastive"
+    if config.kind == "gart":
+        groups = [
+            Groups(_edges(config, own, contrastive=contrastive, score_range=score_range))
+            for own in targets
+        ]
+        return GartTrunk(config, groups, generators)
+    # Both orders of a pair are trained, so the mean difference is 0.
+    centre = [0.0 if contrastive else float(own.mean()) for own in targets]
+    spread = [
+        float(np.sqrt(np.mean((own - c) ** 2))) or 1.0
+        for own, c in zip(targets, centre, strict=True)
+    ]
+    return MlpTrunk(config, centre, spread, generators)
+
+
+def _edges(
+    config: HeadConfig,
+    targets: npt.NDArray[np.float64],
+    *,
+    contrastive: bool,
+    score_range: float,
+) -> npt.NDArray[np.float64]:
+    if not contrastive:
+        return eq5_edges(targets, num_groups=config.num_groups)
+    if config.recipe == "paper":
+        return eq5_edges(np.concatenate([targets, -targets]), num_groups=config.num_groups)
+    return symmetric_edges(targets, num_groups=config.num_groups, score_range=score_range)
+
+
+def trunk_from_settings(
+    config: HeadConfig, settings: dict[str, Any], generators: Sequence[torch.Generator]
+) -> Trunk:
+    """The trunk of a stored head, its parameters still to be loaded.
+
+    Raises
+    ------
+    KeyError
+        If the settings are those of another kind.
+    """
+    if config.kind == "gart":
+        groups = [Groups(np.array(edges)) for edges in settings["group_edges"]]
+        return GartTrunk(config, groups, generators)
+    return MlpTrunk(config, settings["centre"], settings["spread"], generators)
