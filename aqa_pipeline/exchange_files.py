@@ -112,7 +112,9 @@ def _of_mapping(path: Path, content: Mapping[Any, Any]) -> ForeignFeatures:
 def _as_ids(path: Path, values: Any) -> list[str]:
     items = values.tolist() if isinstance(values, np.ndarray) else values
     if not isinstance(items, list | tuple):
-        raise DataError(f"{path}: the clip ids are a {type(values).__name__}, expected a list")
+        raise DataError(
+            f"{path}: the clip ids are of type {type(values).__name__}, expected a list"
+        )
     ids = []
     for item in items:
         if isinstance(item, bytes):
@@ -121,8 +123,8 @@ def _as_ids(path: Path, values: Any) -> list[str]:
             item = str(item)
         if not isinstance(item, str):
             raise DataError(
-                f"{path}: clip id {item!r} is a {type(item).__name__}, expected text as in the "
-                "manifest"
+                f"{path}: clip id {item!r} is of type {type(item).__name__}, expected text as in "
+                "the manifest"
             )
         ids.append(item)
     if len(set(ids)) < len(ids):
@@ -140,7 +142,7 @@ def _of_stack(path: Path, value: Any) -> list[FeatureArray]:
                 "(clips, dim)"
             )
     elif not isinstance(value, list | tuple | np.ndarray):
-        raise DataError(f"{path}: features are a {type(value).__name__}, expected an array")
+        raise DataError(f"{path}: features are of type {type(value).__name__}, expected an array")
     if not len(value):
         raise DataError(f"{path}: it holds no features")
     return [_sequence(f"{path}: clip {row} (from 0)", item) for row, item in enumerate(value)]
