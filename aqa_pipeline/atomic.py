@@ -202,7 +202,7 @@ def stale_temporaries(
     stale = []
     for path in sorted(folder.glob(".tmp-*")):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or match["host"] != host_name() or _is_running(int(match["pid"])):
+        if match is None or match["host"] != host_name() or is_running(int(match["pid"])):
             continue
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime >= older_than_seconds:
@@ -210,7 +210,8 @@ def stale_temporaries(
     return stale
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is there; True where that cannot be asked."""
     if os.name == "nt":
         return True  # os.kill(pid, 0) is not a question there: it ends the process
     try:

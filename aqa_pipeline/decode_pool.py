@@ -11,13 +11,17 @@ Spawned processes, one container each, one decoder thread.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +32,7 @@ from pebble import ProcessExpired, ProcessPool
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.snippets import clamp_positions
+from aqa_pipeline.views import shifted_union
 
 _AHEAD = 2  #: clips a lane has in hand: one being decoded, one waiting
 _RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
@@ -44,11 +49,15 @@ class DecodeTask:
     video : Path
     positions : ndarray of int64, shape=(window_frames,)
         Before clamping, see :mod:`aqa_pipeline.snippets`.
+    shifts : tuple of int
+        Frames by which the window is moved: all these windows are decoded, each frame
+        once.
     pixels : PixelPreset
     index_folder : Path
         Where indexes of video files are remembered.
     strict_window : bool
-        Fail, instead of repeating frames, where the window reaches past the video.
+        Fail, instead of repeating frames, where the window reaches past the video;
+        shifted ones may.
     """
 
     clip_id: str
@@ -57,6 +66,12 @@ class DecodeTask:
     pixels: PixelPreset
     index_folder: Path
     strict_window: bool
+    shifts: tuple[int, ...] = (0,)
+
+    @property
+    def union(self) -> npt.NDArray[np.int64]:
+        """Positions of the frames that are decoded, ascending, shape=(m,)."""
+        return shifted_union(self.positions, self.shifts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +80,12 @@ class DecodedClip:
 
     Attributes
     ----------
-    frames : ndarray of uint8, shape=(window_frames, crop, crop, 3)
+    frames : ndarray of uint8, shape=(m, crop, crop, 3)
+        Those at the positions of :attr:`DecodeTask.union`.
     pts_seconds : ndarray of float64, shape=(window_frames,)
+        Of the window that is not shifted.
     num_clamped : int
-        Frames that are the first or last one repeated.
+        Frames of that window that are the video's first or last one repeated.
     video_frames : int
         Length of the whole video.
     """
@@ -119,8 +136,9 @@ def decode_clip(task: DecodeTask) -> DecodedClip:
             f"the video has {video_frames} frames (0 to {video_frames - 1})",
             stage="window",
         )
-    window = reader.read(frame_index)
-    return DecodedClip(window.frames, window.pts_seconds, num_clamped, video_frames)
+    union, _ = clamp_positions(task.union, video_frames=video_frames)
+    frames = reader.read(union).frames
+    return DecodedClip(frames, reader.index.pts_seconds(frame_index), num_clamped, video_frames)
 
 
 def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
@@ -134,9 +152,36 @@ def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
     return runs
 
 
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches the whole process group; the main process decides what stops when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _tie_to_parent() -> None:
+    """End this process as soon as its parent is gone, even in the middle of a hung decode."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait_for_its_end() -> None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=wait_for_its_end, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes and threads started inside never see Ctrl-C; this thread does, after it.
+
+    Ctrl-C reaches the whole process group, and the main process decides what stops when.
+    A worker cannot see to that itself: it would come too late for the seconds of its start.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Its start would let the signal through again in the middle of ours.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -172,7 +217,7 @@ class DecodePool:
         self._decode = decode
         context = get_context("spawn")
         self._lanes = [
-            _Lane(ProcessPool(max_workers=1, context=context, initializer=_ignore_interrupts))
+            _Lane(ProcessPool(max_workers=1, context=context, initializer=_tie_to_parent))
             for _ in range(workers)
         ]
 
@@ -194,9 +239,9 @@ class DecodePool:
         """Decode all runs; yields clips as they are done, each lane's in order.
 
         Decoding goes on while the caller works on what it was given, never more than a
-        few clips ahead of it.
+        few clips ahead of it. A run is only asked for when a lane is free for it.
         """
-        waiting = deque(runs)
+        waiting = iter(runs)
         while True:
             for lane in self._lanes:
                 self._fill(lane, waiting)
@@ -209,16 +254,17 @@ class DecodePool:
                 if outcome is not None:
                     yield outcome
 
-    def _fill(self, lane: _Lane, waiting: deque[Sequence[DecodeTask]]) -> None:
+    def _fill(self, lane: _Lane, waiting: Iterator[Sequence[DecodeTask]]) -> None:
         while len(lane.in_hand) < _AHEAD:
             if not lane.run:
-                if not waiting:
-                    return
-                lane.run = deque(waiting.popleft())
+                lane.run = deque(next(waiting, ()))
+            if not lane.run:
+                return
             self._schedule(lane, lane.run.popleft(), attempt=1)
 
     def _schedule(self, lane: _Lane, task: DecodeTask, *, attempt: int) -> None:
-        future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
+        with _interrupts_held():  # the first task starts the process
+            future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
         lane.in_hand.append((task, attempt, future))
 
     def _take(self, lane: _Lane) -> Decoded | None:

@@ -2,7 +2,10 @@
 
 Decoding runs in other processes and the network in this one. On a CPU the network's
 batch is one clip's snippets, always the same shape, so that no feature depends on which
-clips were extracted beside it.
+clips were extracted beside it; a view is a clip of its own to the network.
+
+Any number of processes may work through one manifest at once: a clip that another one
+has claimed (:mod:`aqa_pipeline.claims`) is left to it.
 
 Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 """
@@ -12,27 +15,40 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
 from aqa_pipeline.errors import ClipError
+from aqa_pipeline.extract_plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
 from aqa_pipeline.failures import Failure, FailureLog, read_failures
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fingerprint import Fingerprint, cache_folder, machine_facts
-from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.plan import LocatedClip, MissingClip, locate, video_index_folder, wanted
+from aqa_pipeline.fingerprint import ensure_cache, machine_facts
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.snippets import snippet_index
+from aqa_pipeline.views import cut_view
+
+__all__ = [
+    "Backbone",
+    "Encode",
+    "ExtractPlan",
+    "ExtractSummary",
+    "default_workers",
+    "extract",
+    "i3d_backbone",
+    "plan_extraction",
+]
 
 _log = logging.getLogger(__name__)
 
 _CLAMPS_TOLD = 5  #: more clamped clips than this are only counted
+_POLL_SECONDS = 1.0  #: between two looks at what another process has in hand
 
 #: Frames of one clip, uint8 (window_frames, crop, crop, 3), to snippet features, float32
 #: (snippets, dim).
@@ -41,38 +57,8 @@ Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 #: Loads the network; called only when there is a clip to extract.
 Backbone = Callable[[], Encode]
 
-
-@dataclass(frozen=True, eq=False)
-class ExtractPlan:
-    """What an extraction would do.
-
-    Attributes
-    ----------
-    manifest : Manifest
-    fingerprint : Fingerprint
-    folder : Path
-        The cache folder.
-    index_folder : Path
-    to_do : list of LocatedClip
-    missing : list of MissingClip
-        Clips whose video is not there or cannot be read.
-    failed_before : list of Failure
-        Clips that failed earlier with the same video and window; not tried again unless
-        asked.
-    num_cached : int
-    num_outdated : int
-        Clips of ``to_do`` that are cached for another video file or window.
-    """
-
-    manifest: Manifest
-    fingerprint: Fingerprint
-    folder: Path
-    index_folder: Path
-    to_do: list[LocatedClip]
-    missing: list[MissingClip]
-    failed_before: list[Failure]
-    num_cached: int
-    num_outdated: int
+#: Told ``(clips done, clips in all)``, failed ones included.
+Advance = Callable[[int, int], None]
 
 
 @dataclass
@@ -84,6 +70,8 @@ class ExtractSummary:
     folder : Path
     num_wanted, num_cached, num_extracted : int
         Clips of the manifest, those cached before, those added now.
+    num_elsewhere : int
+        Clips that another process added meanwhile.
     failures : list of Failure
         Of this and earlier runs, for clips of this manifest.
     clamped : dict of str to int
@@ -95,63 +83,14 @@ class ExtractSummary:
     num_wanted: int
     num_cached: int
     num_extracted: int = 0
+    num_elsewhere: int = 0
     failures: list[Failure] = field(default_factory=list)
     clamped: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
-
-def plan_extraction(
-    manifest: Manifest,
-    *,
-    cache_root: Path,
-    fingerprint: Fingerprint,
-    retry_failed: bool = False,
-) -> ExtractPlan:
-    """Compare a manifest with its cache.
-
-    Raises
-    ------
-    CacheError
-        The cache folder is damaged.
-    """
-    index_folder = video_index_folder(cache_root)
-    located, missing = locate(manifest, index_folder=index_folder)
-    folder = cache_folder(cache_root, manifest.name, fingerprint)
-    if not (folder / "fingerprint.json").exists():
-        return ExtractPlan(manifest, fingerprint, folder, index_folder, located, missing, [], 0, 0)
-    cache = FeatureCache.open(folder, fingerprint=fingerprint)
-    request = wanted(located)
-    is_cached = cache.cached(request)[:, 0]
-    is_outdated = cache.outdated(request)
-    known_failures = {} if retry_failed else read_failures(folder)
-    to_do, failed_before = [], []
-    for item, cached in zip(located, is_cached, strict=True):
-        failure = known_failures.get(item.clip.clip_id)
-        if cached:
-            continue
-        if (
-            failure
-            and failure.source_id == item.source_id
-            and (failure.frame_window == _frame_window(item))
-        ):
-            failed_before.append(failure)
-        else:
-            to_do.append(item)
-    return ExtractPlan(
-        manifest=manifest,
-        fingerprint=fingerprint,
-        folder=folder,
-        index_folder=index_folder,
-        to_do=to_do,
-        missing=missing,
-        failed_before=failed_before,
-        num_cached=int(is_cached.sum()),
-        num_outdated=int(is_outdated.sum()),
-    )
-
-
-def _frame_window(item: LocatedClip) -> tuple[int, int]:
-    return int(item.positions[0]), int(item.positions[-1]) + 1
+    @property
+    def num_done(self) -> int:
+        return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
 
 
 def default_workers() -> int:
@@ -164,12 +103,14 @@ def extract(
     *,
     backbone: Backbone,
     config: ExtractConfig,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    advance: Advance = lambda done, total: None,
 ) -> ExtractSummary:
     """Carry out a plan.
 
     Finished clips are flushed to the cache every so often and whenever the run ends, also
     by an exception or a signal: a second call goes on where this one stopped.
+
+    Clips that another process has in hand are waited for, and taken over should it die.
 
     Parameters
     ----------
@@ -192,78 +133,195 @@ def extract(
         num_cached=plan.num_cached,
         failures=list(plan.failed_before),
     )
-    done = plan.num_cached + len(plan.failed_before)
-    advance(done, summary.num_wanted)
-    sources = {item.clip.clip_id: item for item in plan.to_do}
-    with SegmentWriter(plan.folder, plan.fingerprint, config=config, machine=_facts()) as writer:
-        log = FailureLog(plan.folder)
-        for gone in plan.missing:
-            _note_failure(summary, log, gone.clip.clip_id, gone.error)
-            done += 1
-        advance(done, summary.num_wanted)
-        if not plan.to_do:
-            return summary
-        tasks = [
-            DecodeTask(
-                clip_id=item.clip.clip_id,
-                video=item.clip.video,
-                positions=item.positions,
-                pixels=PIXEL_PRESETS[plan.manifest.protocol.pixels],
-                index_folder=plan.index_folder,
-                strict_window=config.strict_window,
-            )
-            for item in plan.to_do
-        ]
-        encode = backbone()
-        workers = config.workers or default_workers()
-        with DecodePool(workers=workers, clip_timeout_seconds=config.clip_timeout_seconds) as pool:
-            for decoded in pool.decode(decode_runs(tasks)):
-                item = sources[decoded.task.clip_id]
-                try:
-                    writer.add(_encoded(decoded, item, encode))
-                except ClipError as error:
-                    _note_failure(summary, log, item.clip.clip_id, error, item, decoded.attempts)
-                else:
-                    summary.num_extracted += 1
-                    _note_clamped(summary, decoded)
-                done += 1
-                advance(done, summary.num_wanted)
+    advance(summary.num_done, summary.num_wanted)
+    if plan.num_outdated:
+        _log.warning(
+            "%d clips are cached for another video file or window: extracted again",
+            plan.num_outdated,
+        )
+    _note_missing(plan, summary)
+    advance(summary.num_done, summary.num_wanted)
+    if plan.to_do:
+        _Extraction(plan, summary, config, advance).run(backbone())
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _encoded(decoded: Decoded, item: LocatedClip, encode: Encode) -> ClipFeatures:
+def _note_missing(plan: ExtractPlan, summary: ExtractSummary) -> None:
+    if not plan.missing:
+        return
+    ensure_cache(plan.folder, plan.fingerprint)
+    log = FailureLog(plan.folder)
+    for gone in plan.missing:
+        failure = _failure(gone.clip.clip_id, gone.error)
+        known = plan.known_failures.get(gone.clip.clip_id)
+        if known is None or (known.source_id, known.error) != ("", failure.error):
+            log.append(failure)
+        summary.failures.append(failure)
+        _log.warning("clip %s failed: %s", gone.clip.clip_id, gone.error)
+
+
+class _Extraction:
+    """One process at work on a plan: what it has claimed, written, and left to others."""
+
+    def __init__(
+        self, plan: ExtractPlan, summary: ExtractSummary, config: ExtractConfig, advance: Advance
+    ) -> None:
+        self._plan = plan
+        self._summary = summary
+        self._config = config
+        self._advance = advance
+        self._items = {item.clip.clip_id: item for item in plan.to_do}
+        self._left_to_others: list[ClipToDo] = []
+        self._unwritten: list[str] = []  # keys of clips that only the writer's memory holds
+        self._writer = SegmentWriter(plan.folder, plan.fingerprint, config=config, machine=_facts())
+        self._log = FailureLog(plan.folder)
+        self._claims = Claims(plan.folder)
+        self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
+        planned_with = plan.cache.segments if plan.cache else []
+        self._known_segments = {segment.path for segment in planned_with}
+
+    def run(self, encode: Encode) -> None:
+        workers = self._config.workers or default_workers()
+        timeout = self._config.clip_timeout_seconds
+        to_do: Sequence[ClipToDo] = self._plan.to_do
+        # The writer ends first, so that what is done is on the disk before anything can
+        # take time; the claims end last, when nothing is left to be claimed.
+        with (
+            self._claims,
+            DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,
+            self._writer,
+        ):
+            while to_do:
+                self._left_to_others = []
+                for decoded in pool.decode(self._claimed_runs(to_do)):
+                    self._take(decoded, encode)
+                # Others may be waiting for what is only in memory here.
+                self._writer.flush()
+                self._give_back()
+                to_do = self._left_to_others
+                if to_do:
+                    _log.info("waiting for %d clips in the hands of other processes", len(to_do))
+                    time.sleep(_POLL_SECONDS)
+                    to_do = self._not_failed_elsewhere(to_do)
+
+    def _claimed_runs(self, to_do: Sequence[ClipToDo]) -> Iterator[list[DecodeTask]]:
+        """Runs of clips that are this process's to decode, claimed when they are asked for."""
+        for run in decode_runs([self._task(item) for item in to_do]):
+            claimed = []
+            for task in run:
+                item = self._items[task.clip_id]
+                if self._claims.take(item.key):
+                    claimed.append(item)
+                else:
+                    self._left_to_others.append(item)
+            # In this order: whoever had the clip before gave it back after writing it.
+            still_lacking = self._still_lacking(claimed)
+            if still_lacking:
+                yield [self._task(item) for item in still_lacking]
+
+    def _still_lacking(self, claimed: Sequence[ClipToDo]) -> list[ClipToDo]:
+        """What other processes have not written since the plan was made."""
+        self._cache.refresh()
+        segments = [s for s in self._cache.segments if s.path not in self._known_segments]
+        if not segments:
+            return list(claimed)
+        news = FeatureCache(self._cache.folder, self._cache.identity, segments)
+        rest = []
+        for item, lacking in zip(
+            claimed, lacking_views(news, claimed, self._plan.views), strict=True
+        ):
+            views = tuple(view for view in item.views if view in lacking)
+            if views:
+                self._items[item.clip.clip_id] = replace(item, views=views)
+                rest.append(self._items[item.clip.clip_id])
+            else:
+                self._claims.release([item.key])
+                self._summary.num_elsewhere += 1
+                self._tell()
+        return rest
+
+    def _not_failed_elsewhere(self, items: Sequence[ClipToDo]) -> list[ClipToDo]:
+        failures = read_failures(self._plan.folder)
+        rest = []
+        for item in items:
+            failure = failures.get(item.clip.clip_id)
+            is_new = failure != self._plan.known_failures.get(item.clip.clip_id)
+            if failure is not None and is_new and item.failed_as(failure):
+                self._summary.failures.append(failure)
+                self._tell()
+            else:
+                rest.append(item)
+        return rest
+
+    def _task(self, item: ClipToDo) -> DecodeTask:
+        return DecodeTask(
+            clip_id=item.clip.clip_id,
+            video=item.clip.video,
+            positions=item.positions,
+            pixels=PIXEL_PRESETS[self._plan.manifest.protocol.pixels],
+            index_folder=self._plan.index_folder,
+            strict_window=self._config.strict_window,
+            shifts=tuple(sorted({view.shift for view in item.views})),
+        )
+
+    def _take(self, decoded: Decoded, encode: Encode) -> None:
+        item = self._items[decoded.task.clip_id]
+        try:
+            features = _encoded(decoded, item, encode)
+            self._unwritten.append(item.key)
+            if self._writer.add(features):
+                self._give_back()
+        except ClipError as error:
+            failure = _failure(item.clip.clip_id, error, item, decoded.attempts)
+            self._log.append(failure)
+            self._claims.release([item.key])
+            self._summary.failures.append(failure)
+            _log.warning("clip %s failed: %s", item.clip.clip_id, error)
+        else:
+            self._summary.num_extracted += 1
+            _note_clamped(self._summary, decoded)
+        self._tell()
+
+    def _give_back(self) -> None:
+        self._claims.release(self._unwritten)
+        self._unwritten.clear()
+
+    def _tell(self) -> None:
+        self._advance(self._summary.num_done, self._summary.num_wanted)
+
+
+def _encoded(decoded: Decoded, item: ClipToDo, encode: Encode) -> ClipFeatures:
     if decoded.clip is None:
         raise decoded.error or ClipError(f"{item.clip.video}: not decoded", stage="decode")
+    task, frames = decoded.task, decoded.clip.frames
+    union = task.union
+    # One view after the other: the network's batch has the same shape for all of them.
+    features = [
+        encode(cut_view(frames, view, positions=task.positions, union=union)) for view in item.views
+    ]
     return ClipFeatures(
         clip_id=item.clip.clip_id,
         source_id=item.source_id,
         frame_index=item.positions,
         pts_seconds=decoded.clip.pts_seconds,
-        features=encode(decoded.clip.frames)[None],
+        features=np.stack(features),
+        view_names=tuple(view.name for view in item.views),
     )
 
 
-def _note_failure(
-    summary: ExtractSummary,
-    log: FailureLog,
-    clip_id: str,
-    error: ClipError,
-    item: LocatedClip | None = None,
-    attempts: int = 1,
-) -> None:
-    failure = Failure(
+def _failure(
+    clip_id: str, error: ClipError, item: ClipToDo | None = None, attempts: int = 1
+) -> Failure:
+    return Failure(
         clip_id=clip_id,
         source_id=item.source_id if item else "",
-        frame_window=_frame_window(item) if item else (0, 0),
+        frame_window=item.frame_window if item else (0, 0),
         stage=error.stage,
         error=str(error),
         detail=error.detail,
         attempts=attempts,
     )
-    log.append(failure)
-    summary.failures.append(failure)
-    _log.warning("clip %s failed: %s", clip_id, error)
 
 
 def _note_clamped(summary: ExtractSummary, decoded: Decoded) -> None:

@@ -6,6 +6,7 @@ content hash, remembered between runs) and the positions of its window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from aqa_pipeline.feature_cache import FeatureCache, WantedClips
 from aqa_pipeline.fingerprint import Fingerprint
 from aqa_pipeline.manifest import Clip, Manifest
 from aqa_pipeline.snippets import window_positions
+from aqa_pipeline.source import known_length, source_identity
 
 IntArray = npt.NDArray[np.int64]
 
 BACKBONE = "i3d"
+BACKBONE_DIM = 1024  #: as in :mod:`aqa_pipeline.i3d`, which would import torch
 
 
 def video_index_folder(cache_root: Path) -> Path:
@@ -53,7 +56,7 @@ class LocatedClip:
     ----------
     clip : Clip
     source_id : str
-        See :func:`aqa_pipeline.video.source_identity`.
+        See :func:`aqa_pipeline.source.source_identity`.
     positions : ndarray of int64, shape=(window_frames,)
         Before clamping.
     """
@@ -103,9 +106,6 @@ def locate(
     A video is read only the first time: to hash it, and, where a clip has no end_frame,
     to count its frames.
     """
-    # Imported here: a manifest whose clips have end frames never needs PyAV.
-    from aqa_pipeline.video import read_index, source_identity
-
     identities: dict[Path, str | ClipError] = {}
     lengths: dict[Path, int] = {}
     located, missing = [], []
@@ -120,8 +120,7 @@ def locate(
             if isinstance(identity, ClipError):
                 raise identity
             if clip.end_frame is None and clip.video not in lengths:
-                index = read_index(clip.video, index_folder=index_folder)
-                lengths[clip.video] = index.num_frames
+                lengths[clip.video] = _length(clip.video, index_folder=index_folder)
             positions = clip_positions(
                 manifest.protocol, clip, video_frames=lengths.get(clip.video)
             )
@@ -134,7 +133,17 @@ def locate(
     return located, missing
 
 
-def wanted(located: list[LocatedClip]) -> WantedClips:
+def _length(video: Path, *, index_folder: Path) -> int:
+    known = known_length(video, index_folder=index_folder)
+    if known is not None:
+        return known
+    # Imported here: PyAV is only needed for a video that was never looked into.
+    from aqa_pipeline.video import read_index
+
+    return read_index(video, index_folder=index_folder).num_frames
+
+
+def wanted(located: Sequence[LocatedClip]) -> WantedClips:
     """The clips as the cache is asked for them."""
     window = len(located[0].positions) if located else 0
     return WantedClips(
@@ -157,9 +166,12 @@ def find_cache(dataset_folder: Path, protocol: Protocol) -> FeatureCache:
     """
     folders = sorted(path.parent for path in dataset_folder.glob("*/fingerprint.json"))
     opened = [FeatureCache.open(folder) for folder in folders]
-    differing = {}
+    differing: dict[Path, list[str]] = {}
     for cache in opened:
         own = cache.identity.fingerprint
+        if cache.is_imported:
+            differing[cache.folder] = []  # whoever imported it knows how it was made
+            continue
         expected = fingerprint_of(protocol, weights_sha256=own.weights_sha256)
         differing[cache.folder] = [
             line

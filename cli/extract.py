@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
-from .console import print_json, print_table, progress
+from .console import print_json, print_table, progress, say
 from .options import (
     dry_run_option,
     json_option,
@@ -24,6 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from aqa_pipeline.extract import ExtractPlan, ExtractSummary
+    from aqa_pipeline.views import ViewSet
 
 SOME_FAILED = 3
 _FAILURES_SHOWN = 10
@@ -60,6 +63,30 @@ _FAILURES_SHOWN = 10
     "--strict-window", is_flag=True, help="A window past the end of its video is a failed clip."
 )
 @click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
+@click.option(
+    "--views",
+    type=click.Choice(["none", "flip", "full"]),
+    default=ExtractConfig.views,
+    help="Augmented copies to cache too: mirrored; or shifted as the protocol says and mirrored.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    default=None,
+    help="Only part I of N of the manifest; slurm: the parts of a job array.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    help="Where the work is done: here, or on a dask cluster.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    default=None,
+    help="Scheduler of the dask cluster, such as tcp://node1:8786.",
+)
 @dry_run_option
 @json_option
 @pass_project
@@ -74,50 +101,85 @@ def extract(
     flush_seconds: float,
     strict_window: bool,
     retry_failed: bool,
+    views: ViewSet,
+    shard: str | None,
+    backend: str,
+    scheduler: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Turn every clip of a manifest into I3D features, once.
 
     Clips that are in the cache already are not decoded again, so a run that was
-    interrupted goes on where it stopped. A clip that fails is written down and the others
-    go on; then the exit code is 3.
+    interrupted goes on where it stopped, and several may work on one manifest at once. A
+    clip that fails is written down and the others go on; then the exit code is 3.
     """
     from aqa_pipeline.extract import extract as run_extraction
-    from aqa_pipeline.extract import i3d_backbone, plan_extraction
+    from aqa_pipeline.extract import i3d_backbone
+    from aqa_pipeline.extract_plan import plan_extraction
     from aqa_pipeline.manifest import read_manifest
     from aqa_pipeline.plan import fingerprint_of
-    from aqa_pipeline.weights import find_weights, weights_info
+    from aqa_pipeline.shards import parse_shard
+    from aqa_pipeline.views import views_of
+    from aqa_pipeline.weights import find_weights, weights_identity
 
+    if (backend == "dask") != (scheduler is not None):
+        raise UsageError("--backend dask and --scheduler ADDRESS go together")
+    if backend == "dask" and shard:
+        raise UsageError("--backend dask makes its own shards; leave out --shard")
+    part = parse_shard(shard, os.environ) if shard else None
     config = ExtractConfig(
         workers=workers,
         clip_timeout_seconds=clip_timeout,
         flush_clips=flush_clips,
         flush_seconds=flush_seconds,
         strict_window=strict_window,
+        views=views,
     )
     clips = read_manifest(manifest_path(project, dataset, manifest))
     protocol = clips.protocol
     weights_path = find_weights(weights)
-    plan = plan_extraction(
-        clips,
-        cache_root=project.cache,
-        fingerprint=fingerprint_of(protocol, weights_sha256=weights_info(weights_path).sha256),
-        retry_failed=retry_failed,
-    )
-    if dry_run:
-        _show_plan(project, plan, as_json)
-        return
-    with progress("extract", unit="clips") as advance:
-        summary = run_extraction(
-            plan, backbone=i3d_backbone(weights_path, protocol), config=config, advance=advance
+    fingerprint = fingerprint_of(protocol, weights_sha256=weights_identity(weights_path))
+    if scheduler and not dry_run:
+        from aqa_pipeline.cluster import ClusterJob, extract_on_cluster
+
+        job = ClusterJob(
+            manifest_path=clips.path.absolute(),
+            cache_root=project.cache.absolute(),
+            weights=weights_path.absolute(),
+            fingerprint=fingerprint,
+            config=config,
+            retry_failed=retry_failed,
         )
+        with progress("extract", unit="shards") as advance:
+            summary = extract_on_cluster(job, scheduler=scheduler, advance=advance)
+    else:
+        plan = plan_extraction(
+            clips,
+            cache_root=project.cache,
+            fingerprint=fingerprint,
+            views=views_of(views, shift_frames=protocol.shift_frames),
+            shard=part,
+            retry_failed=retry_failed,
+        )
+        if part:
+            say(f"shard {part}: {len(plan.manifest)} of {len(clips)} clips")
+        if dry_run:
+            _show_plan(project, plan, as_json)
+            return
+        with progress("extract", unit="clips") as advance:
+            summary = run_extraction(
+                plan, backbone=i3d_backbone(weights_path, protocol), config=config, advance=advance
+            )
     _show_summary(project, summary, as_json)
     if summary.failures:
         raise click.exceptions.Exit(SOME_FAILED)
 
 
 def _show_plan(project: Project, plan: ExtractPlan, as_json: bool) -> None:
+    from aqa_pipeline.extract_plan import estimate
+
+    costs = estimate(plan)
     counts = {
         "clips": len(plan.manifest),
         "cached": plan.num_cached,
@@ -126,11 +188,37 @@ def _show_plan(project: Project, plan: ExtractPlan, as_json: bool) -> None:
         "failed_before": len(plan.failed_before),
         "video_missing": len(plan.missing),
     }
+    nearest = project.shown(costs.nearest) if costs.nearest else None
     if as_json:
-        print_json({"cache": project.shown(plan.folder), **counts})
+        result = {
+            "cache": project.shown(plan.folder),
+            "views": [view.name for view in plan.views],
+            **counts,
+            "new_bytes": costs.num_bytes,
+            "views_per_second": costs.views_per_second,
+            "seconds": costs.seconds,
+            "nearest_cache": nearest,
+            "differences": costs.differences,
+        }
+        print_json(result)
         return
     rows = [[name.replace("_", " "), str(count)] for name, count in counts.items()]
+    rows.append(["views of each clip", str(len(plan.views))])
+    rows.append(["new data", f"{costs.num_bytes / 1e6:.1f} MB"])
+    rows.append(["time on this machine", _duration(costs.seconds)])
     print_table(["would extract into", project.shown(plan.folder)], rows)
+    if nearest:
+        differing = "; ".join(costs.differences)
+        click.echo(f"nothing there yet; {nearest} was made with other settings: {differing}")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 120:
+        return f"about {seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 120 else f"about {seconds / 3600:.1f} h"
 
 
 def _show_summary(project: Project, summary: ExtractSummary, as_json: bool) -> None:
@@ -142,6 +230,7 @@ def _show_summary(project: Project, summary: ExtractSummary, as_json: bool) -> N
         ["clips wanted", str(summary.num_wanted)],
         ["cached before", str(summary.num_cached)],
         ["extracted", str(summary.num_extracted)],
+        ["by other processes meanwhile", str(summary.num_elsewhere)],
         ["with repeated frames", str(len(summary.clamped))],
         ["failed", str(len(summary.failures))],
     ]

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extract import ExtractSummary, extract, plan_extraction
+from aqa_pipeline.extract import Encode, ExtractSummary, extract
+from aqa_pipeline.extract_plan import estimate, plan_extraction
+from aqa_pipeline.failures import Failure, FailureLog
 from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.fingerprint import ensure_cache
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
-from aqa_pipeline.plan import find_cache, fingerprint_of, locate, wanted
+from aqa_pipeline.plan import BACKBONE_DIM, find_cache, fingerprint_of, locate, wanted
+from aqa_pipeline.shards import Shard
+from aqa_pipeline.views import views_of
 from tests.small_project import encode_numbers, fake_backbone, make_project
 from tests.videos import write_video
 
@@ -103,13 +111,16 @@ def test_bad_videos_fail_alone_and_are_not_tried_again_unless_asked(tmp_path: Pa
     assert (summary.num_extracted, summary.failures) == (2, [])
 
 
-def test_a_changed_video_or_window_is_extracted_again(tmp_path: Path) -> None:
+def test_a_changed_video_or_window_is_extracted_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     manifest = make_project(tmp_path, clips_per_video=2)
     run(manifest, tmp_path)
     before = load(manifest, tmp_path)
     manifest = edit(manifest, end_frame=[13, *manifest.clips["end_frame"].tolist()[1:]])
     summary = run(manifest, tmp_path)
     assert (summary.num_cached, summary.num_extracted) == (3, 1)
+    assert "1 clips are cached for another video file or window: extracted again" in caplog.text
     after = load(manifest, tmp_path)
     assert after["v0_0"] == [4, 12, 8] != before["v0_0"]
     write_video(tmp_path / "videos" / "v1.mp4", 31, size=(160, 128))
@@ -164,3 +175,117 @@ def test_a_network_that_gives_nonsense_fails_the_clip(tmp_path: Path) -> None:
     assert {failure.stage for failure in summary.failures} == {"network"}
     cache = FeatureCache.open(plan.folder)
     assert not cache.clip_ids()
+
+
+def test_a_missing_video_is_written_down_once(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=1)
+    (tmp_path / "videos" / "v0.mp4").unlink()
+    for _ in range(2):
+        assert len(run(manifest, tmp_path).failures) == 1
+    (log,) = (tmp_path / "cache" / "small").glob("*/failures-*.jsonl")
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_shards_together_are_the_whole_and_share_one_cache(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=3)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    for index in (1, 2):
+        plan = plan_extraction(
+            manifest,
+            cache_root=tmp_path / "cache",
+            fingerprint=fingerprint,
+            shard=Shard(index, 2),
+        )
+        assert {item.clip.video.name for item in plan.to_do} == {f"v{index - 1}.mp4"}
+        summary = extract(plan, backbone=fake_backbone, config=CONFIG)
+        assert (summary.num_wanted, summary.num_cached, summary.num_extracted) == (3, 0, 3)
+    assert run(manifest, tmp_path).num_cached == 6
+
+
+def test_what_another_process_wrote_since_the_plan_is_not_extracted_again(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+    run(manifest, tmp_path)
+    told: list[tuple[int, int]] = []
+    summary = extract(
+        plan, backbone=fake_backbone, config=CONFIG, advance=lambda *now: told.append(now)
+    )
+    assert (summary.num_cached, summary.num_elsewhere, summary.num_extracted) == (0, 4, 0)
+    assert told[-1] == (4, 4)
+
+
+def test_clips_in_another_process_hands_are_waited_for_and_its_failures_believed(
+    tmp_path: Path,
+) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+    fails, vanishes = plan.to_do[0], plan.to_do[1]
+    ensure_cache(plan.folder, fingerprint)
+    with Claims(plan.folder) as other:
+        assert other.take(fails.key)
+        assert other.take(vanishes.key)
+
+        def other_process(done: int, total: int) -> None:
+            if done == 2:  # all but the two
+                FailureLog(plan.folder).append(
+                    Failure("v0_0", fails.source_id, fails.frame_window, "decode", "a bad packet")
+                )
+                other.release([fails.key, vanishes.key])
+
+        summary = extract(plan, backbone=fake_backbone, config=CONFIG, advance=other_process)
+    assert summary.num_extracted == 3
+    assert [failure.error for failure in summary.failures] == ["a bad packet"]
+
+
+def test_the_estimate_counts_bytes_and_takes_the_rate_from_earlier_segments(
+    tmp_path: Path,
+) -> None:
+    manifest = make_project(tmp_path, clips_per_video=4)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(
+        manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint, shard=Shard(1, 2)
+    )
+    first = estimate(plan)
+    assert (first.seconds, first.nearest) == (None, None)
+
+    def slow() -> Encode:
+        def encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            time.sleep(0.2)
+            return encode_numbers(frames)
+
+        return encode
+
+    extract(plan, backbone=slow, config=ExtractConfig(workers=1, flush_clips=1))
+    flip = plan_extraction(
+        manifest,
+        cache_root=tmp_path / "cache",
+        fingerprint=fingerprint,
+        views=views_of("flip", shift_frames=0),
+    )
+    costs = estimate(flip)
+    assert costs.views_per_second == pytest.approx(5, rel=0.5)
+    # Half the clips need both views, the others the mirrored one; 3 numbers each.
+    assert costs.seconds == pytest.approx(12 / costs.views_per_second)  # type: ignore[operator]
+    before = sum(path.stat().st_size for path in plan.folder.glob("*.h5"))
+    extract(flip, backbone=fake_backbone, config=CONFIG)
+    written = sum(path.stat().st_size for path in plan.folder.glob("*.h5")) - before
+    assert costs.num_bytes < written < costs.num_bytes + 2 * 16_000
+
+
+def test_the_estimate_names_the_settings_that_differ_from_the_nearest_cache(
+    tmp_path: Path,
+) -> None:
+    manifest = make_project(tmp_path, clips_per_video=1)
+    run(manifest, tmp_path)
+    other = fingerprint_of(manifest.protocol, weights_sha256="11" * 32)
+    costs = estimate(plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=other))
+    assert costs.nearest is not None
+    assert costs.differences == ["weights_sha256: 111111111111 here, 000000000000 there"]
+
+
+def test_the_size_of_a_feature_is_that_of_the_network() -> None:
+    from aqa_pipeline.i3d import FEATURE_DIM
+
+    assert BACKBONE_DIM == FEATURE_DIM

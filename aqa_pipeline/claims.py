@@ -1,0 +1,177 @@
+"""Who is extracting which clip just now, so that two writers of one cache share the work.
+
+Advice, not locks: a cache is right without any of it. What claims save is extracting a
+clip twice. A claim is a hard link to its writer's *sign of life*, a small file whose
+modification time goes on as long as the writer lives:
+
+- making a link is one step, on NFS too: of two writers one gets the clip;
+- a writer that died, or lost its machine, stops touching the file, and all its claims
+  grow old with it. Another writer then takes the clip over by making the claim of the
+  next *generation*: again one step, so of two heirs one gets it.
+
+A clip is claimed before the cache is looked at for the last time, and given back once it
+is durable in a segment or in the list of failures. A writer that gets a claim therefore
+sees what the one before it did.
+
+Where there are no hard links, every claim succeeds, and work may be done twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aqa_pipeline.atomic import host_name, is_running, writer_name
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "claims"
+BEAT_SECONDS = 10.0
+#: A network file system may show another machine's times a minute late.
+LEASE_SECONDS = 180.0
+_FORGOTTEN_SECONDS = 86_400.0
+
+
+class Claims:
+    """The claims of one writer; a context manager.
+
+    Parameters
+    ----------
+    cache_folder : Path
+        It must exist.
+    lease_seconds : float
+        A writer that gave no sign of life for so long has lost its claims.
+    """
+
+    def __init__(self, cache_folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._folder = cache_folder / FOLDER
+        self._lease = lease_seconds
+        self._life = self._folder / f"{writer_name()}.alive"
+        self._held: dict[str, Path] = {}
+        self._stopped = threading.Event()
+        self._beat = threading.Thread(target=self._beat_on, name="claims", daemon=True)
+        self._works = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir(exist_ok=True)
+            self._life.write_text(_who(), encoding="utf-8")
+            self._works = True
+            self._forget_old()
+        except OSError as error:
+            self._give_up(error)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self.release(list(self._held))
+        with contextlib.suppress(OSError):
+            self._life.unlink(missing_ok=True)
+
+    def take(self, clip: str) -> bool:
+        """Claim a clip; False if another living writer has it.
+
+        Parameters
+        ----------
+        clip : str
+            Everything that identifies it: id, source and window.
+        """
+        if not self._works or clip in self._held:
+            return True
+        stem = hashlib.sha256(clip.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        generation = 0
+        while True:
+            path = self._folder / f"{stem}.{generation}"
+            try:
+                os.link(self._life, path)
+            except FileExistsError:
+                if not self._is_free(path):
+                    return False
+                generation += 1
+            except OSError as error:
+                self._give_up(error)
+                return True
+            else:
+                self._held[clip] = path
+                return True
+
+    def release(self, clips: Iterable[str]) -> None:
+        """Give clips back; those that are not held are left out."""
+        for clip in clips:
+            path = self._held.pop(clip, None)
+            if path is None:
+                continue
+            with contextlib.suppress(OSError):
+                # The oldest generation first: while one is left, the clip is not free.
+                for generation in range(int(path.suffix[1:]) + 1):
+                    path.with_suffix(f".{generation}").unlink(missing_ok=True)
+
+    def _is_free(self, path: Path) -> bool:
+        """Whether the writer of a claim is gone, or the claim is by now."""
+        try:
+            who = path.read_text(encoding="utf-8")
+            touched = path.stat().st_mtime
+        except FileNotFoundError:
+            return False  # given back a moment ago: free at the next try, from generation 0
+        except (OSError, ValueError):
+            return False
+        machine, _, pid = who.rpartition(" ")
+        if machine == _machine() and pid.isdecimal() and not is_running(int(pid)):
+            return True
+        return self._now() - touched > self._lease
+
+    def _now(self) -> float:
+        """The file system's time: clocks of machines differ, its own does not."""
+        try:
+            os.utime(self._life)
+            return self._life.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _beat_on(self) -> None:
+        while not self._stopped.wait(BEAT_SECONDS):
+            self._now()
+
+    def _forget_old(self) -> None:
+        """Remove what writers left that were killed long ago."""
+        now = self._now()
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _FORGOTTEN_SECONDS:
+                    path.unlink()
+
+    def _give_up(self, error: OSError) -> None:
+        self._works = False
+        logger.info(
+            "%s: no claims here (%s); a second process on this cache may do work twice",
+            self._folder,
+            error.strerror or error,
+        )
+
+
+def _who() -> str:
+    return f"{_machine()} {os.getpid()}"
+
+
+@cache
+def _machine() -> str:
+    """This machine since it was started, and this container: where a pid means something."""
+    parts = [host_name()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return "-".join(parts)

@@ -1,0 +1,98 @@
+"""Claims: one clip, one writer; what the dead leave behind is inherited once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from aqa_pipeline import claims as module
+from aqa_pipeline.claims import FOLDER, Claims
+
+
+def files(folder: Path, pattern: str = "*") -> list[str]:
+    return sorted(path.name for path in (folder / FOLDER).glob(pattern))
+
+
+def test_a_clip_belongs_to_one_living_writer_until_it_is_given_back(tmp_path: Path) -> None:
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert first.take("a")
+        assert first.take("a"), "its own claim is no obstacle"
+        assert not second.take("a")
+        assert second.take("b")
+        first.release(["a", "never claimed"])
+        assert second.take("a")
+    assert files(tmp_path) == []
+
+
+def test_what_a_killed_writer_had_is_free_at_once_on_its_machine(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib\n"
+        "from aqa_pipeline.claims import Claims\n"
+        "claims = Claims(pathlib.Path(sys.argv[1])).__enter__()\n"
+        "assert claims.take('a')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(files(tmp_path)) == 2
+    with Claims(tmp_path) as heir, Claims(tmp_path) as other:
+        assert heir.take("a")
+        assert not other.take("a"), "only one inherits"
+        heir.release(["a"])
+        assert len(files(tmp_path, "*.alive")) == 3
+        assert files(tmp_path, "*.[0-9]") == []
+        assert other.take("a")
+
+
+def test_a_silent_writer_of_another_machine_loses_its_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 3600)
+    with Claims(tmp_path, lease_seconds=100) as here:
+        with monkeypatch.context() as there:
+            there.setattr(module, "_who", lambda: "elsewhere 1")
+            far = Claims(tmp_path, lease_seconds=100).__enter__()
+        assert far.take("a")
+        assert not here.take("a"), "its process id means nothing here"
+        old = time.time() - 101
+        os.utime(far._life, (old, old))
+        assert here.take("a")
+
+
+def test_a_living_writer_goes_on_giving_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    with Claims(tmp_path) as writer:
+        os.utime(writer._life, (1, 1))
+        deadline = time.monotonic() + 10
+        while writer._life.stat().st_mtime == 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert writer._life.stat().st_mtime > 1
+
+
+def test_without_hard_links_everybody_gets_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Sequence[object]) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert first.take("a")
+        assert second.take("a")
+
+
+def test_leftovers_of_a_day_ago_are_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    old = tmp_path / FOLDER / "gone.0"
+    old.touch()
+    os.utime(old, (1, 1))
+    with Claims(tmp_path):
+        assert not old.exists()
