@@ -12,6 +12,7 @@ from aqa_pipeline.cache_upkeep import verify
 from aqa_pipeline.compaction import collect_garbage, compact
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.store import read_features
 from tests.cache_data import Clock, damage, make_clip, want, write
 
 
@@ -90,7 +91,7 @@ def test_garbage_with_a_manifest_is_what_it_does_not_want(tmp_path: Path) -> Non
 def test_compact_reads_every_segment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write(tmp_path, [make_clip(f"c{i}") for i in range(6)], flush_clips=2)
     read: list[Path] = []
-    real = compaction.read_features
+    real = read_features
 
     def counted(segment, **range_):  # type: ignore[no-untyped-def]
         read.append(segment.path)

@@ -109,7 +109,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "ids": ({"features": STACK, "clip_id": IDS[:2]}, "2 clip ids for features of 3 clips"),
     "twice": ({"features": STACK, "clip_id": ["a", "b", "a"]}, "clip id 'a' stands there twice"),
     "tuple ids": ({(1, 2): STACK[0]}, r"clip id \(1, 2\) is of type tuple, expected text"),
-    "no ids": ({"features": STACK, "clip_id": "abc"}, "the clip ids are of type str, expected a list"),
+    "no ids": (
+        {"features": STACK, "clip_id": "abc"},
+        "the clip ids are of type str, expected a list",
+    ),
     "number": ({"features": 3}, "features are of type int, expected an array"),
     "empty": ({}, "it holds no features"),
 }
