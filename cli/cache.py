@@ -71,7 +71,10 @@ def info(project: Project, folders: tuple[Path, ...], dataset: str | None, as_js
         print_json({"caches": [dataclasses.asdict(item) for item in told]})
         return
     for item in told:
+        fingerprint = item.identity.fingerprint
         rows = [
+            ["backbone", fingerprint.backbone],
+            ["pixels", fingerprint.pixels.name if fingerprint.pixels else "unknown (imported)"],
             ["clips", str(item.num_clips)],
             *([f"  view {name}", str(count)] for name, count in item.clips_of_view.items()),
             ["failed", str(item.num_failed)],

@@ -51,7 +51,11 @@ def test_info_of_every_cache_of_one_and_of_a_folder(folder: Path) -> None:
     ]
     lines = aqa("info", "--dataset", "dives").stdout.splitlines()
     assert lines[0].startswith(f"cache/dives/{folder.name}")
-    assert lines[1].split() == ["clips", "5"]
+    assert [line.split() for line in lines[1:4]] == [
+        ["backbone", "i3d"],
+        ["pixels", "kinetics"],
+        ["clips", "5"],
+    ]
 
 
 def test_info_of_nothing_is_2_and_of_no_cache_5(folder: Path) -> None:
@@ -128,6 +132,7 @@ def test_import_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = aqa(*command)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("imported into cache/small/swin-")
+    assert "unknown (imported)" in aqa("info").stdout
     exported = aqa("export", "out.h5", "--dataset", "small", "--json")
     assert json.loads(exported.stdout)["shape"] == [len(ids), 2, 3]
     expect(aqa("export", "out.txt", "--dataset", "small"), 4, "features are written to .npz")
