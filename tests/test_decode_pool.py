@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aqa_pipeline.atomic import is_running
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.decode_pool import (
     DecodedClip,
@@ -122,3 +125,39 @@ def test_errors_cross_the_process_border_whole(tmp_path: Path) -> None:
     assert result.error is not None
     assert result.error.stage == "open"
     assert "broken.mp4" in str(result.error)
+
+
+PARENT_OF_A_HUNG_WORKER = """
+import sys
+from aqa_pipeline.decode_pool import DecodePool
+from tests.test_decode_pool import hang_and_tell, task
+
+if __name__ == "__main__":
+    with DecodePool(workers=1, clip_timeout_seconds=100, decode=hang_and_tell) as pool:
+        list(pool.decode([[task("clip", sys.argv[1])]]))
+"""
+
+
+def hang_and_tell(work: DecodeTask) -> DecodedClip:
+    (work.video / "pid").write_text(str(os.getpid()))
+    time.sleep(100)
+    return empty_clip()
+
+
+def test_a_hung_worker_ends_with_its_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT_OF_A_HUNG_WORKER)
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    told = tmp_path / "pid"
+    deadline = time.monotonic() + 30
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int(told.read_text())
+    assert is_running(worker)
+    parent.kill()
+    parent.wait()
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
