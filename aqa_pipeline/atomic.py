@@ -220,4 +220,8 @@ def is_running(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        # "<pid> (<name>) <state> ...": a dead one that its parent has not asked for is Z.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
+    except OSError:
+        return True  # no /proc

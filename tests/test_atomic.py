@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from aqa_pipeline.atomic import atomic_file, is_temporary, writer_name
+from aqa_pipeline.atomic import atomic_file, is_running, is_temporary, writer_name
 
 
 def test_complete_and_on_the_disk_before_it_has_its_name(
@@ -58,3 +61,14 @@ def test_writer_names_have_three_parts_whatever_the_host(monkeypatch: pytest.Mon
     assert writer_name() != writer_name()
     assert is_temporary(Path(f".tmp-{writer_name()}--segment-1--2.h5"))
     assert not is_temporary(Path("segment-1.h5"))
+
+
+def test_a_dead_process_that_nobody_asked_for_does_not_run() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    child.stdout.read()  # type: ignore[union-attr]  # until it has ended
+    deadline = time.monotonic() + 10
+    while is_running(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(child.pid)
+    child.wait()
+    assert is_running(os.getpid())
