@@ -11,10 +11,11 @@ from .evaluate import evaluate
 from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
+from .report import report
 from .weights import weights
 
 
 def add_all(group: click.Group) -> None:
     """Add every command to the group."""
-    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate, doctor):
+    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate, report, doctor):
         group.add_command(command)

@@ -1,0 +1,235 @@
+"""Three clips of a run looked at closely: the best, the median and the worst (Fig. 8).
+
+The run folder holds no test features; they come from the project's cache, pictures from its
+videos. Either may be out of reach, and then a sentence says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.errors import AqaError, DataError
+from aqa_pipeline.evaluate import Predictions, predict_clips
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.manifest import Manifest, read_manifest
+from aqa_pipeline.plan import video_index_folder
+from aqa_pipeline.project import Project
+from aqa_pipeline.run_folder import Run, read_run
+from aqa_pipeline.run_record import RunRecord
+from aqa_pipeline.thumbnails import thumbnails
+from aqa_pipeline.tree_path import TreePath, tree_path
+
+_log = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Pictures of a clip; they fit side by side on a telephone.
+NUM_PICTURES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Rescored:
+    """A run with its test clips scored again, votes and all.
+
+    Attributes
+    ----------
+    run : Run
+    manifest : Manifest
+        With the protocol that the run was fitted with.
+    predictions : Predictions
+    """
+
+    run: Run
+    manifest: Manifest
+    predictions: Predictions
+
+    @property
+    def vote_scores(self) -> FloatArray:
+        """Every vote, shape=(K, Q, M), in points; NaN for none."""
+        scores = self.predictions.clips.to_score(np.moveaxis(self.predictions.votes.label, 1, 2))
+        return np.moveaxis(scores, 2, 1)
+
+    def vote_spread(self) -> FloatArray:
+        """Standard deviation of a clip's votes, mean over the heads, shape=(Q,), in points.
+
+        NaN for clips with fewer than 2 votes, such as all of a direct head.
+        """
+        scores = self.vote_scores
+        several = (~np.isnan(scores)).sum(axis=2).min(axis=0) >= 2
+        spread = np.full(len(self.predictions.clips), np.nan)
+        spread[several] = np.nanstd(scores[:, several], axis=2).mean(axis=0)
+        return spread
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one exemplar says of the query; scores in points, the rest in label points."""
+
+    exemplar: str
+    exemplar_score: float
+    exemplar_label: float
+    delta: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One clip, how it was judged and how the first head came to its score.
+
+    Attributes
+    ----------
+    title, clip_id, category : str
+    difficulty, score, prediction : float
+        ``prediction`` is the run's, the mean of all heads.
+    head_prediction : float
+        Of the first head, whose votes and path these are.
+    votes : tuple of Vote
+        Empty for a direct head.
+    shown : int
+        The vote whose tree path is shown: the median one.
+    path : TreePath or None
+        None for a head without a tree.
+    pictures : tuple of (str, list of str)
+        Caption and ``data:`` addresses: the query, then the exemplar of the path.
+    without_pictures : str
+        Why there are none, or nothing.
+    """
+
+    title: str
+    clip_id: str
+    category: str
+    difficulty: float
+    score: float
+    prediction: float
+    head_prediction: float
+    votes: tuple[Vote, ...]
+    shown: int
+    path: TreePath | None
+    pictures: tuple[tuple[str, list[str]], ...]
+    without_pictures: str
+
+    @property
+    def error(self) -> float:
+        return self.prediction - self.score
+
+
+def rescore(record: RunRecord, project: Project) -> Rescored:
+    """Score the clips of a run's ``predictions.csv`` again, to see the votes.
+
+    Raises
+    ------
+    AqaError
+        If the run, its manifest or its features cannot be read.
+    """
+    run = read_run(record.folder, device=torch.device("cpu"))
+    if record.predictions.empty:
+        raise DataError(f"{record.folder}: predictions.csv is missing or empty")
+    manifest = read_manifest(project.manifest_path(run.config["dataset"]))
+    # The protocol the head was fitted with, whatever the file says by now.
+    manifest = dataclasses.replace(manifest, protocol=run.protocol)
+    rows = manifest.clips.set_index("clip_id", drop=False)
+    wanted = record.predictions["clip_id"].tolist()
+    gone = sorted(set(wanted) - set(rows.index))
+    if gone:
+        raise DataError(f"{manifest.path}: {len(gone)} clips of the run are gone, as {gone[0]!r}")
+    rows = rows.loc[wanted]
+    cache = FeatureCache.open(project.cache / manifest.name / run.config["cache"]["folder"])
+    features = load_features(manifest, cache, wanted)
+    predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
+    return Rescored(run, manifest, predictions)
+
+
+def cases(rescored: Rescored, project: Project) -> list[Case]:
+    """The best, the median and the worst clip by absolute error; fewer if there are fewer."""
+    error = np.abs(rescored.predictions.score - rescored.predictions.clips.score)
+    order = np.argsort(error, kind="stable")[: np.isfinite(error).sum()]  # NaN comes last
+    if not len(order):
+        return []
+    places = {"Best clip": 0, "Median clip": len(order) // 2, "Worst clip": len(order) - 1}
+    found: dict[int, Case] = {}
+    for title, place in places.items():
+        row = int(order[place])
+        if row not in found:
+            found[row] = _case(title, row, rescored, project)
+    return list(found.values())
+
+
+def _case(title: str, row: int, rescored: Rescored, project: Project) -> Case:
+    run, predictions = rescored.run, rescored.predictions
+    clips, pool = predictions.clips, run.exemplars
+    query = torch.from_numpy(clips.features[row])
+    votes: list[Vote] = []
+    path, shown, exemplar = None, 0, -1
+    if run.head.is_contrastive:
+        rows = [int(i) for i in predictions.exemplars[row] if i >= 0]
+        labels = predictions.votes.label[0, row]
+        votes = [
+            Vote(
+                exemplar=pool.clip_id[i],
+                exemplar_score=float(pool.score[i]),
+                exemplar_label=float(pool.label[i]),
+                delta=float(labels[m] - pool.label[i]),
+                score=float(clips.offset[row] + clips.scale[row] * labels[m]),
+            )
+            for m, i in enumerate(rows)
+        ]
+        if votes:
+            by_score = sorted(range(len(votes)), key=lambda m: votes[m].score)
+            shown = by_score[len(votes) // 2]
+            exemplar = rows[shown]
+    if run.head.config.kind == "gart":
+        if exemplar >= 0:
+            path = tree_path(
+                run.head,
+                query,
+                exemplar=torch.from_numpy(pool.features[exemplar]),
+                exemplar_label=votes[shown].exemplar_label,
+            )
+        elif not run.head.is_contrastive:
+            path = tree_path(run.head, query)
+    wanted = [("query", clips.clip_id[row])]
+    if exemplar >= 0:
+        wanted.append(("exemplar", pool.clip_id[exemplar]))
+    pictures, without = _pictures(wanted, rescored, project)
+    return Case(
+        title=title,
+        clip_id=clips.clip_id[row],
+        category=clips.category[row],
+        difficulty=float(clips.difficulty[row]),
+        score=float(clips.score[row]),
+        prediction=float(predictions.score[row]),
+        head_prediction=float(predictions.per_head[0, row]),
+        votes=tuple(votes),
+        shown=shown,
+        path=path,
+        pictures=pictures,
+        without_pictures=without,
+    )
+
+
+def _pictures(
+    wanted: list[tuple[str, str]], rescored: Rescored, project: Project
+) -> tuple[tuple[tuple[str, list[str]], ...], str]:
+    manifest = rescored.manifest
+    clips = {clip.clip_id: clip for clip in manifest.clip_list()}
+    index_folder = video_index_folder(project.cache)
+    strips = []
+    for role, clip_id in wanted:
+        if clip_id not in clips:
+            return (), f"the manifest no longer has the clip {clip_id!r}"
+        try:
+            frames = thumbnails(
+                clips[clip_id], manifest.protocol, count=NUM_PICTURES, index_folder=index_folder
+            )
+        except AqaError as error:
+            _log.info("no pictures of %s: %s", clip_id, error)
+            return (), f"the video of {clip_id!r} cannot be read"
+        strips.append((f"{role} {clip_id}", frames))
+    return tuple(strips), ""

@@ -1,0 +1,308 @@
+"""A run, or several side by side, as one page that needs nothing else.
+
+The page is one HTML file: figures are SVG inside it, pictures are data, there is no script,
+and its own policy forbids the browser to load anything. What a run does not have (a tree,
+votes, a history, reachable videos) is left out. Equal runs give an equal page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from aqa_pipeline import __version__
+from aqa_pipeline.case_study import Case, cases, rescore
+from aqa_pipeline.errors import AqaError
+from aqa_pipeline.files import write_text_atomically
+from aqa_pipeline.project import Project
+from aqa_pipeline.report_drawings import (
+    Drawing,
+    comparison_drawings,
+    prediction_drawings,
+    rescored_drawings,
+    training_drawings,
+    tree_drawing,
+)
+from aqa_pipeline.run_record import ParentRecord, RunRecord, read_record
+
+#: Lists longer than this are only counted in the table of settings.
+_MAX_LISTED = 16
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of the table of metrics; R-l2 not yet multiplied by 100."""
+
+    name: str
+    rho: float | None = None
+    rho_std: float | None = None
+    rho_interval: tuple[float, float] | None = None
+    relative_l2: float | None = None
+    relative_l2_std: float | None = None
+    relative_l2_interval: tuple[float, float] | None = None
+    kendall_tau: float | None = None
+    l2: float | None = None
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """All that the page says of one run."""
+
+    anchor: str
+    record: RunRecord
+    headline: MetricRow
+    rows: list[MetricRow]
+    notes: list[str]
+    drawings: list[Drawing]
+    cases: list[tuple[Case, Drawing | None]]
+    missing: str
+    settings: list[tuple[str, str]]
+
+    @property
+    def has_tree(self) -> bool:
+        return any(tree for _, tree in self.cases)
+
+
+@dataclass(frozen=True)
+class ParentSection:
+    """A folder of runs: their averages, what compares them, and each of them."""
+
+    anchor: str
+    record: ParentRecord
+    headline: MetricRow
+    categories: list[MetricRow]
+    drawings: list[Drawing]
+    parts: list[RunSection]
+
+
+Section = RunSection | ParentSection
+
+
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    project: Project,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Write the page of one or more runs.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Run folders, or folders of runs (one a category or fold).
+    out : Path
+        Replaced in one step.
+    project : Project
+        Its manifests, caches and videos give votes, tree paths and pictures, where they
+        are still there.
+    advance : callable
+        Told ``(runs done, runs in all)``.
+
+    Returns
+    -------
+    list of dict
+        The headline numbers of each of ``folders``: plain values.
+
+    Raises
+    ------
+    DataError
+        If a folder is not a run.
+    SetupError
+        If the page cannot be written.
+    """
+    folders = list({folder.resolve(): folder for folder in folders}.values())
+    # All are read first: a mistyped name should not cost the drawing of the others.
+    records = [
+        read_record(folder, name=name)
+        for folder, name in zip(folders, _short_names(folders), strict=True)
+    ]
+    total = sum(len(r.parts) if isinstance(r, ParentRecord) else 1 for r in records)
+    done = itertools.count(1)
+    sections = [
+        _section(record, f"run{number}", project, lambda: advance(next(done), total))
+        for number, record in enumerate(records, start=1)
+    ]
+    environment = Environment(
+        loader=PackageLoader("aqa_pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html").render(
+        sections=sections,
+        comparison=comparison_drawings(list(_leaves(records)), "all") if len(sections) > 1 else [],
+        selections=sorted({section.record.selection for section in sections}),
+        is_parent=lambda section: isinstance(section, ParentSection),
+        version=__version__,
+    )
+    write_text_atomically(out, page)
+    return [_headline(section) for section in sections]
+
+
+def _headline(section: Section) -> dict[str, Any]:
+    row, record = section.headline, section.record
+    return {
+        "run": str(record.folder),
+        "method": record.method,
+        "selection": record.selection,
+        "rho": row.rho,
+        "rho_interval_95": row.rho_interval,
+        "relative_l2": row.relative_l2,
+        "relative_l2_interval_95": row.relative_l2_interval,
+    }
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path; as many parts as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _leaves(records: Iterable[RunRecord | ParentRecord]) -> Iterator[RunRecord]:
+    for record in records:
+        if isinstance(record, ParentRecord):
+            for part in record.parts:
+                yield dataclasses.replace(part, name=f"{record.name}/{part.name}")
+        else:
+            yield record
+
+
+def _section(
+    record: RunRecord | ParentRecord, anchor: str, project: Project, step: Callable[[], None]
+) -> Section:
+    if isinstance(record, RunRecord):
+        return _run_section(record, anchor, project, step)
+    parts = [
+        _run_section(part, f"{anchor}-{number}", project, step)
+        for number, part in enumerate(record.parts, start=1)
+    ]
+    average = record.metrics.get("average", {})
+    categories = [row for row in record.metrics.get("categories", []) if row["category"]]
+    return ParentSection(
+        anchor=anchor,
+        record=record,
+        headline=_plain_row("average", average),
+        categories=[_plain_row(row["category"], row) for row in categories],
+        drawings=comparison_drawings(record.parts, anchor),
+        parts=parts,
+    )
+
+
+def _run_section(
+    record: RunRecord, anchor: str, project: Project, step: Callable[[], None]
+) -> RunSection:
+    rows = _metric_rows(record)
+    drawings = [*prediction_drawings(record, anchor), *training_drawings(record, anchor)]
+    studied: list[tuple[Case, Drawing | None]] = []
+    missing = ""
+    try:
+        rescored = rescore(record, project)
+        drawings += rescored_drawings(record, rescored, anchor)
+        studied = [
+            (case, tree_drawing(case, f"{anchor}-case{number}"))
+            for number, case in enumerate(cases(rescored, project), start=1)
+        ]
+    except AqaError as error:
+        missing = str(error)
+    step()
+    return RunSection(
+        anchor=anchor,
+        record=record,
+        headline=rows[0] if rows else MetricRow(record.name),
+        rows=rows,
+        notes=_notes(record),
+        drawings=drawings,
+        cases=studied,
+        missing=missing,
+        settings=list(_flattened(record.config)),
+    )
+
+
+def _metric_rows(record: RunRecord) -> list[MetricRow]:
+    heads = record.metrics.get("heads")
+    rows = []
+    if heads:
+        count = len(record.metrics.get("seeds", [])) or 1
+        rho, relative_l2 = heads["rho"], heads["relative_l2"]
+        rows.append(
+            MetricRow(
+                name=record.method if count == 1 else f"{record.method}, mean of {count} heads",
+                rho=rho["mean"],
+                rho_std=rho.get("std"),
+                rho_interval=rho.get("interval_95"),
+                relative_l2=relative_l2["mean"],
+                relative_l2_std=relative_l2.get("std"),
+                relative_l2_interval=relative_l2.get("interval_95"),
+                kendall_tau=heads.get("kendall_tau", {}).get("mean"),
+                l2=heads.get("l2", {}).get("mean"),
+            )
+        )
+        if count > 1 and "ensemble" in record.metrics:
+            rows.append(_plain_row(f"the {count} heads averaged", record.metrics["ensemble"]))
+        any_epoch = heads.get("relative_l2_best_of_any_epoch")
+        if any_epoch:
+            mean = float(np.mean(any_epoch))
+            rows.append(MetricRow("lowest R-ℓ2 of any epoch, as published", relative_l2=mean))
+    if "difficulty_alone" in record.metrics:
+        rows.append(
+            _plain_row("difficulty alone, without a look", record.metrics["difficulty_alone"])
+        )
+    return rows
+
+
+def _plain_row(name: str, values: Mapping[str, float | None]) -> MetricRow:
+    return MetricRow(name, rho=values.get("rho"), relative_l2=values.get("relative_l2"))
+
+
+def _notes(record: RunRecord) -> list[str]:
+    exemplars = record.metrics.get("exemplars", {})
+    key = " and ".join(exemplars.get("key", [])) or "key"
+    notes = []
+    if exemplars.get("clips_with_fewer"):
+        notes.append(
+            f"{exemplars['clips_with_fewer']} test clips have fewer than "
+            f"{exemplars['asked']} exemplars of their {key}; the vote is shorter."
+        )
+    if exemplars.get("clips_with_nearest_key"):
+        notes.append(
+            f"{exemplars['clips_with_nearest_key']} test clips have no exemplar of their {key}; "
+            "the nearest one voted."
+        )
+    return notes
+
+
+def _flattened(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as ``fit.epochs`` and a text; long lists are counted."""
+    for name, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flattened(item, f"{prefix}{name}.")
+        elif isinstance(item, list) and _count(item) > _MAX_LISTED:
+            yield f"{prefix}{name}", f"({_count(item)} values)"
+        elif isinstance(item, list):
+            yield f"{prefix}{name}", ", ".join(map(str, item)) or "none"
+        else:
+            yield f"{prefix}{name}", "not set" if item is None or item == {} else str(item)
+
+
+def _count(value: Any) -> int:
+    return sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+def _number(value: float | None, digits: int = 4, factor: float = 1.0) -> str:
+    """A number for the page; a dash where it is not defined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value * factor:.{digits}f}".replace("-", "−")

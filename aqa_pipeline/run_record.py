@@ -1,0 +1,152 @@
+"""What a run folder says of itself, read without building its head.
+
+Everything but ``config.json`` may be missing, and then is empty: a run of an older or newer
+version, or one that was interrupted, can still be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.run_folder import FORMAT
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """One fitted run as its files describe it.
+
+    Attributes
+    ----------
+    folder : Path
+    name : str
+        To be shown.
+    config, metrics : dict
+        Of ``config.json`` and ``metrics.json``.
+    predictions, history : DataFrame
+        Of ``predictions.csv`` and ``history.csv``.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    history: pd.DataFrame
+
+    @property
+    def method(self) -> str:
+        return str(self.config.get("method", "CoRe + GART"))
+
+    @property
+    def selection(self) -> str:
+        """How the epoch was chosen; it belongs to every number."""
+        either = self.metrics.get("selection") or self.config.get("selection")
+        return str(either or "not recorded how the epoch was chosen")
+
+
+@dataclass(frozen=True, eq=False)
+class ParentRecord:
+    """A folder of runs, one for each category or fold, with their averages.
+
+    Attributes
+    ----------
+    folder : Path
+    name : str
+    metrics : dict
+        See :func:`aqa_pipeline.averages.average_parts`; empty where they were not written.
+    parts : tuple of RunRecord
+    """
+
+    folder: Path
+    name: str
+    metrics: dict[str, Any]
+    parts: tuple[RunRecord, ...]
+
+    @property
+    def method(self) -> str:
+        return str(self.metrics.get("method", self.parts[0].method))
+
+    @property
+    def selection(self) -> str:
+        return str(self.metrics.get("selection", self.parts[0].selection))
+
+
+def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentRecord:
+    """Read a run folder, or a folder of runs.
+
+    Raises
+    ------
+    DataError
+        If it is neither, or a file in it is damaged.
+    """
+    name = name or folder.absolute().name
+    if (folder / "config.json").is_file():
+        return _run(folder, name)
+    parts = sorted(
+        (path.parent for path in folder.glob("*/**/config.json")), key=lambda p: _natural(str(p))
+    )
+    if not parts:
+        raise DataError(
+            f"{folder}: not a run folder, it has no config.json, nor has any folder in it; "
+            "`aqa fit-head` makes one"
+        )
+    return ParentRecord(
+        folder=folder,
+        name=name,
+        metrics=_json(folder / "metrics.json"),
+        parts=tuple(_run(part, part.relative_to(folder).as_posix()) for part in parts),
+    )
+
+
+def _run(folder: Path, name: str) -> RunRecord:
+    config = _json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise DataError(
+            f"{folder / 'config.json'}: format {config.get('format')!r}, expected {FORMAT!r}"
+        )
+    return RunRecord(
+        folder=folder,
+        name=name,
+        config=config,
+        metrics=_json(folder / "metrics.json"),
+        predictions=_csv(folder / "predictions.csv", texts=("clip_id", "category")),
+        history=_csv(folder / "history.csv"),
+    )
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """fold2 before fold10."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece)
+            for piece in re.split(r"(\d+)", text)]  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _csv(path: Path, *, texts: tuple[str, ...] = ()) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(texts, str))
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    for name in texts:
+        if name in table:
+            table[name] = table[name].fillna("")
+    return table
