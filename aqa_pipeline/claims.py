@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from aqa_pipeline.atomic import host_name, is_running, writer_name
+from aqa_pipeline.atomic import host_name, is_running, storage_error, writer_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class Claims:
         It must exist.
     lease_seconds : float
         A writer that gave no sign of life for so long has lost its claims.
+
+    Raises
+    ------
+    SetupError
+        On entering: the folder cannot be written, so that segments could not be either.
     """
 
     def __init__(self, cache_folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
@@ -64,10 +69,11 @@ class Claims:
         try:
             self._folder.mkdir(exist_ok=True)
             self._life.write_text(_who(), encoding="utf-8")
-            self._works = True
             self._forget_old()
         except OSError as error:
-            self._give_up(error)
+            # Better now than when the first segment is to be written.
+            raise storage_error(error, self._life) from error
+        self._works = True
         self._beat.start()
         return self
 

@@ -14,6 +14,7 @@ import pytest
 
 from aqa_pipeline import claims as module
 from aqa_pipeline.claims import FOLDER, Claims
+from aqa_pipeline.errors import SetupError
 
 
 def files(folder: Path, pattern: str = "*") -> list[str]:
@@ -87,6 +88,17 @@ def test_without_hard_links_everybody_gets_everything(
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         assert first.take("a")
         assert second.take("a")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with pytest.raises(SetupError, match="cannot write here"), Claims(tmp_path):
+        pass
 
 
 def test_leftovers_of_a_day_ago_are_cleared_away(tmp_path: Path) -> None:
