@@ -2,7 +2,9 @@
 
 A decoder can hang, crash, or be killed for its memory, and it must not take the run with
 it. Every worker is a pool of one process of its own (a *lane*): the pool kills and
-replaces that process when its clip takes too long, and the other lanes never notice.
+replaces that process when its clip takes too long, and the other lanes never notice. A
+process that died by itself may have held a lock of its pool, or sent half a message: then
+the pool is thrown away with it.
 A lane works through *runs* of neighbouring clips of one video, so that its reader goes
 forward instead of seeking, and at most a few decoded clips wait for the network.
 
@@ -14,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait as wait_for_handles
@@ -37,6 +41,10 @@ from aqa_pipeline.views import shifted_union
 _AHEAD = 2  #: clips a lane has in hand: one being decoded, one waiting
 _RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
 _ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alone
+_LOOK_SECONDS = 2.0  #: between two looks at whether a pool still works
+#: On top of the clip's time: for the start of a process, and the way there and back.
+_GRACE_SECONDS = 60.0
+_END_SECONDS = 10.0  #: a pool that does not end in this time is left to itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +194,13 @@ def _interrupts_held() -> Iterator[None]:
 
 @dataclass
 class _Lane:
-    """One worker process, the tasks it has in hand, and the rest of its run."""
+    """One worker process, the tasks it has in hand, and the rest of its run.
+
+    ``first_since`` is when the first task in hand became the first, in seconds.
+    """
 
     pool: ProcessPool
+    first_since: float = 0.0
     run: deque[DecodeTask] = field(default_factory=deque)
     in_hand: deque[tuple[DecodeTask, int, Any]] = field(default_factory=deque)
 
@@ -215,11 +227,7 @@ class DecodePool:
     ) -> None:
         self._timeout = clip_timeout_seconds
         self._decode = decode
-        context = get_context("spawn")
-        self._lanes = [
-            _Lane(ProcessPool(max_workers=1, context=context, initializer=_tie_to_parent))
-            for _ in range(workers)
-        ]
+        self._lanes = [_Lane(_new_pool()) for _ in range(workers)]
 
     def __enter__(self) -> DecodePool:
         return self
@@ -230,10 +238,9 @@ class DecodePool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for lane in self._lanes:
-            lane.pool.stop()  # type: ignore[no-untyped-call]
-        for lane in self._lanes:
-            lane.pool.join()
+        deadline = time.monotonic() + _END_SECONDS
+        for ending in [_discard(lane.pool) for lane in self._lanes]:
+            ending.join(max(0.0, deadline - time.monotonic()))
 
     def decode(self, runs: Iterable[Sequence[DecodeTask]]) -> Iterator[Decoded]:
         """Decode all runs; yields clips as they are done, each lane's in order.
@@ -248,8 +255,8 @@ class DecodePool:
             heads = {lane.in_hand[0][2]: lane for lane in self._lanes if lane.in_hand}
             if not heads:
                 return
-            done, _ = wait(heads, return_when=FIRST_COMPLETED)
-            for future in done:
+            done, _ = wait(heads, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done or [f for f in heads if self._is_lost(heads[f])]:
                 outcome = self._take(heads[future])
                 if outcome is not None:
                     yield outcome
@@ -263,14 +270,39 @@ class DecodePool:
             self._schedule(lane, lane.run.popleft(), attempt=1)
 
     def _schedule(self, lane: _Lane, task: DecodeTask, *, attempt: int) -> None:
+        if not lane.in_hand:
+            lane.first_since = time.monotonic()
         with _interrupts_held():  # the first task starts the process
-            future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
+            try:
+                future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
+            except RuntimeError:  # the process died with nothing in hand
+                self._renew(lane)
+                future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
         lane.in_hand.append((task, attempt, future))
+
+    def _renew(self, lane: _Lane) -> None:
+        """A new pool for a lane, which does what the old one had in hand and not finished."""
+        _discard(lane.pool)
+        lane.pool = _new_pool()
+        in_hand, lane.in_hand = lane.in_hand, deque()
+        for task, attempt, future in in_hand:
+            if future.done() and future.exception() is None:
+                lane.in_hand.append((task, attempt, future))
+            else:
+                self._schedule(lane, task, attempt=attempt)
+
+    def _is_lost(self, lane: _Lane) -> bool:
+        """Whether a lane's first task will never be done: its pool broke, or lost a message."""
+        late = time.monotonic() - lane.first_since > self._timeout + _GRACE_SECONDS
+        return late or not lane.pool.active
 
     def _take(self, lane: _Lane) -> Decoded | None:
         """The lane's first clip, which is done; None when it is tried once more."""
         task, attempt, future = lane.in_hand.popleft()
+        lane.first_since = time.monotonic()
         try:
+            if not future.done():
+                raise BrokenProcessPool("it does not answer")
             return Decoded(task, future.result(), None, attempt)
         except TimeoutError:
             error = ClipError(
@@ -278,10 +310,11 @@ class DecodePool:
                 "raise --clip-timeout if the machine is only slow",
                 stage="timeout",
             )
-        except ProcessExpired as expired:
+        except (ProcessExpired, BrokenProcessPool) as expired:
             error = ClipError(
                 f"{task.video}: the decoding process died ({_death(expired)})", stage="worker"
             )
+            self._renew(lane)
         except ClipError as failure:  # the video's fault: another attempt would fail alike
             return Decoded(task, None, failure, attempt)
         if attempt < _ATTEMPTS:
@@ -290,7 +323,21 @@ class DecodePool:
         return Decoded(task, None, error, attempt)
 
 
-def _death(expired: ProcessExpired) -> str:
+def _new_pool() -> ProcessPool:
+    return ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_tie_to_parent)
+
+
+def _discard(pool: ProcessPool) -> Thread:
+    """Kill a pool's process. Its end is waited for apart: a broken pool may never end."""
+    pool.stop()  # type: ignore[no-untyped-call]
+    ending = Thread(target=pool.join, name="end of a pool", daemon=True)
+    ending.start()
+    return ending
+
+
+def _death(expired: ProcessExpired | BrokenProcessPool) -> str:
+    if isinstance(expired, BrokenProcessPool):
+        return str(expired) or "no exit code"
     code = expired.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name

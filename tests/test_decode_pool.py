@@ -83,6 +83,48 @@ def test_a_hung_or_killed_worker_costs_one_clip_after_one_retry(tmp_path: Path) 
     assert (tmp_path / "is-killed").read_text() == "xx"
 
 
+class KillsItsSender(DecodedClip):
+    """Dies while it is sent, with the pool's lock held and the message not there."""
+
+    def __reduce__(self) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+
+def dying_decoder(work: DecodeTask) -> DecodedClip:
+    attempts = work.video / work.clip_id
+    first_time = not attempts.exists()
+    attempts.write_text(str(os.getpid()))
+    if work.clip_id == "sent-by-the-dead" and first_time:
+        return KillsItsSender(*vars(empty_clip()).values())
+    return empty_clip()
+
+
+def test_a_worker_that_dies_while_it_sends_a_clip_costs_nothing(tmp_path: Path) -> None:
+    names = ["a", "sent-by-the-dead", "b", "c"]
+    with DecodePool(workers=1, clip_timeout_seconds=30, decode=dying_decoder) as pool:
+        done = list(pool.decode([[task(name, tmp_path) for name in names]]))
+    assert sorted(result.task.clip_id for result in done) == sorted(names)
+    assert all(result.clip is not None for result in done)
+
+
+def test_a_worker_that_dies_with_nothing_to_do_costs_nothing(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    done = []
+    with DecodePool(workers=1, clip_timeout_seconds=30, decode=dying_decoder) as pool:
+        for result in pool.decode([[task(name, tmp_path) for name in names]]):
+            done.append(result)
+            if result.task.clip_id == "a":
+                deadline = time.monotonic() + 10
+                while not (tmp_path / "b").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(0.3)  # what is in hand has been sent
+                os.kill(int((tmp_path / "a").read_text()), signal.SIGKILL)
+                time.sleep(0.5)
+    assert sorted(result.task.clip_id for result in done) == names
+    assert all(result.clip is not None for result in done)
+
+
 def counting_decoder(work: DecodeTask) -> DecodedClip:
     (work.video / work.clip_id).touch()
     return empty_clip()
