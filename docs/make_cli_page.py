@@ -51,7 +51,14 @@ def page() -> str:
     parts = [HEAD]
     for name, command in leaf_commands(cli):
         context = click.Context(
-            command, info_name=name, show_default=True, max_content_width=94, terminal_width=94
+            command,
+            info_name=name,
+            show_default=True,
+            max_content_width=94,
+            terminal_width=94,
+            # As when typed. click keeps a command's help option from its first context, so
+            # any other names would show or not depending on what ran before.
+            help_option_names=cli.context_settings["help_option_names"],
         )
         parts.append(f"\n## {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "".join(parts)
