@@ -24,6 +24,7 @@ lint: $(STAMP)
 	$(BIN)/mypy aqa_pipeline cli tests
 
 torture: $(STAMP)
+	$(BIN)/python -m pytest -m torture tests/torture
 	$(BIN)/python benchmarks/torture.py
 
 clean:

@@ -158,7 +158,7 @@ def _by_side(counts: dict[str, int]) -> list[str]:
     default=SplitConfig.test_fraction,
     help="Share of test clips.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=SplitConfig.seed)
+@click.option("--seed", type=click.IntRange(min=0), default=SplitConfig.seed, help="Of the draw.")
 @click.option(
     "--column",
     metavar="COLUMN",

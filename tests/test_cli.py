@@ -75,7 +75,10 @@ def test_truncated_weights_are_6(project: Path) -> None:
 
 
 MANIFEST_FAULTS = {
-    "wrong columns": ("id;video;score\na;v.mp4;3\n", "separated by something else"),
+    "wrong columns": (
+        "id;video;score\na;v.mp4;3\n",
+        "the cells are not separated by commas: `aqa manifest import csv`",
+    ),
     "not a number": ("clip_id,video,score\na,v.mp4,high\n", "line 2: score 'high' is not a number"),
     "id twice": ("clip_id,video,score\na,v.mp4,1\na,v.mp4,2\n", "stands already in line 2"),
     "empty": ("clip_id,video,score\n", "no clips, only a header"),

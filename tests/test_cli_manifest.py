@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aqa_cli.main import cli  # type: ignore[import-not-found]
+from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
 from tests.annotations import Hostile, write_aqa7, write_jigsaws, write_mtl_aqa, write_pickle

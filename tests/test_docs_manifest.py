@@ -36,6 +36,7 @@ def test_the_keys_and_defaults_of_a_protocol_are_documented() -> None:
         "label_ranges": "none",
         "score_range": "range of the training labels",
         "epsilon": "largest training label",
+        "score_range_without_difficulty": "from the training scores",
         "exemplar_key": "[]",
         "fold_columns": "[]",
         "per_category": "false",
