@@ -43,7 +43,7 @@ _RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
 _ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alone
 _LOOK_SECONDS = 2.0  #: between two looks at whether a pool still works
 #: On top of the clip's time: for the start of a process, and the way there and back.
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 30.0
 _END_SECONDS = 10.0  #: a pool that does not end in this time is left to itself
 
 

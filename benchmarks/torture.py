@@ -125,7 +125,7 @@ def decoders_of(process: subprocess.Popen[str]) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], *, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         require(time.monotonic() < deadline, "it did not happen in time")
