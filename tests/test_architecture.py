@@ -20,9 +20,9 @@ LAYERS = {
     2: {
         "atomic", "bank", "claims", "exchange_files", "failures", "feature_cache", "file_memo",
         "files", "fingerprint", "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast",
-        "manifest", "pickles", "project", "protocol", "run_folder", "segment", "segment_writer", "source",
-        "store", "table", "trunks", "video", "video_frames", "video_index", "vote", "weight_files",
-        "weight_layouts", "weights",
+        "manifest", "pickles", "project", "protocol", "run_folder", "segment", "segment_writer",
+        "source", "store", "table", "trunks", "video", "video_frames", "video_index", "vote",
+        "weight_files", "weight_layouts", "weights",
     },
 }  # fmt: skip
 NUMPY_ONLY = LAYERS[1]
