@@ -62,8 +62,11 @@ def make(root: Path, *, clips: int) -> Path:
     return root
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def start(root: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*AQA, *EXTRACT, *options],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -72,6 +75,17 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    _started.append(process)
+    return process
+
+
+def end_all() -> None:
+    """What a scenario that failed left running."""
+    for process in _started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    _started.clear()
 
 
 def finish(root: Path, *options: str, code: int = 0) -> dict[str, int]:
@@ -344,6 +358,8 @@ def main() -> int:
             except Failed as error:
                 failed += 1
                 result = f"FAILED: {error}"
+            finally:
+                end_all()
             print(f"{scenario.__name__} ({time.monotonic() - started:.0f} s): {result}", flush=True)
     return int(failed > 0)
 
