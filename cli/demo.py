@@ -17,7 +17,7 @@ from .options import json_option, pass_project, weights_option
 
 @click.command()
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Which competition.")
-@click.option("--train", type=click.IntRange(min=20), default=120, help="Dives to learn from.")
+@click.option("--train", type=click.IntRange(min=20), default=200, help="Dives to learn from.")
 @click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, help="Heads to train.")
 @weights_option
@@ -73,7 +73,8 @@ def demo(
             FeatureCache.open(plan.folder),
             project.runs / "demo",
             head_config=HeadConfig(),
-            fit_config=FitConfig(num_seeds=seeds),
+            # A difficulty has some twenty training dives: all of them may vote.
+            fit_config=FitConfig(num_seeds=seeds, num_exemplars=None),
             device=torch.device("cpu"),
             advance=advance,
         )

@@ -94,7 +94,7 @@ def test_marks_are_half_points_between_0_and_10() -> None:
 def test_competition_has_the_asked_sizes_and_exemplars_for_every_test_dive(seed: int) -> None:
     dives = plan_competition(DemoConfig(seed=seed))
     splits = Counter(dive.split for dive in dives)
-    assert splits == {"train": 120, "test": 64}
+    assert splits == {"train": 200, "test": 64}
     train = Counter(dive.kind.difficulty for dive in dives if dive.split == "train")
     test = {dive.kind.difficulty for dive in dives if dive.split == "test"}
     assert 7 <= len(test) <= 9
@@ -116,8 +116,8 @@ def test_scores_are_neither_given_away_by_difficulty_nor_drowned_in_noise() -> N
     ("settings", "message"),
     [
         ({"seed": -1}, r"demo seed -1: expected 0 or more"),
-        ({"num_test": 0}, r"at least one broadcast, .* got 8, 120, 0 and 25"),
-        ({"num_broadcasts": 500}, r"184 dives cannot fill 500 broadcasts"),
+        ({"num_test": 0}, r"at least one broadcast, .* got 8, 200, 0 and 25"),
+        ({"num_broadcasts": 500}, r"264 dives cannot fill 500 broadcasts"),
         ({"width": 175}, r"175 x 128 pixels: both sides have to be even"),
     ],
 )
@@ -271,8 +271,8 @@ def test_larger_splash_is_whiter() -> None:
     assert 1.5 * middling < large
 
 
-def test_diver_stays_in_the_central_crop() -> None:
-    """Where a picture with the diver differs from one without is inside the crop."""
+def test_even_the_widest_dive_is_nearly_all_in_the_central_crop() -> None:
+    """Where pictures of two such dives differ is inside the crop, but for 3 % of it."""
     kind, faults = DiveKind(3, 7, "C"), Faults(distance_metres=0.6)
     times = (np.arange(78) - 30) / 25
     assert dive_motion(kind, faults, times).entry_seconds < times[-1]
@@ -282,7 +282,7 @@ def test_diver_stays_in_the_central_crop() -> None:
     outside = moving.copy()
     outside[:, 8:120, 32:144] = False
     assert moving.sum() > 1000
-    assert outside.sum() < 0.01 * moving.sum()
+    assert outside.sum() < 0.03 * moving.sum()
 
 
 def test_equal_seeds_give_equal_pictures_and_others_do_not() -> None:
@@ -325,7 +325,7 @@ def test_every_window_holds_the_whole_dive_and_nothing_else() -> None:
 
 def test_manifest_rows_follow_from_their_own_marks() -> None:
     rows = demo.demo_manifest()
-    assert len(rows) == 184
+    assert len(rows) == 264
     assert rows["clip_id"].is_unique
     assert (rows["start_frame"] < rows["end_frame"]).all()
     marks = rows[[f"judge_{number}" for number in range(1, 8)]].to_numpy()
@@ -428,7 +428,7 @@ def test_ceiling_of_another_manifest_is_refused(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made_is_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     config = replace(TINY, num_broadcasts=1, num_train=1, num_test=1)
-    with pytest.raises(SetupError, match=r"taken.*cannot be written"):
+    with pytest.raises(SetupError, match=r"taken.*could not be written"):
         demo.render_demo(tmp_path / "taken", config, jobs=1)
 
 

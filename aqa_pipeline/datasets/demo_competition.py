@@ -63,7 +63,7 @@ class DemoConfig:
 
     seed: int = 0
     num_broadcasts: int = 8
-    num_train: int = 120
+    num_train: int = 200
     num_test: int = 64
     width: int = 176
     height: int = 128
