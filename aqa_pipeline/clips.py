@@ -157,4 +157,18 @@ def feature_set(
         difficulty=difficulty,
         category=tuple(categories),
         key=tuple(exemplar_keys(rows, manifest.protocol.exemplar_key)),
+        judges=_judges(rows),
     )
+
+
+def _judges(rows: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """Marks of the columns judge_1, judge_2, ... (or rating_1, ...), if all rows have them."""
+    for word in ("judge", "rating"):
+        numbers = {int(n) for c in rows.columns for n in re.findall(rf"^{word}_([1-9]\d*)$", c)}
+        # Free columns are kept as text; an empty cell or a word becomes NaN.
+        marks = rows[[f"{word}_{n}" for n in sorted(numbers)]].apply(pd.to_numeric, errors="coerce")
+        # A copy: pandas shows its own columns read-only, and torch wants to own what it reads.
+        values: npt.NDArray[np.float64] = marks.to_numpy(dtype=float, copy=True)
+        if values.size and np.isfinite(values).all():
+            return values
+    return None

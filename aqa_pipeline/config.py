@@ -148,25 +148,52 @@ Recipe = Literal["default", "official", "paper"]
 class HeadConfig:
     """The regressor on top of the snippet features (Sec. 3.2 and 4.1).
 
-    The paper's four methods: I3D + MLP is ``mlp`` and ``direct``, I3D + GART ``gart`` and
+    The paper's own four methods: I3D + MLP is ``mlp`` and ``direct``, I3D + GART ``gart`` and
     ``direct``, CoRe + MLP ``mlp`` and ``contrastive``, CoRe + GART ``gart`` and
-    ``contrastive``.
+    ``contrastive``. Those it compares with: docs/paper-map.md.
     """
 
-    kind: Literal["gart", "mlp"] = "gart"
+    #: the last four look at one clip alone: ``direct`` only
+    kind: Literal["gart", "mlp", "usdl", "musdl", "svr", "dct-svr"] = "gart"
     mode: Literal["contrastive", "direct"] = "contrastive"  #: compare, or score from one clip
     recipe: Recipe = "default"  #: bounds, leaf and loss of GART
     num_groups: int = 16  #: leaves of the tree; the paper's text says 2^d = 32 at d = 5
     hidden: int = 256  #: width of every node feature (Sec. 4.1)
-    aggregation: Literal["mean", "ordered"] = "ordered"  #: mean over snippets is the paper's
+    #: mean over the snippets is the paper's
+    aggregation: Literal["mean", "ordered", "attention", "lstm"] = "ordered"
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
+    #: spread of a score's target distribution, as a part of the label range (usdl) or of the
+    #: marks' range (musdl)
+    sigma: float = 0.05
+    score_bins: int = 101  #: of usdl, from the lowest to the highest training label
+    dct_coefficients: int = 16  #: lowest frequencies of the time axis kept by dct-svr
 
     @property
     def name(self) -> str:
         """The method in the paper's words, such as ``CoRe + GART``."""
+        if self.kind == "dct-svr":
+            return "DCT + SVR"
         first = "CoRe" if self.mode == "contrastive" else "I3D"
-        return f"{first} + {self.kind.upper()}"
+        lstm = self.kind == "mlp" and self.aggregation == "lstm"
+        return f"{first} + {'LSTM' if lstm else self.kind.upper()}"
+
+    @property
+    def is_svr(self) -> bool:
+        """Whether scikit-learn fits it, from a grid instead of epochs."""
+        return self.kind in ("svr", "dct-svr")
+
+
+@dataclass(frozen=True)
+class SvrGrid:
+    """The constants of a support vector machine that are tried; labels have spread 1."""
+
+    cost: tuple[float, ...] = (0.1, 1.0, 10.0)  #: C
+    epsilon: tuple[float, ...] = (0.05, 0.2)  #: half width of the tube without loss
+    gamma: tuple[float, ...] = (0.1, 1.0)  #: of the kernel, times vector length x variance
+
+    def __len__(self) -> int:
+        return len(self.cost) * len(self.epsilon) * len(self.gamma)
 
 
 @dataclass(frozen=True)
@@ -187,6 +214,16 @@ class FitConfig:
     #: label ranges are the published ones, as in every published program.
     protocol: Literal["default", "literature"] = "default"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """What may be chosen for the paper's tables and figures; the rest is theirs."""
+
+    num_seeds: int = 5
+    epochs: int = FitConfig.epochs
+    recipe: Recipe = HeadConfig.recipe
+    protocol: Literal["default", "literature"] = FitConfig.protocol
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.clips import Part, feature_set, load_features
-from aqa_pipeline.config import FitConfig
+from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
@@ -31,11 +31,12 @@ from aqa_pipeline.vote import Votes, predict_labels
 FloatArray = npt.NDArray[np.float64]
 
 
-def selection_sentence(config: FitConfig) -> str:
+def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
     """How the epoch was chosen, for every place that prints a number."""
+    best = "best grid point" if head_config.is_svr else "best epoch"
     if config.protocol == "literature":
-        return "best epoch chosen on the test set (as in the literature)"
-    return "best epoch chosen on a validation part of the training split; test read once"
+        return f"{best} chosen on the test set (as in the literature)"
+    return f"{best} chosen on a validation part of the training split; test read once"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
         num_exemplars=run.fit_config.num_exemplars,
         seed=run.fit_config.seed,
     )
-    device = next(run.head.parameters()).device
+    device = run.head.device
     votes = predict_labels(
         run.head,
         queries=torch.from_numpy(clips.features).to(device),
@@ -134,7 +135,7 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
     ensemble = predictions.score
     result = {
         "method": run.head.config.name,
-        "selection": selection_sentence(run.fit_config),
+        "selection": selection_sentence(run.fit_config, run.head.config),
         "relative_l2_range": "evaluated set",
         "seeds": run.seeds,
         "num_train": len(run.exemplars),

@@ -38,6 +38,8 @@ class FeatureSet:
     category : tuple of str
     key : tuple of tuple
         Values of the exemplar key's columns; clips may be compared when they are equal.
+    judges : ndarray of float64, shape=(N, J), or None
+        Marks of J judges; None where not every clip has them.
     """
 
     clip_id: tuple[str, ...]
@@ -48,13 +50,15 @@ class FeatureSet:
     difficulty: npt.NDArray[np.float64]
     category: tuple[str, ...]
     key: tuple[Key, ...]
+    judges: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3:
             raise DataError(
                 f"features have shape {self.features.shape}; expected (clips, snippets, dim)"
             )
-        lengths = {len(getattr(self, name)) for name in self.__dataclass_fields__}
+        columns = [getattr(self, name) for name in self.__dataclass_fields__]
+        lengths = {len(column) for column in columns if column is not None}
         if len(lengths) != 1:
             raise DataError(f"columns of different lengths: {sorted(lengths)}")
 
@@ -82,6 +86,7 @@ class FeatureSet:
             difficulty=self.difficulty[index],
             category=_pick(self.category, index),
             key=_pick(self.key, index),
+            judges=None if self.judges is None else self.judges[index],
         )
 
 

@@ -18,8 +18,9 @@ import torch
 
 from aqa_pipeline import __version__
 from aqa_pipeline.averages import average_parts
-from aqa_pipeline.clips import Part, load_split, parts_of
-from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
+from aqa_pipeline.errors import UsageError
 from aqa_pipeline.evaluate import (
     Predictions,
     measure,
@@ -32,7 +33,8 @@ from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.protocol import without_difficulty
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
-from aqa_pipeline.train import HISTORY_COLUMNS, train_heads
+from aqa_pipeline.svr_training import train_svrs
+from aqa_pipeline.train import TrainedHeads, train_heads
 
 Advance = Callable[[int, int], None]
 
@@ -44,6 +46,11 @@ class FitResult:
     run: Run
     predictions: Predictions
     metrics: dict[str, Any]
+
+
+def num_steps(head_config: HeadConfig, fit_config: FitConfig) -> int:
+    """Steps of fitting one part: epochs, or for support vector machines grid points."""
+    return fit_config.num_seeds * len(SvrGrid()) if head_config.is_svr else fit_config.epochs
 
 
 def fit_dataset(
@@ -67,7 +74,7 @@ def fit_dataset(
     head_config, fit_config : HeadConfig, FitConfig
     device : torch.device
     advance : callable
-        Told ``(epochs done, epochs in all)`` over all parts.
+        Told ``(steps done, steps in all)`` over all parts, see :func:`num_steps`.
 
     Returns
     -------
@@ -78,18 +85,20 @@ def fit_dataset(
 
     Raises
     ------
+    UsageError
+        If a head that looks at one clip alone is asked to compare.
     DataError
         If there is no split or nothing to learn.
     CacheError
         If features are missing.
     """
     parts = parts_of(manifest)
-    total = len(parts) * fit_config.epochs
+    steps = num_steps(head_config, fit_config)
     measured = []
     for number, part in enumerate(parts):
 
         def advance_all(done: int, _: int, number: int = number) -> None:
-            advance(number * fit_config.epochs + done, total)
+            advance(number * steps + done, len(parts) * steps)
 
         result = fit_head(
             manifest,
@@ -123,22 +132,16 @@ def fit_head(
 ) -> FitResult:
     """Fit one part: train heads, score its test clips once, write its run folder.
 
-    Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's epochs.
+    Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's steps.
     """
+    _check_mode(head_config)
     literature = fit_config.protocol == "literature"
     if not fit_config.use_difficulty:
         manifest = dataclasses.replace(manifest, protocol=without_difficulty(manifest.protocol))
     protocol = manifest.protocol
     clips = load_split(manifest, cache, part, published_ranges=literature)
-    trained = train_heads(
-        clips.train,
-        head_config=head_config,
-        config=fit_config,
-        score_range=protocol.score_range,
-        epsilon=protocol.epsilon,
-        device=device,
-        test=clips.test if literature else None,
-        advance=advance,
+    trained = _train(
+        clips, protocol, head_config=head_config, config=fit_config, device=device, advance=advance
     )
     fingerprint = cache.identity.fingerprint
     run = Run(
@@ -152,7 +155,7 @@ def fit_head(
             "dataset": manifest.name,
             "method": head_config.name,
             "part": dataclasses.asdict(part),
-            "selection": selection_sentence(fit_config),
+            "selection": selection_sentence(fit_config, head_config),
             "exemplars_while_selecting": (
                 "whole training split" if literature else "fit part of the training split"
             ),
@@ -178,9 +181,48 @@ def fit_head(
     )
     if literature:
         run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
-    write_run(run, history=history_table(trained.history, HISTORY_COLUMNS))
+    write_run(run, history=history_table(trained.history, trained.history_columns))
     predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))
     write_json_atomically(folder / "metrics.json", measured)
     return FitResult(run, predictions, measured)
+
+
+def _check_mode(config: HeadConfig) -> None:
+    if config.mode == "contrastive" and config.kind not in ("gart", "mlp"):
+        raise UsageError(
+            f"{config.kind} scores a clip alone and cannot compare it with exemplars; "
+            "type --mode direct"
+        )
+
+
+def _train(
+    clips: SplitClips,
+    protocol: Protocol,
+    *,
+    head_config: HeadConfig,
+    config: FitConfig,
+    device: torch.device,
+    advance: Advance,
+) -> TrainedHeads[Any]:
+    test = clips.test if config.protocol == "literature" else None
+    if head_config.is_svr:
+        return train_svrs(
+            clips.train,
+            head_config=head_config,
+            config=config,
+            device=device,
+            test=test,
+            advance=advance,
+        )
+    return train_heads(
+        clips.train,
+        head_config=head_config,
+        config=config,
+        score_range=protocol.score_range,
+        epsilon=protocol.epsilon,
+        device=device,
+        test=test,
+        advance=advance,
+    )

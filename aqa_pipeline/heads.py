@@ -16,14 +16,15 @@ Source: Eq. 3-4, Sec. 4.1; official code: one linear layer and a ReLU before the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from aqa_pipeline.aggregations import aggregation
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.gart import uniform_parameter
-from aqa_pipeline.trunks import Trunk
+from aqa_pipeline.trunks import Trunk, Value
 
 
 class Halves(NamedTuple):
@@ -54,49 +55,36 @@ class Standardise(nn.Module):
         return (features - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-class MeanSnippets(nn.Module):
-    """The paper's aggregation: the mean over the snippets."""
+class Regressor(nn.Module):
+    """Parent of everything that is fitted: K models that score clips.
 
-    def __init__(self, *, feature_dim: int) -> None:
-        super().__init__()
-        self.out_dim = feature_dim
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, D, B)."""
-        return features.mean(dim=2).transpose(1, 2)
-
-
-class OrderedSnippets(nn.Module):
-    """An aggregation that keeps the order: every snippet reduced alike, then all side by side.
-
-    One linear layer D -> P with a ReLU is shared by the snippets; the S results are
-    concatenated in order, so that the root layer can weigh take-off and entry apart.
+    Attributes
+    ----------
+    config : HeadConfig
+    num_models : int
+        K.
+    is_contrastive : bool
+        Whether clips are scored by comparison; then it is a :class:`Head`.
     """
 
-    def __init__(
-        self,
-        *,
-        feature_dim: int,
-        num_snippets: int,
-        reduced_dim: int,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        super().__init__()
-        self.weight = uniform_parameter(
-            (feature_dim, reduced_dim), fan_in=feature_dim, generators=generators
-        )
-        self.bias = uniform_parameter((1, reduced_dim), fan_in=feature_dim, generators=generators)
-        self.out_dim = num_snippets * reduced_dim
+    config: HeadConfig
+    num_models: int
+    is_contrastive: bool
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, S * P, B)."""
-        num_models, batch, snippets, dim = features.shape
-        rows = features.reshape(num_models, batch * snippets, dim)
-        reduced = torch.baddbmm(self.bias, rows, self.weight).relu()  # (K, B * S, P)
-        return reduced.view(num_models, batch, self.out_dim).transpose(1, 2)  # (K, S * P, B)
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+    def direct_value(self, features: Tensor) -> Value:
+        """Labels of clips on their own; (B, S, D) or (K, B, S, D) -> (K, B)."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What is needed to build it again, beside its tensors; plain values."""
+        raise NotImplementedError
 
 
-class Head(nn.Module):
+class Head(Regressor):
     """A stack of K heads: aggregation, root layer, trunk.
 
     Parameters
@@ -129,16 +117,9 @@ class Head(nn.Module):
         self.standardise = Standardise(
             torch.zeros(self.num_models, feature_dim), torch.ones(self.num_models, feature_dim)
         )
-        self.aggregate: MeanSnippets | OrderedSnippets
-        if config.aggregation == "mean":
-            self.aggregate = MeanSnippets(feature_dim=feature_dim)
-        else:
-            self.aggregate = OrderedSnippets(
-                feature_dim=feature_dim,
-                num_snippets=num_snippets,
-                reduced_dim=config.reduced_dim,
-                generators=generators,
-            )
+        self.aggregate = aggregation(
+            config, num_snippets=num_snippets, feature_dim=feature_dim, generators=generators
+        )
         hidden, inputs = config.hidden, self.aggregate.out_dim
         self.is_contrastive = config.mode == "contrastive"
         fan_in = 2 * inputs + 1 if self.is_contrastive else inputs
@@ -203,3 +184,9 @@ class Head(nn.Module):
     def direct_root(self, features: Tensor) -> Tensor:
         """Root feature of clips on their own (direct heads); (..., S, D) -> (K, H, B)."""
         return (torch.bmm(self.query_weight, self.embed(features)) + self.bias).relu()
+
+    def direct_value(self, features: Tensor) -> Value:
+        return self.trunk.value(self.direct_root(features))
+
+    def settings(self) -> dict[str, Any]:
+        return {"epsilon": self.epsilon, "trunk": self.trunk.settings()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -25,8 +26,9 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.files import write_json_atomically
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.labels import LabelScale
+from aqa_pipeline.svr import SvrHead
 from aqa_pipeline.trunks import trunk_from_settings
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
@@ -39,7 +41,7 @@ class Run:
     Attributes
     ----------
     folder : Path
-    head : Head
+    head : Regressor
         K heads, one a seed; the prediction of a run is their mean.
     exemplars : FeatureSet
         The training split: every clip that may vote.
@@ -51,7 +53,7 @@ class Run:
     """
 
     folder: Path
-    head: Head
+    head: Regressor
     exemplars: FeatureSet
     protocol: Protocol
     labels: LabelScale
@@ -85,6 +87,8 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
     }
     columns |= {name: list(getattr(exemplars, name)) for name in ("clip_id", "category")}
     columns["key"] = [json.dumps(key) for key in exemplars.key]
+    if exemplars.judges is not None:
+        columns |= {f"judge_{n}": marks for n, marks in enumerate(exemplars.judges.T, start=1)}
     write_bank(folder / "exemplars.h5", features=exemplars.features, columns=columns, attributes={})
     with atomic_path(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
@@ -100,8 +104,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
             "fit": dataclasses.asdict(run.fit_config),
             "num_snippets": exemplars.features.shape[1],
             "feature_dim": exemplars.features.shape[2],
-            "epsilon": run.head.epsilon,
-            "trunk": run.head.trunk.settings(),
+            **run.head.settings(),
         },
     )
 
@@ -152,15 +155,7 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     try:
         fit_config = FitConfig(**config["fit"])
         head_config = HeadConfig(**config["head"])
-        generators = [torch.Generator().manual_seed(0) for _ in range(fit_config.num_seeds)]
-        head = Head(
-            head_config,
-            num_snippets=config["num_snippets"],
-            feature_dim=config["feature_dim"],
-            trunk=trunk_from_settings(head_config, config["trunk"], generators),
-            epsilon=config["epsilon"],
-            generators=generators,
-        )
+        head = _empty_regressor(head_config, fit_config.num_seeds, config)
         protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})
         labels = LabelScale(
             config["labels"]["transform"],
@@ -185,6 +180,23 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     )
 
 
+def _empty_regressor(head_config: HeadConfig, num_models: int, config: dict[str, Any]) -> Regressor:
+    """The regressor that ``config.json`` describes, its tensors still to be loaded."""
+    shape = {name: config[name] for name in ("num_snippets", "feature_dim")}
+    if head_config.is_svr:
+        return SvrHead(
+            head_config, **shape, num_models=num_models, num_support=config["num_support"]
+        )
+    generators = [torch.Generator().manual_seed(0) for _ in range(num_models)]
+    return Head(
+        head_config,
+        **shape,
+        trunk=trunk_from_settings(head_config, config["trunk"], generators),
+        epsilon=config["epsilon"],
+        generators=generators,
+    )
+
+
 def _untupled(value: Any) -> Any:
     """JSON has lists where the dataclasses have tuples."""
     if isinstance(value, list):
@@ -197,6 +209,7 @@ def _untupled(value: Any) -> Any:
 def _read_exemplars(path: Path) -> FeatureSet:
     bank = read_bank(path)
     columns = bank.columns
+    judges = [columns[f"judge_{n}"] for n in range(1, len(columns)) if f"judge_{n}" in columns]
     try:
         return FeatureSet(
             clip_id=tuple(columns["clip_id"]),
@@ -207,6 +220,7 @@ def _read_exemplars(path: Path) -> FeatureSet:
             difficulty=columns["difficulty"],
             category=tuple(columns["category"]),
             key=tuple(tuple(json.loads(key)) for key in columns["key"]),
+            judges=np.stack(judges, axis=1) if judges else None,
         )
     except KeyError as error:
         raise DataError(f"{path}: column {error} is missing; train the head again") from None

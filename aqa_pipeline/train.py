@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ import torch
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.selection import Selection
 from aqa_pipeline.training_loop import TrainingLoop
@@ -39,13 +40,16 @@ IntArray = npt.NDArray[np.int64]
 HISTORY_COLUMNS = ("seed", "epoch", "loss", "classification", "regression", "selection_rho")
 
 
+HeadT = TypeVar("HeadT", bound=Regressor)
+
+
 @dataclass(frozen=True, eq=False)
-class TrainedHeads:
+class TrainedHeads(Generic[HeadT]):
     """The outcome of training.
 
     Attributes
     ----------
-    head : Head
+    head : Regressor
         Each model at its best epoch.
     best_epoch : tuple of int
         1-based, one a model.
@@ -57,15 +61,16 @@ class TrainedHeads:
         Positions of each model's validation part in the training split; n = 0 under the
         literature's way.
     history : list of tuple
-        Rows of :data:`HISTORY_COLUMNS`.
+        Rows of ``history_columns``.
     """
 
-    head: Head
+    head: HeadT
     best_epoch: tuple[int, ...]
     selection_rho: tuple[float, ...]
     best_relative_l2: tuple[float, ...]
     validation_rows: IntArray
     history: list[tuple[float, ...]]
+    history_columns: tuple[str, ...] = HISTORY_COLUMNS
 
 
 def validation_rows(scores: npt.ArrayLike, *, fraction: float, seed: int) -> IntArray:
@@ -96,6 +101,47 @@ def validation_rows(scores: npt.ArrayLike, *, fraction: float, seed: int) -> Int
     return np.sort([run[rng.integers(len(run))] for run in np.array_split(order, count)])
 
 
+class Division(NamedTuple):
+    """What each of K models learns from and is chosen by.
+
+    Attributes
+    ----------
+    fit : ndarray of int64, shape=(K, n)
+        Rows of the training split to learn from.
+    held_out : ndarray of int64, shape=(K, m)
+        The others; m = 0 under the literature's way.
+    judged : list of FeatureSet
+        Clips that choose: those held out, or the test split.
+    """
+
+    fit: IntArray
+    held_out: IntArray
+    judged: list[FeatureSet]
+
+
+def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Division:
+    """Hold out a validation part for each model, or nothing if the test split chooses.
+
+    Raises
+    ------
+    DataError
+        As :func:`validation_rows`.
+    """
+    seeds = [config.seed + k for k in range(config.num_seeds)]
+    everything = np.arange(len(train))
+    if test is not None:
+        nothing = np.empty((len(seeds), 0), dtype=np.int64)
+        return Division(np.stack([everything] * len(seeds)), nothing, [test] * len(seeds))
+    held_out = np.stack(
+        [
+            validation_rows(train.score, fraction=config.validation_fraction, seed=seed)
+            for seed in seeds
+        ]
+    )
+    fit = np.stack([np.setdiff1d(everything, rows) for rows in held_out])
+    return Division(fit, held_out, [train.take(rows) for rows in held_out])
+
+
 def train_heads(
     train: FeatureSet,
     *,
@@ -106,7 +152,7 @@ def train_heads(
     device: torch.device,
     test: FeatureSet | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> TrainedHeads:
+) -> TrainedHeads[Head]:
     """Train one head a seed and keep each at its best epoch.
 
     Parameters
@@ -129,22 +175,9 @@ def train_heads(
         If the labels cannot be learned from: one is not finite, all are equal, or no two
         clips share an exemplar group.
     """
-    labels = _checked_labels(train)
+    labels = checked_labels(train)
     seeds = [config.seed + k for k in range(config.num_seeds)]
-    everything = np.arange(len(train))
-    if test is None:
-        held_out = np.stack(
-            [
-                validation_rows(train.score, fraction=config.validation_fraction, seed=seed)
-                for seed in seeds
-            ]
-        )
-        fit = np.stack([np.setdiff1d(everything, rows) for rows in held_out])
-        judged = [train.take(rows) for rows in held_out]
-    else:
-        held_out = np.empty((len(seeds), 0), dtype=np.int64)
-        fit = np.stack([everything] * len(seeds))
-        judged = [test] * len(seeds)
+    fit, held_out, judged = divide(train, config, test)
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     # The global generators stay untouched; each model has its own.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -156,6 +189,7 @@ def train_heads(
             head_config,
             [_targets(labels[rows], groups[rows], head_config) for rows in fit],
             score_range=score_range or float(np.ptp(labels)),
+            train=train,
             generators=generators,
         ),
         epsilon=epsilon or float(np.abs(labels).max()),
@@ -195,7 +229,14 @@ def train_heads(
     )
 
 
-def _checked_labels(train: FeatureSet) -> FloatArray:
+def checked_labels(train: FeatureSet) -> FloatArray:
+    """Labels of the training split, shape=(N,).
+
+    Raises
+    ------
+    DataError
+        If one is not finite or all are equal.
+    """
     labels = train.label
     unusable = int(np.count_nonzero(~np.isfinite(labels)))
     if unusable:

@@ -57,6 +57,7 @@ class TrainingLoop:
         self._head, self._features, self._config = head, features, config
         self._generators = generators
         self._label = torch.from_numpy(train.label).to(device)
+        self._direct_target = torch.from_numpy(head.trunk.direct_target(train)).to(device)
         self._fit = torch.from_numpy(fit).to(device)  # (K, n)
         tables = [
             GroupTable.from_groups(groups[rows], num_groups=int(groups.max()) + 1) for rows in fit
@@ -107,7 +108,7 @@ class TrainingLoop:
                 root, target = self._pairs(query[:, part], exemplar[:, part])
             else:
                 root = head.direct_root(self._features[query[:, part]])
-                target = self._label[query[:, part]]
+                target = self._direct_target[query[:, part]]
             losses = head.trunk.losses(root, target)  # (2, K)
             self._optimiser.zero_grad(set_to_none=False)
             # The models share no parameter, so the gradient of the sum is each one's own.

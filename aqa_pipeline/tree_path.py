@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.trunks import GartTrunk
 
 FloatArray = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def read_path(leaf_prob: npt.ArrayLike, place: npt.ArrayLike, edges: npt.ArrayLi
 
 @torch.no_grad()
 def tree_path(
-    head: Head,
+    head: Regressor,
     query: Tensor,
     *,
     exemplar: Tensor | None = None,
@@ -138,7 +138,7 @@ def tree_path(
 
     Parameters
     ----------
-    head : Head
+    head : Regressor
     query : Tensor of float32, shape=(S, D)
     exemplar : Tensor of float32, shape=(S, D), optional
         Needed by a contrastive head, as is its label.
@@ -152,8 +152,7 @@ def tree_path(
     UsageError
         If the head has no tree, or needs an exemplar and has none.
     """
-    trunk = head.trunk
-    if not isinstance(trunk, GartTrunk):
+    if not (isinstance(head, Head) and isinstance(head.trunk, GartTrunk)):
         raise UsageError(f"a head of kind {head.config.kind!r} has no tree; only gart has one")
     if not head.is_contrastive:
         root = head.direct_root(query.unsqueeze(0))
@@ -166,6 +165,7 @@ def tree_path(
             head.halves(exemplar.unsqueeze(0)).exemplar,
             label.expand(head.num_models, 1),
         )  # (K, H, 1)
+    trunk = head.trunk
     output = trunk.tree(root)
     return read_path(
         output.log_prob[model, :, 0].double().exp().cpu().numpy(),

@@ -25,8 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.gart import Gart, GroupTensors, leaf_losses, uniform_parameter
 from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
+from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+
+FloatArray = npt.NDArray[np.float64]
 
 
 class Value(NamedTuple):
@@ -46,8 +51,12 @@ class Value(NamedTuple):
 class Trunk(nn.Module):
     """Parent of the trunks."""
 
+    def direct_target(self, clips: FeatureSet) -> FloatArray:
+        """What a direct head learns of each clip, shape=(N,) or (N, J): its label."""
+        return clips.label
+
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        """Losses of root features (K, H, B) against targets (K, B); shape=(2, K)."""
+        """Losses of root features (K, H, B) against targets (K, B[, J]); shape=(2, K)."""
         raise NotImplementedError
 
     def value(self, root: Tensor) -> Value:
@@ -130,11 +139,88 @@ class MlpTrunk(Trunk):
         return {"centre": self.centre.tolist(), "spread": self.spread.tolist()}
 
 
+class DistributionTrunk(Trunk):
+    """Score distribution learning (Tang et al., CVPR 2020; the paper's reference 29).
+
+    Two layers give a distribution over bins for each judge. A mark's target is a Gaussian
+    around it, so that bins beside the right one are less wrong than those far away; the
+    loss is the Kullback-Leibler divergence, a mean over judges and clips. ``usdl`` has one
+    judge, whose mark is the label itself; ``musdl`` has the real ones, and the rule of the
+    sport (:mod:`aqa_pipeline.judges`) makes the label of their marks.
+
+    The prediction is the expected mark. The published program takes the most probable bin,
+    which ties all clips of a bin.
+
+    Parameters
+    ----------
+    bins : array_like, shape=(K, C)
+        Centres of the bins, ascending, in the points of the marks.
+    num_judges : int
+        J.
+    rule : {"middle three", "all"}
+    """
+
+    bins: Tensor  # (K, C) float64
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        bins: npt.ArrayLike,
+        *,
+        num_judges: int,
+        rule: Rule,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("bins", torch.from_numpy(np.array(bins, dtype=np.float64)))
+        self.per_judge, self.sigma = config.kind == "musdl", config.sigma
+        self.num_judges, self.rule = num_judges, rule
+        hidden, out = config.hidden, num_judges * self.bins.shape[1]
+        self.weight, self.bias, self.out_weight, self.out_bias = (
+            uniform_parameter(shape, fan_in=hidden, generators=generators)
+            for shape in ((hidden, hidden), (hidden, 1), (out, hidden), (out, 1))
+        )
+
+    def forward(self, root: Tensor) -> Tensor:
+        """Log-probability of each bin, (K, H, B) -> (K, J, C, B)."""
+        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
+        logits = torch.baddbmm(self.out_bias, self.out_weight, inner)  # (K, J * C, B)
+        num_models, _, batch = logits.shape
+        return logits.view(num_models, self.num_judges, -1, batch).log_softmax(dim=2)
+
+    def target_log_prob(self, marks: Tensor) -> Tensor:
+        """Log of the Gaussian around each mark over the bins, (K, J, B) -> (K, J, C, B)."""
+        bins = self.bins[:, None, :, None]
+        spread = self.sigma * (bins[:, :, -1:] - bins[:, :, :1])
+        square = ((bins - marks.unsqueeze(2)) / spread).square()
+        return (-0.5 * square).log_softmax(dim=2)
+
+    def direct_target(self, clips: FeatureSet) -> FloatArray:
+        return marks_of(clips) if self.per_judge else clips.label
+
+    def losses(self, root: Tensor, target: Tensor) -> Tensor:
+        marks = target.transpose(1, 2) if self.per_judge else target.unsqueeze(1)  # (K, J, B)
+        found, wanted = self(root), self.target_log_prob(marks).to(root.dtype)
+        divergence = (wanted.exp() * (wanted - found)).sum(dim=2).mean(dim=(1, 2))  # (K,)
+        return torch.stack([divergence, torch.zeros_like(divergence)])
+
+    def value(self, root: Tensor) -> Value:
+        prob = self(root).double().exp()
+        marks = (prob * self.bins[:, None, :, None]).sum(dim=2)  # (K, J, B)
+        ordered = marks.sort(dim=1).values
+        target = ordered[:, counted(self.rule, self.num_judges)].sum(dim=1)
+        return Value(target, torch.full_like(target, -1, dtype=torch.int64))
+
+    def settings(self) -> dict[str, Any]:
+        return {"bins": self.bins.tolist(), "num_judges": self.num_judges, "rule": self.rule}
+
+
 def fit_trunk(
     config: HeadConfig,
-    targets: Sequence[npt.NDArray[np.float64]],
+    targets: Sequence[FloatArray],
     *,
     score_range: float,
+    train: FeatureSet | None = None,
     generators: Sequence[torch.Generator],
 ) -> Trunk:
     """A fresh trunk for the given training targets.
@@ -147,12 +233,14 @@ def fit_trunk(
         (direct).
     score_range : float
         Outer edge of symmetric groups, in label points.
+    train : FeatureSet, optional
+        The training split, for ``musdl``: its marks show their scale and rule.
     generators : sequence of torch.Generator
 
     Raises
     ------
     DataError
-        If all targets of a model are equal.
+        If all targets of a model are equal, or ``musdl`` lacks marks that make the labels.
     """
     contrastive = config.mode == "contrastive"
     if config.kind == "gart":
@@ -161,6 +249,20 @@ def fit_trunk(
             for own in targets
         ]
         return GartTrunk(config, groups, generators)
+    if config.kind == "usdl":
+        bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in targets]
+        return DistributionTrunk(config, bins, num_judges=1, rule="all", generators=generators)
+    if config.kind == "musdl":
+        if train is None:
+            raise UsageError("musdl needs the training clips, whose marks it learns")
+        marks = marks_of(train)
+        return DistributionTrunk(
+            config,
+            [half_points(marks)] * len(targets),
+            num_judges=marks.shape[1],
+            rule=find_rule(marks, train.label),
+            generators=generators,
+        )
     # Both orders of a pair are trained, so the mean difference is 0.
     centre = [0.0 if contrastive else float(own.mean()) for own in targets]
     spread = [
@@ -172,11 +274,11 @@ def fit_trunk(
 
 def _edges(
     config: HeadConfig,
-    targets: npt.NDArray[np.float64],
+    targets: FloatArray,
     *,
     contrastive: bool,
     score_range: float,
-) -> npt.NDArray[np.float64]:
+) -> FloatArray:
     if not contrastive:
         return eq5_edges(targets, num_groups=config.num_groups)
     if config.recipe == "paper":
@@ -197,4 +299,6 @@ def trunk_from_settings(
     if config.kind == "gart":
         groups = [Groups(np.array(edges)) for edges in settings["group_edges"]]
         return GartTrunk(config, groups, generators)
+    if config.kind in ("usdl", "musdl"):
+        return DistributionTrunk(config, **settings, generators=generators)
     return MlpTrunk(config, settings["centre"], settings["spread"], generators)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads import Head, Regressor
 
 #: Pairs that go through the tree at once: bounds the memory of voting with all exemplars.
 _PAIRS_PER_PASS = 2048
@@ -49,16 +49,16 @@ class Votes:
 
 
 def predict_labels(
-    head: Head, *, queries: Tensor, pool: Tensor, pool_label: Tensor, exemplars: Tensor
+    head: Regressor, *, queries: Tensor, pool: Tensor, pool_label: Tensor, exemplars: Tensor
 ) -> Votes:
-    """Votes of a contrastive head; of a direct head, its one opinion, without exemplars.
+    """Votes of a contrastive head; of a direct one, its one opinion, without exemplars.
 
     Parameters and errors as :func:`vote`.
     """
-    if head.is_contrastive:
+    if isinstance(head, Head) and head.is_contrastive:
         return vote(head, queries=queries, pool=pool, pool_label=pool_label, exemplars=exemplars)
     with torch.no_grad():
-        label, leaf = head.trunk.value(head.direct_root(queries))
+        label, leaf = head.direct_value(queries)
     return Votes(label.unsqueeze(2).cpu().numpy(), leaf.unsqueeze(2).cpu().numpy())
 
 

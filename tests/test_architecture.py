@@ -16,12 +16,14 @@ LIBRARY = ROOT / "aqa_pipeline"
 #: Lower layers may not import higher ones; modules of L0-L2 may import their own layer.
 LAYERS = {
     0: {"__init__", "errors", "config"},
-    1: {"snippets", "groups", "pairs", "metrics", "labels", "featureset", "shards", "views"},
+    1: {"snippets", "groups", "pairs", "metrics", "labels", "featureset", "judges", "shards",
+        "views"},
     2: {
-        "atomic", "bank", "claims", "exchange_files", "failures", "feature_cache", "file_memo",
-        "files", "fingerprint", "frame_folder", "gart", "hdf5", "heads", "i3d", "i3d_fast",
-        "manifest", "pickles", "project", "protocol", "run_folder", "segment", "segment_writer",
-        "source", "store", "table", "trunks", "video", "video_frames", "video_index", "vote",
+        "aggregations", "atomic", "bank", "claims", "exchange_files", "failures", "feature_cache",
+        "file_memo", "files", "fingerprint", "frame_folder", "gart", "hdf5", "heads", "i3d",
+        "i3d_fast", "manifest", "pickles", "project", "protocol", "run_folder", "segment",
+        "segment_writer", "source", "store", "svr", "table", "trunks", "video",
+        "video_frames", "video_index", "vote",
         "weight_files", "weight_layouts", "weights",
     },
 }  # fmt: skip
@@ -32,6 +34,7 @@ DOORS = {
     "av": {"decode_check", "video", "video_frames", "video_index", "datasets.demo"},
     "click": set(),
     "pebble": {"decode_pool"},
+    "sklearn": {"svr_training"},
 }
 
 

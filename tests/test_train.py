@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 SMALL = HeadConfig(num_groups=4, hidden=16, reduced_dim=4)
 
 
-def trained(clips: FeatureSet, head: HeadConfig = SMALL, **config: Any) -> TrainedHeads:
+def trained(clips: FeatureSet, head: HeadConfig = SMALL, **config: Any) -> TrainedHeads[Head]:
     config = {"epochs": 4, "batch_size": 16, **config}
     return train_heads(
         clips,
@@ -44,7 +44,7 @@ def trained(clips: FeatureSet, head: HeadConfig = SMALL, **config: Any) -> Train
     )
 
 
-def weights(outcome: TrainedHeads) -> dict[str, Tensor]:
+def weights(outcome: TrainedHeads[Head]) -> dict[str, Tensor]:
     return dict(outcome.head.state_dict())
 
 
