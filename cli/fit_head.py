@@ -40,9 +40,11 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
 @click.option(
     "--head",
     "kind",
-    type=click.Choice(["gart", "mlp"]),
+    type=click.Choice(["gart", "mlp", "usdl", "musdl", "svr", "dct-svr"]),
     default=HeadConfig.kind,
-    help="Regression tree or 3-layer MLP.",
+    help="Regression tree or 3-layer MLP; with --mode direct also a distribution over scores "
+    "(usdl) or over each judge's marks (musdl), and support vectors on the mean of the snippets "
+    "(svr) or on their slow changes (dct-svr).",
 )
 @click.option(
     "--mode",
@@ -64,9 +66,10 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
 )
 @click.option(
     "--aggregation",
-    type=click.Choice(["mean", "ordered"]),
+    type=click.Choice(["mean", "ordered", "attention", "lstm"]),
     default=HeadConfig.aggregation,
-    help="How the snippets become one vector; mean is the paper's.",
+    help="How the snippets become one vector; mean is the paper's, the others know the order. "
+    "lstm with --head mlp --mode direct is the C3D-LSTM way.",
 )
 @click.option(
     "--difficulty/--no-difficulty",
@@ -168,7 +171,8 @@ def fit_head(
         clips = with_exemplar_key(clips, exemplar_key)
     settings |= {"num_seeds": seeds, "learning_rate": lr}
     folder = project.runs / (run or clips.name)
-    with progress("fit-head", unit="epochs") as advance:
+    unit = "grid points" if settings["kind"] in ("svr", "dct-svr") else "epochs"
+    with progress("fit-head", unit=unit) as advance:
         metrics = fit_dataset(
             clips,
             cache,
