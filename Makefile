@@ -2,28 +2,38 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+DEVELOP := $(VENV)/.installed-to-develop
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench torture clean
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aqa_pipeline needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(PIP) -e .
 	touch $@
 
-demo: $(STAMP)
+$(DEVELOP): $(INSTALLED)
+	$(PIP) -e '.[test,lint]'
+	touch $@
+
+demo: $(INSTALLED)
 	$(BIN)/aqa demo
 
-test: $(STAMP)
+test: $(DEVELOP)
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(DEVELOP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy aqa_pipeline cli tests
 
-torture: $(STAMP)
+bench: $(DEVELOP)
+	$(BIN)/python benchmarks/stage1.py
+	$(BIN)/python benchmarks/cache_scaling.py build/bench
+
+torture: $(DEVELOP)
 	$(BIN)/python -m pytest -m torture tests/torture
 	$(BIN)/python benchmarks/torture.py
 
