@@ -12,10 +12,22 @@ from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
 from .report import report
+from .reproduce import reproduce
 from .weights import weights
 
 
 def add_all(group: click.Group) -> None:
     """Add every command to the group."""
-    for command in (demo, weights, manifest, extract, cache, fit_head, evaluate, report, doctor):
+    for command in (
+        demo,
+        weights,
+        manifest,
+        extract,
+        cache,
+        fit_head,
+        evaluate,
+        report,
+        reproduce,
+        doctor,
+    ):
         group.add_command(command)

@@ -1,0 +1,250 @@
+"""The runs that a table or figure needs: fitted once, found again afterwards.
+
+A run folder is taken as it is while its stamp, ``reproduce.json``, says that it was fitted with
+these settings, on this manifest and on features of this fingerprint. The stamp is written last, so
+a run that was interrupted is fitted again and those before it are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aqa_pipeline import __version__
+from aqa_pipeline.clips import Part, feature_set, load_features, parts_of
+from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.files import as_json, write_text_atomically
+from aqa_pipeline.fit import fit_dataset
+from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.metrics import fisher_mean
+from aqa_pipeline.run_folder import Run, read_run
+from aqa_pipeline.sheet import Spread
+
+FloatArray = npt.NDArray[np.float64]
+Metric = Literal["rho", "relative_l2"]
+
+STAMP = "reproduce.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a table, one point of a curve.
+
+    Attributes
+    ----------
+    name : str
+        As the paper prints it: ``CoRe + GART*``, the star for "without difficulty".
+    head, fit : HeadConfig, FitConfig
+    folder_name : str
+    """
+
+    name: str
+    head: HeadConfig
+    fit: FitConfig
+    folder_name: str
+
+
+def method_job(
+    kind: Literal["gart", "mlp"],
+    mode: Literal["contrastive", "direct"],
+    *,
+    head: HeadConfig,
+    fit: FitConfig,
+    use_difficulty: bool,
+) -> Job:
+    """The job of one of the paper's four methods, with or without the difficulty."""
+    own = dataclasses.replace(head, kind=kind, mode=mode)
+    name = own.name if use_difficulty else f"{own.name}*"
+    plain = re.sub(r"\W+", "-", own.name.lower())
+    return Job(
+        name=name,
+        head=own,
+        fit=dataclasses.replace(fit, use_difficulty=use_difficulty),
+        folder_name=plain if use_difficulty else f"{plain}-no-difficulty",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run as its metrics files describe it.
+
+    Attributes
+    ----------
+    job : Job
+    folder : Path
+    parts : tuple of Part
+    metrics : dict
+        ``metrics.json`` of the folder.
+    per_part : tuple of dict
+        ``metrics.json`` of each part, in the order of ``parts``.
+    rho_average : {"fisher", "mean"}
+    """
+
+    job: Job
+    folder: Path
+    parts: tuple[Part, ...]
+    metrics: dict[str, Any]
+    per_part: tuple[dict[str, Any], ...]
+    rho_average: Literal["fisher", "mean"]
+
+    def of_category(self, category: str | None, metric: Metric) -> Spread:
+        """Mean and spread over the seeds; folds averaged first. R-l2 not times 100."""
+        return _spread(self._per_seed(category, metric))
+
+    def overall(self, metric: Metric) -> Spread:
+        """Of the data set, categories averaged as its protocol says."""
+        categories = list(dict.fromkeys(part.category for part in self.parts))
+        by_category = np.stack([self._per_seed(name, metric) for name in categories])
+        if len(self.parts) == 1:
+            return _spread(by_category[0])
+        fisher = metric == "rho" and self.rho_average == "fisher"
+        per_seed = [fisher_mean(c) if fisher else float(np.nanmean(c)) for c in by_category.T]
+        # The mean that metrics.json, `aqa evaluate` and the report show: of the seeds' means.
+        return Spread(_number(self.metrics["average"][metric]), _spread(np.array(per_seed)).std)
+
+    def _per_seed(self, category: str | None, metric: Metric) -> FloatArray:
+        folds = [
+            [_number(value) for value in measured["heads"][metric]["per_seed"]]
+            for part, measured in zip(self.parts, self.per_part, strict=True)
+            if part.category == category
+        ]
+        mean: FloatArray = np.mean(folds, axis=0)
+        return mean
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value  # JSON has null for NaN
+
+
+def _spread(values: FloatArray) -> Spread:
+    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """Where runs are made and how their progress is told.
+
+    Attributes
+    ----------
+    manifest : Manifest
+    cache : FeatureCache
+    folder : Path
+        Holds a run folder for each job.
+    device : torch.device
+    again : bool
+        Fit what is already there, too.
+    advance : callable
+        Told ``(epochs done, epochs in all)`` over all runs.
+    announce : callable
+        Told in a sentence what begins.
+    selections : set of str
+        How the epochs were chosen in the runs that were asked for so far.
+    """
+
+    manifest: Manifest
+    cache: FeatureCache
+    folder: Path
+    device: torch.device
+    again: bool = False
+    advance: Callable[[int, int], None] = lambda done, total: None
+    announce: Callable[[str], None] = lambda sentence: None
+    selections: set[str] = field(default_factory=set)
+
+    def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Fit every job that is not done yet, and read all of them.
+
+        Raises
+        ------
+        DataError, CacheError
+            As :func:`aqa_pipeline.fit.fit_dataset`.
+        """
+        parts = tuple(parts_of(self.manifest))
+        total = sum(len(parts) * job.fit.epochs for job in jobs)
+        before = 0
+        outcomes = []
+        for number, job in enumerate(jobs, start=1):
+            outcomes.append(self._outcome(job, parts, f"{number}/{len(jobs)}", before, total))
+            before += len(parts) * job.fit.epochs
+            self.advance(before, total)
+        self.selections.update(outcome.metrics["selection"] for outcome in outcomes)
+        return outcomes
+
+    def _outcome(
+        self, job: Job, parts: tuple[Part, ...], number: str, before: int, total: int
+    ) -> Outcome:
+        folder, stamp = self.folder / job.folder_name, self._stamp(job)
+        if not self.again and _text_of(folder / STAMP) == stamp:
+            self.announce(f"{number} {job.name}: as fitted before, in {folder}")
+        else:
+            self.announce(f"{number} {job.name}")
+            (folder / STAMP).unlink(missing_ok=True)
+            fit_dataset(
+                self.manifest,
+                self.cache,
+                folder,
+                head_config=job.head,
+                fit_config=job.fit,
+                device=self.device,
+                advance=lambda done, _: self.advance(before + done, total),
+            )
+            write_text_atomically(folder / STAMP, stamp)
+        return Outcome(
+            job=job,
+            folder=folder,
+            parts=parts,
+            metrics=_json(folder),
+            per_part=tuple(_json(part.folder(folder)) for part in parts),
+            rho_average=self.manifest.protocol.rho_average,
+        )
+
+    def _stamp(self, job: Job) -> str:
+        protocol = dataclasses.asdict(self.manifest.protocol)
+        clips = self.manifest.clips.to_csv(index=False).encode()
+        return as_json(
+            {
+                "method": job.name,
+                "head": dataclasses.asdict(job.head),
+                "fit": dataclasses.asdict(job.fit),
+                "protocol": protocol,
+                "manifest_sha256": hashlib.sha256(clips).hexdigest(),
+                "cache": self.cache.folder.name,
+                "fingerprint_sha256": self.cache.identity.fingerprint.sha256,
+                "device": str(self.device),
+                "aqa-pipeline": __version__,
+            }
+        )
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _json(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return value
+
+
+def read_part(place: Workplace, outcome: Outcome) -> tuple[Run, FeatureSet]:
+    """The run of a data set's only part, and its test clips."""
+    (part,) = outcome.parts
+    run = read_run(part.folder(outcome.folder), device=place.device)
+    # The protocol of the run: without the difficulty, it is not the manifest's.
+    manifest = dataclasses.replace(place.manifest, protocol=run.protocol)
+    rows = part.rows(manifest, "test")
+    features = load_features(manifest, place.cache, rows["clip_id"].tolist())
+    return run, feature_set(rows, features, manifest, run.labels)

@@ -1,0 +1,91 @@
+"""A small table of results: what is printed, written as CSV and given out as JSON alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean with its standard deviation; None where there was one value only."""
+
+    mean: float
+    std: float | None = None
+
+
+#: A number, a number with its spread, words, or nothing.
+Cell = float | Spread | str | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of cells under named columns.
+
+    Attributes
+    ----------
+    title : str
+    columns : tuple of str
+    rows : tuple of tuple of Cell
+    digits : dict of str to int
+        Decimals of a column's numbers as text; 4 where not said. CSV and JSON keep all.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    digits: dict[str, int] = field(default_factory=dict)
+
+    def texts(self) -> list[list[str]]:
+        """The rows as people read them; a dash where there is no number."""
+        return [
+            [
+                _text(cell, self.digits.get(column, 4))
+                for column, cell in zip(self.columns, row, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as plain values: a :class:`Spread` becomes ``{"mean": ..., "std": ...}``."""
+        return [
+            {
+                column: {"mean": cell.mean, "std": cell.std} if isinstance(cell, Spread) else cell
+                for column, cell in zip(self.columns, row, strict=True)
+            }
+            for row in self.rows
+        ]
+
+    def csv(self) -> str:
+        """The rows as CSV; a column with a spread is followed by one of its deviations."""
+        with_spread = [
+            any(isinstance(row[i], Spread) for row in self.rows) for i in range(len(self.columns))
+        ]
+        header: list[str] = []
+        for column, spread in zip(self.columns, with_spread, strict=True):
+            header += [column, f"{column}, standard deviation"] if spread else [column]
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(header)
+        for row in self.rows:
+            values: list[Any] = []
+            for cell, spread in zip(row, with_spread, strict=True):
+                values.append(cell.mean if isinstance(cell, Spread) else cell)
+                if spread:
+                    values.append(cell.std if isinstance(cell, Spread) else None)
+            writer.writerow(values)
+        return buffer.getvalue()
+
+
+def _text(cell: Cell, digits: int) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, Spread):
+        spread = "" if cell.std is None else f" ± {_text(cell.std, digits)}"
+        return _text(cell.mean, digits) + spread
+    return "-" if math.isnan(cell) else f"{cell:.{digits}f}"

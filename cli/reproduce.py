@@ -1,0 +1,115 @@
+"""``aqa reproduce``: the paper's tables and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aqa_pipeline.config import ReproduceConfig
+from aqa_pipeline.project import Project
+
+from .console import print_json, print_table, progress, say_above_progress
+from .options import json_option, manifest_options, manifest_path, pass_project
+
+WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", "fig8")
+
+
+@click.command()
+@click.argument("what", type=click.Choice(WHAT))
+@manifest_options
+@click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Cache folder, where several fit the protocol.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=ReproduceConfig.num_seeds,
+    help="Heads of each method; mean and standard deviation are over them.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=ReproduceConfig.epochs,
+    help="Passes over the training clips.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["default", "literature"]),
+    default=ReproduceConfig.protocol,
+    help="Choose the epoch on a validation part, or on the test set as published programs do.",
+)
+@click.option(
+    "--recipe",
+    type=click.Choice(["default", "official", "paper"]),
+    default=ReproduceConfig.recipe,
+    help="Groups and loss of the tree: ours, as published, or as printed in the paper.",
+)
+@click.option("--again", is_flag=True, help="Fit anew what was fitted with the same settings.")
+@json_option
+@pass_project
+def reproduce(
+    project: Project,
+    what: str,
+    dataset: str | None,
+    manifest: Path | None,
+    cache_folder: Path | None,
+    seeds: int,
+    epochs: int,
+    protocol: str,
+    recipe: str,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Make a table or figure of the paper from cached features, its numbers beside ours.
+
+    table1 and table4 have a column for each category, table2 and table3 compare methods;
+    fig4: pairs a group, fig5: depth and number of exemplars, fig6: scatter, fig7: cumulative
+    score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
+    runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
+    """
+    import torch
+
+    from aqa_pipeline.feature_cache import FeatureCache
+    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.plan import find_cache
+    from aqa_pipeline.reproduce import reproduce as make
+
+    clips = read_manifest(manifest_path(project, dataset, manifest))
+    cache = (
+        FeatureCache.open(cache_folder)
+        if cache_folder
+        else find_cache(project.cache / clips.name, clips.protocol)
+    )
+    with progress(f"reproduce {what}", unit="epochs") as advance:
+        made = make(
+            what,
+            clips,
+            cache,
+            runs=project.runs,
+            config=ReproduceConfig(
+                num_seeds=seeds,
+                epochs=epochs,
+                recipe=recipe,  # type: ignore[arg-type]
+                protocol=protocol,  # type: ignore[arg-type]
+            ),
+            device=torch.device("cpu"),
+            again=again,
+            advance=advance,
+            announce=say_above_progress,
+        )
+    files = [project.shown(path) for path in made.files]
+    if as_json:
+        print_json({**made.as_dict(), "files": files})
+        return
+    click.echo(made.title)
+    for sheet in made.sheets:
+        click.echo()
+        print_table(sheet.columns, sheet.texts(), title=sheet.title)
+    click.echo()
+    for line in [*made.notes, *(f"written: {name}" for name in files)]:
+        click.echo(line)
