@@ -31,7 +31,8 @@ lint: $(DEVELOP)
 
 bench: $(DEVELOP)
 	$(BIN)/python benchmarks/stage1.py
-	$(BIN)/python benchmarks/cache_scaling.py build/bench
+	rm -rf build/bench
+	$(BIN)/python benchmarks/cache_scaling.py build/bench 1412 10000
 
 torture: $(DEVELOP)
 	$(BIN)/python -m pytest -m torture tests/torture
