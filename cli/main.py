@@ -6,6 +6,7 @@ torch, numpy or pandas.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -134,4 +135,21 @@ add_all(cli)
 def main() -> None:
     """Entry point of the installed ``aqa`` script."""
     signal.signal(signal.SIGTERM, _terminated)
-    cli()
+    try:
+        cli()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            _exit_interrupted()
+        raise
+
+
+def _exit_interrupted() -> NoReturn:
+    """Leave with 130 for certain.
+
+    An interrupt that went through an exec() (importing a dataclass is one) makes Python end
+    by the signal itself, whatever was caught and whatever code was asked for.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
