@@ -137,7 +137,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _device() -> Check:
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from aqa_pipeline.device import find_device
+
+    device = find_device("auto")
     ones = torch.ones(1, 1, 3, 3, 3, device=device)
     total = float(torch.nn.functional.conv3d(ones, ones))
     if total != 27.0:

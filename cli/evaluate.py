@@ -9,7 +9,7 @@ import click
 from aqa_pipeline.project import Project
 
 from .metrics import show_metrics
-from .options import json_option, pass_project
+from .options import device_option, json_option, pass_project
 
 
 @click.command()
@@ -23,17 +23,22 @@ from .options import json_option, pass_project
     default=None,
     help="A manifest anywhere, instead of --dataset.",
 )
+@device_option
 @json_option
 @pass_project
 def evaluate(
-    project: Project, run: Path, dataset: str | None, manifest: Path | None, as_json: bool
+    project: Project,
+    run: Path,
+    dataset: str | None,
+    manifest: Path | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Score the test split again with the run folder RUN (a path, or a name in runs/).
 
     On the data set it was fitted on, this gives the run's metrics.json to the last digit.
     """
-    import torch
-
+    from aqa_pipeline.device import find_device
     from aqa_pipeline.evaluate import evaluate_folder
     from aqa_pipeline.manifest import read_manifest
 
@@ -42,6 +47,6 @@ def evaluate(
         folder,
         lambda name: read_manifest(manifest or project.manifest_path(dataset or name)),
         cache_root=project.cache,
-        device=torch.device("cpu"),
+        device=find_device(device),
     )
     show_metrics(project, folder, metrics, as_json=as_json)

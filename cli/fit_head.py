@@ -13,7 +13,7 @@ from aqa_pipeline.project import Project
 
 from .console import progress, say
 from .metrics import show_metrics
-from .options import json_option, manifest_options, manifest_path, pass_project
+from .options import device_option, json_option, manifest_options, manifest_path, pass_project
 
 
 def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -133,6 +133,7 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     default=FitConfig.validation_fraction,
     help="Part of the training split that chooses the epoch.",
 )
+@device_option
 @json_option
 @pass_project
 def fit_head(
@@ -145,6 +146,7 @@ def fit_head(
     exemplar_key: tuple[str, ...],
     seeds: int,
     lr: float,
+    device: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -154,8 +156,7 @@ def fit_head(
     split. Everything needed to score new clips goes into the run folder. Categories and
     folds, where the protocol has them, get heads and a folder each.
     """
-    import torch
-
+    from aqa_pipeline.device import find_device
     from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.fit import fit_dataset
     from aqa_pipeline.manifest import read_manifest, with_exemplar_key
@@ -179,7 +180,7 @@ def fit_head(
             folder,
             head_config=HeadConfig(**_taken(settings, HeadConfig)),
             fit_config=FitConfig(**_taken(settings, FitConfig)),
-            device=torch.device("cpu"),
+            device=find_device(device),
             advance=advance,
         )
     show_metrics(project, folder, metrics, as_json=as_json)

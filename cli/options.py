@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from aqa_pipeline.config import DEVICE
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
@@ -16,6 +17,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 pass_project = click.make_pass_decorator(Project)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON alone on stdout.")
+device_option = click.option(
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    default=DEVICE,
+    help="Where to compute; auto: a GPU if there is one.",
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would be done, and do nothing."
 )

@@ -10,7 +10,7 @@ from aqa_pipeline.config import ReproduceConfig
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say_above_progress
-from .options import json_option, manifest_options, manifest_path, pass_project
+from .options import device_option, json_option, manifest_options, manifest_path, pass_project
 
 WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", "fig8")
 
@@ -50,6 +50,7 @@ WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", 
     help="Groups and loss of the tree: ours, as published, or as printed in the paper.",
 )
 @click.option("--again", is_flag=True, help="Fit anew what was fitted with the same settings.")
+@device_option
 @json_option
 @pass_project
 def reproduce(
@@ -63,6 +64,7 @@ def reproduce(
     protocol: str,
     recipe: str,
     again: bool,
+    device: str,
     as_json: bool,
 ) -> None:
     """Make a table or figure of the paper from cached features, its numbers beside ours.
@@ -72,8 +74,7 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
-    import torch
-
+    from aqa_pipeline.device import find_device
     from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.manifest import read_manifest
     from aqa_pipeline.plan import find_cache
@@ -97,7 +98,7 @@ def reproduce(
                 recipe=recipe,  # type: ignore[arg-type]
                 protocol=protocol,  # type: ignore[arg-type]
             ),
-            device=torch.device("cpu"),
+            device=find_device(device),
             again=again,
             advance=advance,
             announce=say_above_progress,

@@ -1,0 +1,34 @@
+"""Where the arithmetic is done: the one place that picks a device by name."""
+
+from __future__ import annotations
+
+import torch
+
+from aqa_pipeline.errors import SetupError, UsageError
+
+
+def find_device(name: str) -> torch.device:
+    """The device a user asked for.
+
+    Parameters
+    ----------
+    name : str
+        ``auto`` (a GPU if torch sees one, else the CPU), ``cpu``, ``cuda``, or ``cuda:N``.
+
+    Raises
+    ------
+    UsageError
+        If the name is none of these.
+    SetupError
+        If there is no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in name and (kind == "cpu" or not number.isdecimal())):
+        raise UsageError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        seen = f"torch {torch.__version__} sees {count or 'no'} GPU{'' if count == 1 else 's'}"
+        raise SetupError(f"device {name}: {seen} here; type --device cpu, or see `aqa doctor`")
+    return torch.device(name)
