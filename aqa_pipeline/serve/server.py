@@ -1,0 +1,242 @@
+"""The local page, put together: run, queue, addresses, socket."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from aqa_pipeline import __version__
+from aqa_pipeline.config import ServeConfig
+from aqa_pipeline.errors import SetupError, UsageError
+from aqa_pipeline.explain import Explainer
+from aqa_pipeline.explain_page import fragment, page, text_of
+from aqa_pipeline.project import Project
+from aqa_pipeline.report import write_report
+from aqa_pipeline.run_folder import Run
+from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell
+
+#: Told the address once the server answers there.
+Ready = Callable[[str], None]
+
+
+def serve(
+    folder: Path,
+    explainer: Explainer,
+    *,
+    project: Project,
+    config: ServeConfig,
+    ready: Ready = lambda address: None,
+) -> None:
+    """Serve the page until interrupted.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    explainer : Explainer
+    project : Project
+        For the run's report.
+    config : ServeConfig
+    ready : callable
+
+    Raises
+    ------
+    SetupError
+        If the address is taken, or the extra ``serve`` is not installed.
+    KeyboardInterrupt
+        When it was stopped; uploads are deleted by then.
+    """
+    try:
+        import uvicorn
+
+        from aqa_pipeline.serve.app import Site, application
+    except ImportError:
+        raise SetupError(
+            "the local page needs starlette and uvicorn; type `pip install 'aqa-pipeline[serve]'`"
+        ) from None
+    listening = _listen(config.host, config.port)
+    port = listening.getsockname()[1]
+    reports = _Report(folder, project)
+    with (
+        listening,
+        tempfile.TemporaryDirectory(prefix="aqa-serve-") as uploads,
+        JobQueue(lambda job, tell: _outcome(explainer, job, tell)) as queue,
+    ):
+        site = Site(
+            page=_page(folder, explainer, config),
+            static={
+                "serve.css": ("text/css", _style()),
+                "serve.js": ("text/javascript", text_of("serve.js")),
+                "players.js": ("text/javascript", text_of("players.js")),
+            },
+            report=reports.html,
+            folder=Path(uploads),
+            max_bytes=config.max_megabytes * 10**6,
+            check_options=lambda asked: checked_options(explainer, asked),
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(site, queue, hosts=_hosts(config.host, port)),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                timeout_keep_alive=5,
+                timeout_graceful_shutdown=2,
+                limit_concurrency=64,
+            )
+        )
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        ready(f"http://{shown}:{port}/")
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any that is free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except PermissionError:
+        raise SetupError(
+            f"port {port} is reserved for the administrator; type --port 8000"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(
+                f"port {port} of {host} is taken, perhaps by another `aqa serve`; type --port "
+                f"{port + 1}, or --port 0 for any that is free"
+            ) from None
+        raise SetupError(f"cannot listen on {host}, port {port} ({error.strerror})") from None
+    except OverflowError:
+        raise UsageError(f"port {port} is none of 0 to 65535") from None
+
+
+def _hosts(host: str, port: int) -> set[str] | None:
+    """How requests may name this server; None, any name, where it serves a whole network."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        names = {host.lower()}
+        is_loopback = host.lower() == "localhost"
+    else:
+        if address.is_unspecified:
+            return None
+        names = {f"[{host}]" if address.version == 6 else host}
+        is_loopback = address.is_loopback
+    if is_loopback:
+        names |= {"localhost", "127.0.0.1", "[::1]"}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+
+
+def checked_options(explainer: Explainer, asked: Mapping[str, str]) -> dict[str, Any]:
+    """What a sender asks for, as arguments of :meth:`Explainer.explain`.
+
+    Raises
+    ------
+    UsageError
+        If something is unknown, missing, or not a number.
+    """
+    unknown = sorted(set(asked) - {"start", "end", "category", "difficulty"})
+    if unknown:
+        raise UsageError(f"unknown: {', '.join(unknown)[:80]}")
+    options: dict[str, Any] = {
+        "start_frame": _frame(asked, "start"),
+        "end_frame": _frame(asked, "end"),
+        "category": asked.get("category", ""),
+        "difficulty": _positive(asked, "difficulty"),
+    }
+    explainer.scorer.check_facts(category=options["category"], difficulty=options["difficulty"])
+    return options
+
+
+def _frame(asked: Mapping[str, str], name: str) -> int | None:
+    text = asked.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"{name} is {text[:20]!r}; expected a frame number, 0 or more")
+    return int(text)
+
+
+def _positive(asked: Mapping[str, str], name: str) -> float | None:
+    text = asked.get(name, "").replace(",", ".")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not 0 < value < np.inf:
+        raise UsageError(f"{name} is {text[:20]!r}; expected a number above 0")
+    return value
+
+
+def _outcome(explainer: Explainer, job: Job, tell: Tell) -> Outcome:
+    explanation = explainer.explain(
+        str(job.upload.path), name=job.upload.name, tell=tell, **job.options
+    )
+    summary = explanation.scored.as_dict() | {
+        "video": job.upload.name,
+        "contributions": explanation.contributions.points.tolist(),
+        "baseline": explanation.contributions.baseline,
+    }
+    return Outcome(summary, fragment(explanation, key=f"job-{job.id}"), page(explanation))
+
+
+def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
+    environment = Environment(
+        loader=PackageLoader("aqa_pipeline"), autoescape=True, undefined=StrictUndefined
+    )
+    scorer = explainer.scorer
+    categories = [name for name in scorer.categories if name]
+    runs = [run for name in scorer.categories for run in scorer.runs(name)]
+    difficulties = _difficulties(runs)
+    return environment.get_template("serve.html").render(
+        name=folder.absolute().name,
+        method=runs[0].head.config.name,
+        dataset=runs[0].config.get("dataset", ""),
+        num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
+        categories=categories,
+        difficulties=[f"{value:g}" for value in difficulties],
+        difficulty=f"{difficulties[len(difficulties) // 2]:g}" if difficulties else "",
+        max_mb=config.max_megabytes,
+        version=__version__,
+    )
+
+
+def _difficulties(runs: list[Run]) -> list[float]:
+    """Those of the training clips; none where the run does not look at them."""
+    uses = any(
+        "difficulty" in run.protocol.exemplar_key or run.labels.transform == "raw" for run in runs
+    )
+    values = np.concatenate([run.exemplars.difficulty for run in runs])
+    found: list[float] = np.unique(values[np.isfinite(values)]).tolist()
+    return found if uses else []
+
+
+def _style() -> str:
+    return "\n".join(text_of(name) for name in ("house.css", "explanation.css", "serve.css"))
+
+
+class _Report:
+    """The run's report, made when it is first asked for."""
+
+    def __init__(self, folder: Path, project: Project) -> None:
+        self._folder, self._project = folder, project
+        self._html = ""
+
+    def html(self) -> str:
+        if not self._html:
+            with tempfile.TemporaryDirectory(prefix="aqa-serve-") as folder:
+                out = Path(folder) / "report.html"
+                write_report([self._folder], out, project=self._project)
+                self._html = out.read_text(encoding="utf-8")
+        return self._html
