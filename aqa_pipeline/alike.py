@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.uint8]
 
+#: Nearer than this is the clip itself: it is no company for itself.
+_SAME = 1e-3
+
 #: Gives the frames of a clip as they are shown.
 ReadFrames = Callable[[ClipRequest], Frames]
 
@@ -87,7 +90,7 @@ def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: f
     pool : FeatureSet
     distance : ndarray of float64, shape=(N,)
     rows : array_like of int, shape=(M,)
-        Exemplars that may be shown.
+        Exemplars that may be shown; never the clip itself.
     score : float
         Of the clip, in points.
 
@@ -96,7 +99,8 @@ def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: f
     list of int
         None, one or two positions in the pool.
     """
-    by_distance = sorted(np.asarray(rows, dtype=np.int64).tolist(), key=lambda i: distance[i])
+    others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > _SAME]
+    by_distance = sorted(others, key=lambda i: distance[i])
     if not by_distance:
         return []
     nearest = by_distance[0]
@@ -127,13 +131,14 @@ def shown_exemplars(
         Its manifest says where the run's clips are.
     read : callable
     """
-    pool, requests, reason = run.exemplars, {}, ""
+    pool, reason = run.exemplars, ""
+    requests: dict[str, ClipRequest] = {}
     try:
         requests = _requests(run, project)
     except AqaError as error:
         _log.info("no pictures of exemplars: %s", error)
         reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
-    shown = []
+    shown: list[ShownExemplar] = []
     for row in choose(pool, distance, rows, score):
         frames, why = None, reason
         clip_id = pool.clip_id[row]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,21 +21,25 @@ import torch
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
 from aqa_pipeline.clip_frames import ClipFrames, ClipRequest
 from aqa_pipeline.clips import Part
+from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
+from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, score_gradient
+from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
 from aqa_pipeline.heads import Head
 from aqa_pipeline.heat_map import frame_heat
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.run_backbone import backbone_weights
+from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.shown_clip import ShownClip, read_shown_clip, read_shown_frames
-from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of
+from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder
 from aqa_pipeline.tree_path import TreePath, tree_path
 from aqa_pipeline.trunks import GartTrunk
+from aqa_pipeline.weights import load_i3d
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
@@ -191,7 +196,7 @@ class Explainer:
             read=lambda wanted: self._reader.call(read_shown_frames, wanted),
         )
         return Explanation(
-            name=name or video,
+            name=name or Path(video).name,
             scored=scored,
             run=run,
             clip=shown.clip,
@@ -237,6 +242,48 @@ class Explainer:
         self.close()
 
 
+def load_explainer(
+    folder: Path,
+    *,
+    project: Project,
+    weights: Path | None = None,
+    device: str = DEVICE,
+    coverage: float = ScoreConfig.coverage,
+    layer: str = LAST_LAYER,
+) -> Explainer:
+    """Load a run folder and its backbone; the latter once, for scores and heat alike.
+
+    Parameters
+    ----------
+    folder : Path
+    project : Project
+    weights, device, coverage
+        As for :meth:`aqa_pipeline.scorer.Scorer.load`.
+    layer : str
+        Whose map the heat is on; before the last one it takes captum and about four passes'
+        time.
+
+    Raises
+    ------
+    DataError
+        If it is no run folder.
+    CacheError
+        If the run was fitted on features that no video can be turned into here.
+    SetupError
+        If the weights, or captum, are missing.
+    """
+    found = find_device(device)
+    runs = [read_run(own, device=found) for own in run_folders(folder)]
+    path = backbone_weights(runs, weights)
+    encoder = map_encoder(path, runs[0].protocol, found)
+    layer_cam = None
+    if layer != LAST_LAYER:
+        require_captum()
+        layer_cam = LayerCam(load_i3d(path)[0].to(found), encoder, layer)
+    scorer = Scorer(runs, encoder, config=ScoreConfig(coverage=coverage))
+    return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
+
+
 def _own_clip(run: Run, scored: Scored) -> FeatureSet:
     """The scored clip as a run's heads see it; its score is not known."""
     difficulty = np.nan if scored.difficulty is None else scored.difficulty
@@ -272,6 +319,8 @@ def _path(run: Run, clip: FeatureSet, exemplars: Sequence[ShownExemplar]) -> Tre
     query = torch.from_numpy(clip.features[0]).to(head.device)
     if not head.is_contrastive:
         return tree_path(head, query)
+    if not exemplars:  # the only one that votes is the clip itself
+        return None
     row = exemplars[0].row
     return tree_path(
         head,

@@ -22,7 +22,7 @@ from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.clip_media import mp4, png, side_by_side
 from aqa_pipeline.explain import Explanation
 from aqa_pipeline.explain_figures import snippet_strip
-from aqa_pipeline.explain_page import page
+from aqa_pipeline.explain_page import page, view_of
 from aqa_pipeline.heat_map import painted
 
 PAGE = "explain.html"
@@ -50,7 +50,7 @@ def write_explanation(explanation: Explanation, folder: Path) -> list[Path]:
     films = [frames, heated]
     films += [one.frames for one in explanation.exemplars[:1] if one.frames is not None]
     contents = {
-        PAGE: page(explanation).encode(),
+        PAGE: page(view_of(explanation)).encode(),
         "snippets.png": snippet_strip(
             frames[middles],
             explanation.contributions.points,

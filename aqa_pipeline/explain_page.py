@@ -100,22 +100,15 @@ class View:
     votes: list[VoteRow]
 
 
-def fragment(explanation: Explanation, *, key: str) -> str:
-    """HTML to stand inside a page that has ``house.css`` and ``explanation.css``.
-
-    Parameters
-    ----------
-    explanation : Explanation
-    key : str
-        Tells the ids of its figures from those of other fragments of the page.
-    """
+def fragment(view: View) -> str:
+    """HTML to stand inside a page that has ``house.css`` and ``explanation.css``."""
     template = _environment().from_string(
         '{% from "explanation.html" import explanation with context %}{{ explanation(it) }}'
     )
-    return template.render(it=_view(explanation, key))
+    return template.render(it=view)
 
 
-def page(explanation: Explanation) -> str:
+def page(view: View) -> str:
     """One self-contained page."""
     script = text_of("players.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -123,7 +116,7 @@ def page(explanation: Explanation) -> str:
         _environment()
         .get_template("explain.html")
         .render(
-            it=_view(explanation, "clip"),
+            it=view,
             script=Markup(script),
             script_hash=f"sha256-{digest}",
             version=__version__,
@@ -156,7 +149,15 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def _view(it: Explanation, key: str) -> View:
+def view_of(it: Explanation, *, key: str = "clip") -> View:
+    """Words, pictures and films of an explanation; takes about a second.
+
+    Parameters
+    ----------
+    it : Explanation
+    key : str
+        Tells the ids of its figures from those of other fragments of a page.
+    """
     scored, run = it.scored, it.run
     exemplars = len({vote.clip_id for vote in scored.exemplars})
     row = {name: i for i, name in enumerate(run.exemplars.clip_id)}

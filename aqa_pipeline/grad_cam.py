@@ -81,7 +81,9 @@ def expected_score(
         value = _expected(head, head.direct_root(features.unsqueeze(0)))
     else:
         value = head.direct_value(features.unsqueeze(0)).target
-    return float(clip.offset[0]) + float(clip.scale[0]) * value.double().mean()
+    mean: Tensor = value.double().mean()  # of the heads and the votes
+    score: Tensor = mean * float(clip.scale[0]) + float(clip.offset[0])
+    return score
 
 
 def _expected(head: Head, root: Tensor) -> Tensor:
@@ -94,7 +96,8 @@ def _expected(head: Head, root: Tensor) -> Tensor:
     width = trunk.groups.edges.diff(dim=1).unsqueeze(2)
     probability = output.log_prob.double().exp() * (width > 0)  # nothing is in an empty group
     leaves = left + output.place.double() * width  # (K, R, B)
-    return (probability * leaves).sum(dim=1) / probability.sum(dim=1)
+    expected: Tensor = (probability * leaves).sum(dim=1) / probability.sum(dim=1)
+    return expected
 
 
 def score_gradient(run: Run, clip: FeatureSet, exemplars: npt.ArrayLike) -> FloatArray:
@@ -159,7 +162,7 @@ def layer_cam(
     module = getattr(network, layer, None)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"I3D has no layer {layer!r}; worth looking at are {', '.join(LAYERS)}")
-    layer_grad_cam = _captum()
+    layer_grad_cam = require_captum()
     network.requires_grad_(False)
     features = torch.from_numpy(clip.features[0]).to(run.head.device)
     cams = []
@@ -176,7 +179,14 @@ def layer_cam(
     return np.stack(cams)
 
 
-def _captum() -> Any:
+def require_captum() -> Any:
+    """captum's LayerGradCam.
+
+    Raises
+    ------
+    SetupError
+        If captum is not installed.
+    """
     try:
         from captum.attr import LayerGradCam
     except ImportError:

@@ -68,7 +68,11 @@ def painted(frames: Frames, heat: FloatArray) -> Frames:
     smooth = large.squeeze(1).clamp(-1, 1).numpy()
     strength = np.clip((np.abs(smooth) - _VISIBLE) / (1 - _VISIBLE), 0, 1) * _OPAQUE
     grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)  # (n, H, W)
-    colour = np.where((smooth > 0)[..., None], np.float32(RAISES), np.float32(LOWERS))
+    colour = np.where((smooth > 0)[..., None], _colour(RAISES), _colour(LOWERS))
     mixed = grey[..., None] * (1 - strength[..., None]) + colour * strength[..., None]
     picture: Frames = mixed.round().clip(0, 255).astype(np.uint8)
     return picture
+
+
+def _colour(rgb: tuple[int, int, int]) -> FloatArray:
+    return np.array(rgb, np.float32)

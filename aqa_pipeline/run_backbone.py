@@ -14,7 +14,12 @@ from aqa_pipeline.weights import find_weights, weights_identity
 
 
 def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
-    """Load the backbone of a run, or of the runs of its categories and folds.
+    """Load the backbone of a run; parameters and errors as :func:`backbone_weights`."""
+    return i3d_backbone(backbone_weights(runs, weights), runs[0].protocol)()
+
+
+def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
+    """The weights that made the features of a run, or of the runs of its categories and folds.
 
     Parameters
     ----------
@@ -52,7 +57,7 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return i3d_backbone(path, run.protocol)()
+    return path
 
 
 def own_weights(run: Run) -> Path | None:

@@ -118,4 +118,5 @@ class LayerCam:
             )
             for run, clip, rows in zip(runs, clips, exemplars, strict=True)
         ]
-        return np.mean(cams, axis=0, dtype=np.float32)
+        mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
+        return mean

@@ -8,11 +8,13 @@ from .cache import cache
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .weights import weights
 
 
@@ -26,6 +28,8 @@ def add_all(group: click.Group) -> None:
         cache,
         fit_head,
         evaluate,
+        explain,
+        serve,
         report,
         reproduce,
         doctor,

@@ -14,12 +14,12 @@ from tests.videos import frame_numbers, picture
 
 def test_a_film_has_its_frames_rate_and_a_size_that_plays() -> None:
     frames = np.stack([picture(n, size=(65, 49)) for n in range(20)])
-    with av.open(io.BytesIO(mp4(frames, frames_per_second=12.5))) as film:
+    with av.open(io.BytesIO(mp4(frames, frames_per_second=12.5)), "r") as film:
         stream = film.streams.video[0]
         assert (stream.width, stream.height) == (64, 48)
         assert stream.average_rate == 12.5
         assert stream.codec_context.pix_fmt == "yuv420p"
-        decoded = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
+        decoded = [np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in film.decode(stream)]
     assert frame_numbers(decoded) == list(range(20))
 
 
@@ -29,7 +29,7 @@ def test_pictures_and_their_addresses() -> None:
     assert jpeg(frame)[:3] == b"\xff\xd8\xff"
     kind, content = data_address(png(frame), "image/png").split(",")
     assert kind == "data:image/png;base64"
-    with av.open(io.BytesIO(base64.b64decode(content))) as file:
+    with av.open(io.BytesIO(base64.b64decode(content)), "r") as file:
         (read,) = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
     np.testing.assert_array_equal(read, frame)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ import torch
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
+from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
 from aqa_pipeline.snippet_maps import MapEncoder, features_of
+from aqa_pipeline.trunks import GartTrunk
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
 from tests.random_i3d import random_i3d
@@ -23,19 +27,26 @@ def test_expected_score_of_a_sure_tree_is_the_predicted_one() -> None:
     from aqa_pipeline.contributions import snippet_contributions
 
     run, clip = drawn_run(), one_clip()
+    assert isinstance(run.head, Head)
+    assert isinstance(run.head.trunk, GartTrunk)
     # Decisions so far apart that one leaf has all the probability.
-    for layer in run.head.trunk.tree.weights:  # type: ignore[union-attr]
+    for layer in run.head.trunk.tree.weights:
         layer.data[:, :, -2:] *= 1e4
     value = expected_score(run, clip, ROWS, torch.from_numpy(clip.features[0]))
     assert value.item() == pytest.approx(snippet_contributions(run, clip, ROWS).score, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{}, {"kind": "mlp"}, {"mode": "direct"}, {"kind": "mlp", "mode": "direct"}, {"recipe": "paper"}],
-    ids=str,
-)  # fmt: skip
-def test_gradient_is_what_finite_differences_say(config: dict[str, str]) -> None:
+HEADS = [
+    {},
+    {"kind": "mlp"},
+    {"mode": "direct"},
+    {"kind": "mlp", "mode": "direct"},
+    {"recipe": "paper"},
+]
+
+
+@pytest.mark.parametrize("config", HEADS, ids=str)
+def test_gradient_is_what_finite_differences_say(config: dict[str, Any]) -> None:
     run, clip = drawn_run(**config), one_clip()
     run.head.double()
     rows = [] if config.get("mode") == "direct" else ROWS
@@ -57,7 +68,9 @@ def test_gradient_is_what_finite_differences_say(config: dict[str, str]) -> None
 
 def test_an_empty_group_does_not_pull_the_expected_score() -> None:
     run, clip = drawn_run(seeds=(0,)), one_clip()
-    groups = run.head.trunk.groups  # type: ignore[union-attr]
+    assert isinstance(run.head, Head)
+    assert isinstance(run.head.trunk, GartTrunk)
+    groups = run.head.trunk.groups
     features = torch.from_numpy(clip.features[0])
     groups.edges[0] = torch.tensor([-30.0, -30.0, -30.0, -30.0, 30.0])
     value = expected_score(run, clip, ROWS, features)

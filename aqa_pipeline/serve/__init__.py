@@ -4,6 +4,7 @@
 ``uploads``   taking a file in: size, first bytes, a name of our own
 ``jobs``      one after the other, in one thread
 ``guard``     who may ask, and what every answer carries
+``fields``    what is asked about a clip
 ``app``       the addresses
 ``server``    all of it together, and the socket
 ============  ===================================================================

@@ -177,8 +177,7 @@ class JobQueue:
         except AqaError as error:
             job.message = _without_path(str(error), job.upload)
             job.state = FAILED
-        except Exception:
-            # The server must outlive any one clip; the sentence says where to look.
+        except Exception:  # noqa: BLE001 - the server must outlive any one clip
             _log.exception("unexpected error at work on an upload")
             job.message = "an unexpected error, written in the server's log"
             job.state = FAILED

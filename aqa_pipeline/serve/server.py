@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from aqa_pipeline import __version__
 from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.explain import Explainer
-from aqa_pipeline.explain_page import fragment, page, text_of
+from aqa_pipeline.explain_page import fragment, page, text_of, view_of
 from aqa_pipeline.project import Project
 from aqa_pipeline.report import write_report
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
 from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell
+
+_OPTIONS = {"start", "end", "category", "difficulty"}
 
 #: Told the address once the server answers there.
 Ready = Callable[[str], None]
@@ -54,14 +57,11 @@ def serve(
     KeyboardInterrupt
         When it was stopped; uploads are deleted by then.
     """
-    try:
-        import uvicorn
+    check_extra()
+    import uvicorn
 
-        from aqa_pipeline.serve.app import Site, application
-    except ImportError:
-        raise SetupError(
-            "the local page needs starlette and uvicorn; type `pip install 'aqa-pipeline[serve]'`"
-        ) from None
+    from aqa_pipeline.serve.app import Site, application
+
     listening = _listen(config.host, config.port)
     port = listening.getsockname()[1]
     reports = _Report(folder, project)
@@ -97,6 +97,22 @@ def serve(
         shown = f"[{config.host}]" if ":" in config.host else config.host
         ready(f"http://{shown}:{port}/")
         server.run(sockets=[listening])
+
+
+def check_extra() -> None:
+    """See that what the page needs is installed.
+
+    Raises
+    ------
+    SetupError
+        If it is not.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f"the local page needs {' and '.join(missing)}; "
+            "type `pip install 'aqa-pipeline[serve]'`"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -144,16 +160,24 @@ def checked_options(explainer: Explainer, asked: Mapping[str, str]) -> dict[str,
     UsageError
         If something is unknown, missing, or not a number.
     """
-    unknown = sorted(set(asked) - {"start", "end", "category", "difficulty"})
+    columns = {
+        name.removeprefix(KEY_PREFIX): value
+        for name, value in asked.items()
+        if name.startswith(KEY_PREFIX)
+    }
+    unknown = sorted(set(asked) - {KEY_PREFIX + name for name in columns} - _OPTIONS)
     if unknown:
-        raise UsageError(f"unknown: {', '.join(unknown)[:80]}")
+        raise UsageError(f"unknown: {', '.join(unknown)[:80]}; known are {', '.join(_OPTIONS)}")
     options: dict[str, Any] = {
         "start_frame": _frame(asked, "start"),
         "end_frame": _frame(asked, "end"),
         "category": asked.get("category", ""),
         "difficulty": _positive(asked, "difficulty"),
+        "columns": columns,
     }
-    explainer.scorer.check_facts(category=options["category"], difficulty=options["difficulty"])
+    explainer.scorer.check_facts(
+        category=options["category"], difficulty=options["difficulty"], columns=columns
+    )
     return options
 
 
@@ -188,7 +212,8 @@ def _outcome(explainer: Explainer, job: Job, tell: Tell) -> Outcome:
         "contributions": explanation.contributions.points.tolist(),
         "baseline": explanation.contributions.baseline,
     }
-    return Outcome(summary, fragment(explanation, key=f"job-{job.id}"), page(explanation))
+    view = view_of(explanation, key=f"job-{job.id}")
+    return Outcome(summary, fragment(view), page(view))
 
 
 def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
@@ -196,30 +221,16 @@ def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
         loader=PackageLoader("aqa_pipeline"), autoescape=True, undefined=StrictUndefined
     )
     scorer = explainer.scorer
-    categories = [name for name in scorer.categories if name]
     runs = [run for name in scorer.categories for run in scorer.runs(name)]
-    difficulties = _difficulties(runs)
     return environment.get_template("serve.html").render(
         name=folder.absolute().name,
         method=runs[0].head.config.name,
         dataset=runs[0].config.get("dataset", ""),
         num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
-        categories=categories,
-        difficulties=[f"{value:g}" for value in difficulties],
-        difficulty=f"{difficulties[len(difficulties) // 2]:g}" if difficulties else "",
+        fields=fields_of(runs, categories=scorer.categories),
         max_mb=config.max_megabytes,
         version=__version__,
     )
-
-
-def _difficulties(runs: list[Run]) -> list[float]:
-    """Those of the training clips; none where the run does not look at them."""
-    uses = any(
-        "difficulty" in run.protocol.exemplar_key or run.labels.transform == "raw" for run in runs
-    )
-    values = np.concatenate([run.exemplars.difficulty for run in runs])
-    found: list[float] = np.unique(values[np.isfinite(values)]).tolist()
-    return found if uses else []
 
 
 def _style() -> str:
