@@ -99,15 +99,16 @@ def live_server(
     static: Mapping[str, tuple[str, str]] | None = None,
     report: str = "<!DOCTYPE html><title>report</title><p>how good it is",
     check_options: Any = dict,
+    site: Any = None,
 ) -> Iterator[LiveServer]:
-    """Serve until the block ends."""
+    """Serve until the block ends; ``site`` in place of one made of the other arguments."""
     uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip("starlette")
     from aqa_pipeline.serve.app import Site, application
 
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    site = Site(
+    site = site or Site(
         page=page,
         static=static or {"serve.css": ("text/css", "body{}")},
         report=lambda: report,

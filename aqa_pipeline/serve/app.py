@@ -99,11 +99,10 @@ def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -
 
     async def add(request: Request) -> Response:
         nonlocal receiving
-        kind = request.headers.get("content-type", "")
-        if kind.startswith(("multipart/", "application/x-www-form-urlencoded")):
+        if request.headers.get("content-type", "").startswith("multipart/"):
             raise RefusedUpload(
                 "the body must be the video itself, not a form: curl --data-binary @clip.mp4 "
-                "-H 'Content-Type: video/mp4' ADDRESS/clips",
+                "ADDRESS/clips",
                 status=415,
             )
         asked = dict(request.query_params)

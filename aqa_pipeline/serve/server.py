@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,7 +22,10 @@ from aqa_pipeline.explain_page import fragment, page, text_of, view_of
 from aqa_pipeline.project import Project
 from aqa_pipeline.report import write_report
 from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
-from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell
+from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell, Work
+
+if TYPE_CHECKING:  # starlette is an extra
+    from aqa_pipeline.serve.app import Site
 
 _OPTIONS = {"start", "end", "category", "difficulty"}
 
@@ -60,28 +63,16 @@ def serve(
     check_extra()
     import uvicorn
 
-    from aqa_pipeline.serve.app import Site, application
+    from aqa_pipeline.serve.app import application
 
     listening = _listen(config.host, config.port)
     port = listening.getsockname()[1]
-    reports = _Report(folder, project)
     with (
         listening,
         tempfile.TemporaryDirectory(prefix="aqa-serve-") as uploads,
-        JobQueue(lambda job, tell: _outcome(explainer, job, tell)) as queue,
+        JobQueue(work_of(explainer)) as queue,
     ):
-        site = Site(
-            page=_page(folder, explainer, config),
-            static={
-                "serve.css": ("text/css", _style()),
-                "serve.js": ("text/javascript", text_of("serve.js")),
-                "players.js": ("text/javascript", text_of("players.js")),
-            },
-            report=reports.html,
-            folder=Path(uploads),
-            max_bytes=config.max_megabytes * 10**6,
-            check_options=lambda asked: checked_options(explainer, asked),
-        )
+        site = site_of(folder, explainer, project=project, config=config, uploads=Path(uploads))
         server = uvicorn.Server(
             uvicorn.Config(
                 application(site, queue, hosts=_hosts(config.host, port)),
@@ -97,6 +88,32 @@ def serve(
         shown = f"[{config.host}]" if ":" in config.host else config.host
         ready(f"http://{shown}:{port}/")
         server.run(sockets=[listening])
+
+
+def site_of(
+    folder: Path, explainer: Explainer, *, project: Project, config: ServeConfig, uploads: Path
+) -> Site:
+    """Everything the addresses show; parameters as :func:`serve`, and where uploads lie."""
+    from aqa_pipeline.serve.app import Site
+
+    style = "\n".join(text_of(name) for name in ("house.css", "explanation.css", "serve.css"))
+    return Site(
+        page=_page(folder, explainer, config),
+        static={
+            "serve.css": ("text/css", style),
+            "serve.js": ("text/javascript", text_of("serve.js")),
+            "players.js": ("text/javascript", text_of("players.js")),
+        },
+        report=_Report(folder, project).html,
+        folder=uploads,
+        max_bytes=config.max_megabytes * 10**6,
+        check_options=lambda asked: checked_options(explainer, asked),
+    )
+
+
+def work_of(explainer: Explainer) -> Work:
+    """What the queue's thread does with a job."""
+    return lambda job, tell: _outcome(explainer, job, tell)
 
 
 def check_extra() -> None:
@@ -231,10 +248,6 @@ def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
         max_mb=config.max_megabytes,
         version=__version__,
     )
-
-
-def _style() -> str:
-    return "\n".join(text_of(name) for name in ("house.css", "explanation.css", "serve.css"))
 
 
 class _Report:
