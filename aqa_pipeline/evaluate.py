@@ -18,8 +18,10 @@ import torch
 
 from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.calibration import Intervals
 from aqa_pipeline.clips import Part, feature_set, load_features
-from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.config import FitConfig, HeadConfig, ScoreConfig
+from aqa_pipeline.conformal import coverage_spread
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
@@ -151,6 +153,9 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
     if "best_relative_l2_of_any_epoch" in run.config:
         # The literature reports its best rho and its best R-l2, each of an epoch of its own.
         heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
+    intervals = measure_intervals(run, predictions)
+    if intervals is not None:
+        result["intervals"] = intervals
     by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
     if by_difficulty is not None:
         result["difficulty_alone"] = {
@@ -158,6 +163,43 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
             "relative_l2": metrics.relative_l2(scores, by_difficulty),
         }
     return result
+
+
+def measure_intervals(
+    run: Run, predictions: Predictions, *, coverage: float = ScoreConfig.coverage
+) -> dict[str, Any] | None:
+    """How many true scores lie in the intervals that a run gives, and how wide these are.
+
+    Returns
+    -------
+    dict or None
+        ``asked`` and ``reached`` coverage, the counts behind it, and ``expected_95``: what
+        calibration and test draws alone would give
+        (:func:`aqa_pipeline.conformal.coverage_spread`). None where the run gives no interval.
+    """
+    if run.calibration is None or not len(predictions.clips):
+        return None
+    clips, intervals = predictions.clips, Intervals(run.calibration, coverage)
+    halves = [
+        intervals.half_width(scale=scale, difficulty=difficulty)
+        for scale, difficulty in zip(clips.scale, clips.difficulty, strict=True)
+    ]
+    half = np.array([own.points for own in halves])
+    if not np.isfinite(half).all():
+        return None
+    inside = int((np.abs(clips.score - predictions.score) <= half).sum())
+    count = len(run.calibration)
+    _, low, high = coverage_spread(num_residuals=count, num_clips=len(clips), coverage=coverage)
+    return {
+        "asked": coverage,
+        "reached": inside / len(clips),
+        "inside": inside,
+        "num_test": len(clips),
+        "expected_95": (low, high),
+        "mean_width": float(2 * half.mean()),
+        "calibrating_clips": count,
+        "clips_with_own_difficulty": sum(own.difficulty is not None for own in halves),
+    }
 
 
 def evaluate_run(run: Run, manifest: Manifest, *, cache_root: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.extract import Encode, i3d_backbone
@@ -13,7 +14,9 @@ from aqa_pipeline.run_folder import Run
 from aqa_pipeline.weights import find_weights, weights_identity
 
 
-def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
+def load_backbone(
+    runs: Sequence[Run], weights: Path | None = None, *, protocol: Protocol | None = None
+) -> Encode:
     """Load the backbone of a run, or of the runs of its categories and folds.
 
     Parameters
@@ -21,6 +24,8 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
     runs : sequence of Run
     weights : Path or None
         None: what the run folder brings, else what ``aqa weights fetch`` fetched.
+    protocol : Protocol or None
+        How a window is cut into snippets; None: as the run says.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return i3d_backbone(path, run.protocol)()
+    return i3d_backbone(path, protocol or run.protocol)()
 
 
 def own_weights(run: Run) -> Path | None:

@@ -16,10 +16,11 @@ LIBRARY = ROOT / "aqa_pipeline"
 #: Lower layers may not import higher ones; modules of L0-L2 may import their own layer.
 LAYERS = {
     0: {"errors", "config"},
-    1: {"conformal", "cross_selection", "novelty", "snippets", "groups", "pairs", "metrics", "labels", "featureset", "judges", "shards",
-        "views"},
+    1: {"conformal", "cross_selection", "featureset", "groups", "judges", "labels", "metrics",
+        "novelty", "pairs", "shards", "snippets", "views"},
     2: {
-        "aggregations", "atomic", "bank", "calibration", "claims", "clip_frames", "device", "exchange_files", "failures",
+        "aggregations", "atomic", "bank", "calibration", "claims", "clip_frames", "device",
+        "exchange_files", "failures",
         "feature_cache", "file_memo", "files", "fingerprint", "frame_folder", "gart", "hdf5",
         "heads", "i3d", "i3d_fast", "manifest", "pickles", "project", "protocol", "run_folder",
         "segment", "segment_writer", "source", "store", "svr", "table", "trunks", "video",
