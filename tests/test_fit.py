@@ -135,6 +135,22 @@ def test_evaluating_a_run_folder_again_gives_its_metrics_to_the_last_digit(
     assert again == result.metrics
 
 
+def test_r_l2_by_the_range_of_the_class_counts_the_training_clips_too(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    root, manifest, result = fitted
+    run = read_run(root / "runs" / "r", device=CPU)
+    by_class = evaluate_run(run, manifest, cache_root=root / "cache", range_of="class")
+    assert by_class["relative_l2_range"] == "class, train and test"
+    test, every = result.predictions.clips.score, manifest.clips["score"]
+    ratio = (np.ptp(test) / np.ptp(every)) ** 2
+    assert ratio < 1
+    assert by_class["ensemble"]["relative_l2"] == pytest.approx(
+        ratio * result.metrics["ensemble"]["relative_l2"]
+    )
+    assert by_class["ensemble"]["rho"] == result.metrics["ensemble"]["rho"]
+
+
 def test_a_clip_on_its_own_gets_the_score_it_got_in_the_test_set(
     fitted: tuple[Path, Manifest, FitResult],
 ) -> None:
