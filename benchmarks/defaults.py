@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recipe official": {"recipe": "official"},
     "recipe paper": {"recipe": "paper"},
     "hidden 64": {"hidden": 64},
+    "hidden 32": {"hidden": 32},
     "batch 16, lr 1e-3": {"batch_size": 16, "learning_rate": 1e-3},
     "24 epochs": {"epochs": 24},
     "CoRe + MLP": {"kind": "mlp"},
