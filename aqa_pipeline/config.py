@@ -240,3 +240,13 @@ class SplitConfig:
 
     test_fraction: float = 0.25
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Scoring videos that nobody has seen before."""
+
+    coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
+    decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
+    #: that decoding may take beyond the bare process; an 8K video takes about 1 GiB
+    decode_memory_bytes: int = 3 * 2**30

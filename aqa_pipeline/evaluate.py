@@ -20,13 +20,13 @@ from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.clips import Part, feature_set, load_features
 from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
-from aqa_pipeline.errors import CacheError, DataError
+from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.jury import Jury
 from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.run_folder import Run, read_run, run_folders
-from aqa_pipeline.vote import Votes, predict_labels
+from aqa_pipeline.vote import Votes
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -66,43 +66,39 @@ class Predictions:
     @property
     def score(self) -> FloatArray:
         """The run's prediction: the mean of its heads, shape=(Q,), in points."""
-        mean: FloatArray = self.per_head.mean(axis=0)
-        return mean
+        # One clip after the other: a sum over a table may add in another order than a sum over
+        # one of its columns.
+        return np.array([own.mean() for own in np.ascontiguousarray(self.per_head.T)])
 
 
 def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
-    """Score clips by comparing them with the run's exemplars.
+    """Score clips by comparing them with the run's exemplars, each clip on its own.
+
+    So a clip's prediction is the same to the bit whichever clips are scored beside it
+    (:mod:`aqa_pipeline.jury`).
 
     Raises
     ------
     CacheError
         If the features have another shape than those the head was trained on.
     """
-    expected, found = run.exemplars.features.shape[1:], clips.features.shape[1:]
-    if expected != found:
-        raise CacheError(
-            f"{run.folder}: the head was trained on {expected[0]} x {expected[1]} features a clip, "
-            f"these clips have {found[0]} x {found[1]}"
-        )
-    pool = run.exemplars
-    keys = ExemplarKeys.of(pool.key)
-    pool_groups, _ = keys.match(pool.key)
-    query_groups, fallback = keys.match(clips.key)
-    exemplars = vote_exemplars(
-        query_groups,
-        pool_groups,
-        num_exemplars=run.fit_config.num_exemplars,
-        seed=run.fit_config.seed,
-    )
-    device = run.head.device
-    votes = predict_labels(
-        run.head,
-        queries=torch.from_numpy(clips.features).to(device),
-        pool=torch.from_numpy(pool.features).to(device),
-        pool_label=torch.from_numpy(pool.label).to(device),
-        exemplars=torch.from_numpy(exemplars).to(device),
-    )
-    return Predictions(clips, clips.to_score(votes.mean()), exemplars, fallback, votes)
+    jury = Jury(run)
+    verdicts = [
+        jury.verdict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
+    ]
+    num_votes = max((len(verdict.exemplars) for verdict in verdicts), default=0)
+    opinions = num_votes if run.head.is_contrastive else 1
+    exemplars = np.full((len(clips), num_votes), -1, dtype=np.int64)
+    label = np.full((run.head.num_models, len(clips), opinions), np.nan)
+    mean = np.full((run.head.num_models, len(clips)), np.nan)
+    leaf = np.full(label.shape, -1, dtype=np.int64)
+    for i, verdict in enumerate(verdicts):
+        exemplars[i, : len(verdict.exemplars)] = verdict.exemplars
+        label[:, i, : verdict.label.shape[1]] = verdict.label
+        mean[:, i] = verdict.mean()
+        leaf[:, i, : verdict.leaf.shape[1]] = verdict.leaf
+    fallback = np.array([verdict.fallback for verdict in verdicts], dtype=bool)
+    return Predictions(clips, clips.to_score(mean), exemplars, fallback, Votes(label, leaf))
 
 
 def measure(

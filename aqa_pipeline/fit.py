@@ -18,6 +18,7 @@ import torch
 
 from aqa_pipeline import __version__
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
 from aqa_pipeline.errors import UsageError
@@ -151,6 +152,11 @@ def fit_head(
         protocol=protocol,
         labels=clips.labels,
         fit_config=fit_config,
+        calibration=(
+            None
+            if literature
+            else held_out_clips(clips.train, trained.validation_rows, trained.held_out_scores)
+        ),
         config={
             "dataset": manifest.name,
             "method": head_config.name,

@@ -39,7 +39,7 @@ def _pair(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[FloatArray
     return s, p
 
 
-def _rows_rho(scores: FloatArray, predictions: FloatArray) -> FloatArray:
+def spearman_rows(scores: FloatArray, predictions: FloatArray) -> FloatArray:
     """Rho of each row, shape=(B, K) -> (B,); NaN where a row is constant."""
     ranks = [stats.rankdata(rows, axis=1) for rows in (scores, predictions)]
     a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
@@ -61,7 +61,7 @@ def spearman(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     if s.size < 2:
         _log.warning("Spearman's rho is not defined for %d clip(s)", s.size)
         return float("nan")
-    rho = float(_rows_rho(s[None], p[None])[0])
+    rho = float(spearman_rows(s[None], p[None])[0])
     if np.isnan(rho):
         _log.warning("Spearman's rho is not defined: %s", _why_undefined(s, p))
     return rho
@@ -212,7 +212,7 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(0, count, size=(num_resamples, count))
     if metric == "rho":
-        rows = [_rows_rho(s[draws], p[draws]) for s, p in pairs]
+        rows = [spearman_rows(s[draws], p[draws]) for s, p in pairs]
     else:
         span = None
         if score_range is not None:

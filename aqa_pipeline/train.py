@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head, Regressor
@@ -62,6 +63,9 @@ class TrainedHeads(Generic[HeadT]):
     validation_rows : ndarray of int64, shape=(K, n)
         Positions of each model's validation part in the training split; n = 0 under the
         literature's way.
+    held_out_scores : ndarray of float64, shape=(K, n)
+        What each model predicts for these clips, in points, at an epoch that they had no
+        part in choosing (:mod:`aqa_pipeline.cross_selection`).
     history : list of tuple
         Rows of ``history_columns``.
     """
@@ -71,6 +75,7 @@ class TrainedHeads(Generic[HeadT]):
     selection_rho: tuple[float, ...]
     best_relative_l2: tuple[float, ...]
     validation_rows: IntArray
+    held_out_scores: FloatArray
     history: list[tuple[float, ...]]
     history_columns: tuple[str, ...] = HISTORY_COLUMNS
 
@@ -244,6 +249,9 @@ def train_heads(
         selection_rho=tuple(selection.best_rho),
         best_relative_l2=tuple(selection.best_relative_l2),
         validation_rows=held_out,
+        held_out_scores=cross_selected(
+            np.stack(selection.judged_scores), train.score[held_out], seeds=seeds
+        ),
         history=history,
     )
 

@@ -15,18 +15,24 @@ LIBRARY = ROOT / "aqa_pipeline"
 
 #: Lower layers may not import higher ones; modules of L0-L2 may import their own layer.
 LAYERS = {
-    0: {"__init__", "errors", "config"},
-    1: {"snippets", "groups", "pairs", "metrics", "labels", "featureset", "group_draw", "judges",
-        "shards", "views"},
-    2: {
-        "aggregations", "atomic", "bank", "claims", "device", "exchange_files", "failures",
-        "feature_cache", "file_memo", "files", "fingerprint", "frame_folder", "gart", "hdf5",
-        "heads", "i3d", "i3d_fast", "manifest", "pickles", "project", "protocol", "run_folder",
-        "segment", "segment_writer", "source", "store", "svr", "table", "trunks", "video",
-        "video_frames", "video_index", "vote",
-        "weight_files", "weight_layouts", "weights",
-    },
-}  # fmt: skip
+    level: set(names.split())
+    for level, names in {
+        0: """
+            config errors
+        """,
+        1: """
+            conformal cross_selection featureset group_draw groups judges labels metrics
+            novelty pairs shards snippets views
+        """,
+        2: """
+            aggregations atomic bank calibration claims clip_frames device exchange_files
+            failures feature_cache file_memo files fingerprint frame_folder gart hdf5 heads i3d
+            i3d_fast manifest pickles project protocol run_folder segment segment_writer source
+            store svr table trunks video video_checks video_frames video_index vote
+            weight_files weight_layouts weights
+        """,
+    }.items()
+}
 NUMPY_ONLY = LAYERS[1]
 #: Library -> the modules that may import it.
 DOORS = {

@@ -102,8 +102,8 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
     root, _, result = fitted
     folder = root / "runs" / "r"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "exemplars.h5", "head.safetensors", "history.csv", "metrics.json",
-        "predictions.csv",
+        "calibration.csv", "config.json", "exemplars.h5", "head.safetensors", "history.csv",
+        "metrics.json", "predictions.csv",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["heads"]["rho"]["mean"] == result.metrics["heads"]["rho"]["mean"]
