@@ -14,16 +14,18 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-#: Divisions that are drawn, to keep the one nearest to what is asked for.
-NUM_DRAWS = 64
-
 
 def draw_groups(
-    group: npt.ArrayLike, scores: npt.ArrayLike, *, fraction: float, random: np.random.Generator
+    group: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    *,
+    fraction: float,
+    random: np.random.Generator,
+    num_draws: int = 64,
 ) -> BoolArray:
     """Draw groups that hold about a fraction of the clips, their scores like the others'.
 
-    Of 64 draws the one is kept whose number of clips and mean score are nearest to what is
+    Of several draws the one is kept whose number of clips and mean score are nearest to what is
     asked for. At least one group is drawn and one left.
 
     Parameters
@@ -34,6 +36,8 @@ def draw_groups(
     fraction : float
         Above 0 and below 1.
     random : numpy.random.Generator
+    num_draws : int
+        More draws come nearer to what is asked for; of few groups they all end at one choice.
 
     Returns
     -------
@@ -44,7 +48,7 @@ def draw_groups(
     size, total = np.bincount(group), np.bincount(group, weights=score)
     spread = float(score.std()) or 1.0
     best_cost, best = np.inf, np.zeros(len(size), dtype=bool)
-    for _ in range(NUM_DRAWS):
+    for _ in range(num_draws):
         order = random.permutation(len(size))
         num_drawn = np.cumsum(size[order])[:-1]
         last = int(np.argmin(np.abs(num_drawn - fraction * len(group))))

@@ -21,7 +21,7 @@ LAYERS = {
             config errors
         """,
         1: """
-            conformal cross_selection featureset group_draw groups judges labels metrics
+            conformal cross_selection division featureset group_draw groups judges labels metrics
             novelty pairs shards snippets views
         """,
         2: """
