@@ -60,6 +60,7 @@ def average_parts(
         **_intervals([metrics.get("intervals") for _, metrics in measured]),
         "method": first["method"],
         "selection": first["selection"],
+        "relative_l2_range": first["relative_l2_range"],
         "seeds": first["seeds"],
         "parts": rows,
         "categories": categories,

@@ -198,6 +198,9 @@ class SvrGrid:
         return len(self.cost) * len(self.epsilon) * len(self.gamma)
 
 
+RangeOf = Literal["evaluated", "class"]
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """Stage 2: how heads are trained and their epoch chosen."""
@@ -215,6 +218,9 @@ class FitConfig:
     #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
     #: label ranges are the published ones, as in every published program.
     protocol: Literal["default", "literature"] = "default"
+    #: What R-l2 divides by: the range of the clips it is measured on, as published programs do,
+    #: or of every clip of the class.
+    relative_l2_range: RangeOf = "evaluated"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
 
 

@@ -1,4 +1,4 @@
-"""The score over a long video as a picture: where it looks like a clip to be scored, and how good."""
+"""The score over a long video as a picture: where there is something to score, and how good."""
 
 from __future__ import annotations
 

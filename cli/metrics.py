@@ -57,6 +57,7 @@ def _show_run(metrics: dict[str, Any], ceiling: dict[str, float] | None) -> None
     )
     _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
     lowest = metrics["heads"].get("relative_l2_best_of_any_epoch")
     if lowest:
         mean = number(100 * sum(lowest) / len(lowest))
@@ -83,6 +84,12 @@ def _show_averages(metrics: dict[str, Any]) -> None:
     print_table(["", "Spearman", "R-l2 x100"], rows, title=title)
     _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
+
+
+def _show_range(metrics: dict[str, Any]) -> None:
+    if metrics["relative_l2_range"] != "evaluated set":  # what every published number divides by
+        click.echo(f"R-l2 by the range of the {metrics['relative_l2_range']}")
 
 
 def _show_intervals(metrics: dict[str, Any]) -> None:
