@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.config import ScoreConfig
 from aqa_pipeline.conformal import (
     check_coverage,
     conformal_quantile,
+    coverage_spread,
     fewest_residuals,
     residuals_for_own_group,
 )
@@ -230,3 +233,55 @@ class Intervals:
     def fewest(self) -> int:
         """Calibrating clips from which on intervals are finite."""
         return fewest_residuals(self.coverage)
+
+
+def measure_intervals(
+    calibration: Calibration | None,
+    clips: FeatureSet,
+    predicted: FloatArray,
+    *,
+    coverage: float = ScoreConfig.coverage,
+) -> dict[str, Any] | None:
+    """How many true scores lie in a run's intervals, and how wide these are.
+
+    Parameters
+    ----------
+    calibration : Calibration or None
+        The run's.
+    clips : FeatureSet
+        With known scores.
+    predicted : ndarray of float64, shape=(N,)
+        Their predicted scores, in points.
+    coverage : float
+
+    Returns
+    -------
+    dict or None
+        ``asked`` and ``reached`` coverage, the counts behind it, and ``expected_95``: the range
+        that calibration and test draws alone would give
+        (:func:`aqa_pipeline.conformal.coverage_spread`). None where the run gives no interval.
+    """
+    if calibration is None or not len(clips):
+        return None
+    intervals = Intervals(calibration, coverage)
+    halves = [
+        intervals.half_width(scale=float(scale), difficulty=float(difficulty))
+        for scale, difficulty in zip(clips.scale, clips.difficulty, strict=True)
+    ]
+    half = np.array([own.points for own in halves])
+    if not np.isfinite(half).all():
+        return None
+    inside = int((np.abs(clips.score - predicted) <= half).sum())
+    _, low, high = coverage_spread(
+        num_residuals=len(calibration), num_clips=len(clips), coverage=coverage
+    )
+    return {
+        "asked": coverage,
+        "reached": inside / len(clips),
+        "inside": inside,
+        "num_test": len(clips),
+        "expected_95": [low, high],
+        "mean_width": float(2 * half.mean()),
+        "calibrating_clips": len(calibration),
+        "clips_with_own_difficulty": sum(own.difficulty is not None for own in halves),
+    }

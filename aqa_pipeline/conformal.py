@@ -31,6 +31,8 @@ FloatArray = npt.NDArray[np.float64]
 #: Residuals beyond the interval, at the least, before a group is trusted with one of its own:
 #: with fewer, its width is the mood of one or two clips.
 _BEYOND = 5
+#: Clips beyond this many are thinned out where they are taken in pairs.
+_MOST_IN_PAIRS = 1500
 
 
 def check_coverage(coverage: float) -> None:
@@ -102,6 +104,50 @@ def coverage_spread(
     tail = (1 - level) / 2
     low, high = (float(inside.ppf(p)) / num_clips for p in (tail, 1 - tail))
     return float(inside.mean()) / num_clips, low, high
+
+
+def difference_errors(
+    residuals: npt.ArrayLike, *, scale_a: float = 1.0, scale_b: float = 1.0
+) -> FloatArray:
+    """Errors of a predicted difference: those of the calibrating clips, taken in pairs.
+
+    Parameters
+    ----------
+    residuals : array_like, shape=(n,)
+        Signed, true minus predicted, in label points.
+    scale_a, scale_b : float
+        Score points a label point is worth, for the first and the second clip of a pair.
+
+    Returns
+    -------
+    ndarray of float64, shape=(n * (n - 1),)
+        In score points, ascending.
+    """
+    values = np.asarray(residuals, dtype=np.float64)
+    values = values[:: max(1, -(-len(values) // _MOST_IN_PAIRS))]
+    errors = scale_a * values[:, None] - scale_b * values[None, :]
+    return np.sort(errors[~np.eye(len(values), dtype=bool)])
+
+
+def probability_above_zero(difference: float, errors: npt.ArrayLike, *, num_clips: int) -> float:
+    """Probability that a true difference is above 0, given the predicted one.
+
+    The share of errors that would leave it above 0, ties counted half. As few clips cannot
+    vouch for certainty, it stays within 1 / (n + 2) of 0 and 1.
+
+    Parameters
+    ----------
+    difference : float
+        Predicted, in points.
+    errors : array_like, shape=(m,)
+        See :func:`difference_errors`.
+    num_clips : int
+        n, clips that calibrate.
+    """
+    values = np.asarray(errors, dtype=np.float64)
+    above = float(np.mean(values > -difference) + np.mean(values == -difference) / 2)
+    margin = 1 / (num_clips + 2)
+    return min(max(above, margin), 1 - margin)
 
 
 def _rank(count: int, coverage: float) -> int:

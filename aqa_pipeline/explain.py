@@ -19,9 +19,10 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest
+from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, one_line
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
+from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import ClipError
@@ -196,7 +197,7 @@ class Explainer:
             read=lambda wanted: self._reader.call(read_shown_frames, wanted),
         )
         return Explanation(
-            name=name or Path(video).name,
+            name=name or one_line(Path(video).name),
             scored=scored,
             run=run,
             clip=shown.clip,
@@ -221,7 +222,7 @@ class Explainer:
             shown: ShownClip = self._reader.call(read_shown_clip, request)
         except ClipError as error:
             if error.stage in ("timeout", "worker"):  # the process does not know of what
-                raise ClipError(f"{video}: {error}", stage=error.stage) from None
+                raise ClipError(one_line(f"{video}: {error}"), stage=error.stage) from None
             raise
         return shown
 
@@ -249,6 +250,7 @@ def load_explainer(
     weights: Path | None = None,
     device: str = DEVICE,
     coverage: float = ScoreConfig.coverage,
+    decode_seconds: float = ScoreConfig.decode_seconds,
     layer: str = LAST_LAYER,
 ) -> Explainer:
     """Load a run folder and its backbone; the latter once, for scores and heat alike.
@@ -257,7 +259,7 @@ def load_explainer(
     ----------
     folder : Path
     project : Project
-    weights, device, coverage
+    weights, device, coverage, decode_seconds
         As for :meth:`aqa_pipeline.scorer.Scorer.load`.
     layer : str
         Whose map the heat is on; before the last one it takes captum and about four passes'
@@ -272,6 +274,8 @@ def load_explainer(
     SetupError
         If the weights, or captum, are missing.
     """
+    config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
+    check_coverage(coverage)
     found = find_device(device)
     runs = [read_run(own, device=found) for own in run_folders(folder)]
     path = backbone_weights(runs, weights)
@@ -280,7 +284,7 @@ def load_explainer(
     if layer != LAST_LAYER:
         require_captum()
         layer_cam = LayerCam(load_i3d(path)[0].to(found), encoder, layer)
-    scorer = Scorer(runs, encoder, config=ScoreConfig(coverage=coverage))
+    scorer = Scorer(runs, encoder, config=config)
     return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
 
 

@@ -21,6 +21,7 @@ from aqa_pipeline.averages import average_parts
 from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
+from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.evaluate import (
     Predictions,
@@ -162,6 +163,7 @@ def fit_head(
             "method": head_config.name,
             "part": dataclasses.asdict(part),
             "selection": selection_sentence(fit_config, head_config),
+            "validation_of": None if literature else validation_unit(clips.train, fit_config),
             "exemplars_while_selecting": (
                 "whole training split" if literature else "fit part of the training split"
             ),

@@ -128,6 +128,34 @@ class Jury:
                 label, leaf = head.direct_value(clip)
         return Verdict(rows, fallback, label.cpu().numpy(), leaf.cpu().numpy())
 
+    def delta(
+        self,
+        query: npt.NDArray[np.float32],
+        exemplar: npt.NDArray[np.float32],
+        *,
+        exemplar_label: float,
+    ) -> npt.NDArray[np.float64]:
+        """How much better each head finds one clip than another (contrastive heads).
+
+        Parameters
+        ----------
+        query, exemplar : ndarray of float32, shape=(S, D)
+        exemplar_label : float
+            Known or predicted, in label points (Eq. 4 takes it as an input).
+
+        Returns
+        -------
+        ndarray of float64, shape=(K,), in label points
+        """
+        head = self.run.head
+        assert isinstance(head, Head)
+        a, b = (torch.from_numpy(clip[None]).to(head.device) for clip in (query, exemplar))
+        label = torch.full((head.num_models, 1), exemplar_label, dtype=torch.float64)
+        with torch.no_grad():
+            root = head.root(head.halves(a).query, head.halves(b).exemplar, label.to(head.device))
+            difference: npt.NDArray[np.float64] = head.trunk.value(root)[0][:, 0].cpu().numpy()
+        return difference
+
     def _panel(self, rows: npt.NDArray[np.int64]) -> _Panel:
         group = int(self._groups[rows[0]])
         if group not in self._panels:

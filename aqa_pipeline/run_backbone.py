@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.extract import Encode, i3d_backbone
@@ -13,9 +14,20 @@ from aqa_pipeline.run_folder import Run
 from aqa_pipeline.weights import find_weights, weights_identity
 
 
-def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
-    """Load the backbone of a run; parameters and errors as :func:`backbone_weights`."""
-    return i3d_backbone(backbone_weights(runs, weights), runs[0].protocol)()
+def load_backbone(
+    runs: Sequence[Run], weights: Path | None = None, *, protocol: Protocol | None = None
+) -> Encode:
+    """Load the backbone of a run, or of the runs of its categories and folds.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    weights : Path or None
+        As for :func:`backbone_weights`, with its errors.
+    protocol : Protocol or None
+        How a window is cut into snippets; None: as the run says.
+    """
+    return i3d_backbone(backbone_weights(runs, weights), protocol or runs[0].protocol)()
 
 
 def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, HeadConfig, SvrGrid
 from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.division import divide
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.metrics import relative_l2, spearman
 from aqa_pipeline.svr import SvrHead, squared_distances
-from aqa_pipeline.train import TrainedHeads, checked_labels, divide
+from aqa_pipeline.train import TrainedHeads, checked_labels
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .cache import cache
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -12,6 +13,7 @@ from .explain import explain
 from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
+from .predict import predict
 from .report import report
 from .reproduce import reproduce
 from .serve import serve
@@ -28,6 +30,8 @@ def add_all(group: click.Group) -> None:
         cache,
         fit_head,
         evaluate,
+        predict,
+        compare,
         explain,
         serve,
         report,

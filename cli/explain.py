@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
-from aqa_pipeline.config import ScoreConfig
 from aqa_pipeline.project import Project
 
-from .console import print_json, say
+from .console import print_json, say, say_warning
 from .options import device_option, json_option, pass_project, weights_option
+from .score_options import coverage_option, fact_options, timeout_option
 
 STAGES = {
     "decoding": "reading the video",
@@ -23,13 +24,8 @@ STAGES = {
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("video", type=click.Path())
-@click.option("--start", type=click.IntRange(min=0), help="First frame; default: 0.")
-@click.option("--end", type=click.IntRange(min=1), help="Frame after the last; default: the end.")
-@click.option("--category", default="", help="Where the run has heads for several.")
-@click.option("--difficulty", type=float, help="Where the run scores by difficulty.")
-@click.option(
-    "--coverage", default=ScoreConfig.coverage, help="Share of true scores the interval holds."
-)
+@fact_options
+@coverage_option
 @click.option(
     "--layer",
     type=click.Choice(["mixed_5c", "mixed_4f"]),
@@ -42,6 +38,7 @@ STAGES = {
     default=None,
     help="Folder to write to; default: explain/VIDEO-FRAMES in the run folder.",
 )
+@timeout_option
 @weights_option
 @device_option
 @json_option
@@ -50,13 +47,11 @@ def explain(
     project: Project,
     run: Path,
     video: str,
-    start: int | None,
-    end: int | None,
-    category: str,
-    difficulty: float | None,
+    facts: dict[str, Any],
     coverage: float,
     layer: str,
     out: Path | None,
+    clip_timeout: float,
     weights: Path | None,
     device: str,
     as_json: bool,
@@ -74,16 +69,15 @@ def explain(
 
     folder = project.run_path(run)
     with load_explainer(
-        folder, project=project, weights=weights, device=device, coverage=coverage, layer=layer
+        folder,
+        project=project,
+        weights=weights,
+        device=device,
+        coverage=coverage,
+        decode_seconds=clip_timeout,
+        layer=layer,
     ) as explainer:
-        explanation = explainer.explain(
-            video,
-            start_frame=start,
-            end_frame=end,
-            category=category,
-            difficulty=difficulty,
-            tell=lambda stage: say(STAGES[stage]),
-        )
+        explanation = explainer.explain(video, tell=lambda stage: say(STAGES[stage]), **facts)
     scored, contributions = explanation.scored, explanation.contributions
     if out is None:
         stem = re.sub(r"[^\w.-]+", "_", Path(video).stem).strip("._") or "video"
@@ -101,7 +95,7 @@ def explain(
         )
         return
     for warning in scored.warnings:
-        say(f"Warning: {warning}")
+        say_warning(warning)
     click.echo(f"score {scored.score:.2f}{_interval(scored.interval, scored.coverage)}")
     click.echo(f"an average clip {contributions.baseline:.2f}; each snippet of this one adds")
     protocol = explanation.run.protocol

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from aqa_pipeline.config import ScoreConfig, ServeConfig
+from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.project import Project
 
 from .console import say
 from .options import device_option, pass_project, weights_option
+from .score_options import coverage_option, timeout_option
 
 
 @click.command()
@@ -27,9 +28,8 @@ from .options import device_option, pass_project, weights_option
     default=ServeConfig.max_megabytes,
     help="Largest video that is taken.",
 )
-@click.option(
-    "--coverage", default=ScoreConfig.coverage, help="Share of true scores the interval holds."
-)
+@coverage_option
+@timeout_option
 @weights_option
 @device_option
 @pass_project
@@ -40,6 +40,7 @@ def serve(
     host: str,
     max_mb: int,
     coverage: float,
+    clip_timeout: float,
     weights: Path | None,
     device: str,
 ) -> None:
@@ -57,7 +58,12 @@ def serve(
     say("loading the run and its backbone")
     config = ServeConfig(host=host, port=port, max_megabytes=max_mb)
     with load_explainer(
-        folder, project=project, weights=weights, device=device, coverage=coverage
+        folder,
+        project=project,
+        weights=weights,
+        device=device,
+        coverage=coverage,
+        decode_seconds=clip_timeout,
     ) as explainer:
         try:
             serve(folder, explainer, project=project, config=config, ready=_tell)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.errors import AqaError
+from aqa_pipeline.video_checks import plainly
 
 #: Bytes that are looked at before anything is kept: four packets of a transport stream.
 HEAD_BYTES = 4 * 188
@@ -140,6 +141,9 @@ async def receive(
 
 def _checked(head: bytes) -> bool:
     if container_of(head) is None:
+        instead = plainly(head)
+        if instead is not None:
+            raise RefusedUpload(f"not a video but {instead}", status=415)
         raise RefusedUpload(
             "not a video file: its first bytes are those of no known kind (MP4, QuickTime, "
             "Matroska, WebM, AVI, MPEG, Ogg, Flash, Windows Media, GIF)",
