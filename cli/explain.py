@@ -12,6 +12,7 @@ from aqa_pipeline.project import Project
 
 from .console import print_json, say, say_warning
 from .options import device_option, json_option, pass_project, weights_option
+from .predict import interval
 from .score_options import coverage_option, fact_options, timeout_option
 
 STAGES = {
@@ -96,7 +97,8 @@ def explain(
         return
     for warning in scored.warnings:
         say_warning(warning)
-    click.echo(f"score {scored.score:.2f}{_interval(scored.interval, scored.coverage)}")
+    held = f"   {100 * scored.coverage:g} % interval {interval(scored)}" if scored.interval else ""
+    click.echo(f"score {scored.score:.2f}{held}")
     click.echo(f"an average clip {contributions.baseline:.2f}; each snippet of this one adds")
     protocol = explanation.run.protocol
     for first, points in zip(protocol.snippet_starts, contributions.points, strict=True):
@@ -104,9 +106,3 @@ def explain(
         click.echo(f"  frames {bounds:>8}  {points:+7.2f}")
     for path in written:
         click.echo(project.shown(path))
-
-
-def _interval(interval: tuple[float, float] | None, coverage: float) -> str:
-    if interval is None:
-        return ""
-    return f" ({coverage:.0%} interval {interval[0]:.2f} .. {interval[1]:.2f})"

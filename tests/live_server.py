@@ -117,7 +117,7 @@ def live_server(
         check_options=check_options,
     )
     with listening, JobQueue(work) as queue:
-        app = application(site, queue, hosts={f"127.0.0.1:{port}", f"localhost:{port}"})
+        app = application(site, queue, hosts={"127.0.0.1", "localhost"})
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

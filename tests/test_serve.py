@@ -70,11 +70,11 @@ REFUSED = {
     "text": (b"just some words, long enough to be looked at\n" * 40, 415, "not a video file"),
     "short text": (b"hi", 415, "not a video file"),
     "empty": (b"", 400, "an empty file"),
-    "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415, "not a video file"),
-    "concat": (b"ffconcat version 1.0\nfile /etc/passwd\n", 415, "not a video file"),
-    "page": (b"<html><script>alert(1)</script></html>", 415, "not a video file"),
-    "picture": (b"\xff\xd8\xff\xe0" + b"\0" * 900, 415, "not a video file"),
-    "zip": (b"PK\x03\x04" + b"\0" * 900, 415, "not a video file"),
+    "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415, "but a playlist"),
+    "concat": (b"ffconcat version 1.0\nfile /etc/passwd\n", 415, "but a playlist"),
+    "page": (b"<html><script>alert(1)</script></html>", 415, "but a web page"),
+    "picture": (b"\xff\xd8\xff\xe0" + b"\0" * 900, 415, "but a picture"),
+    "zip": (b"PK\x03\x04" + b"\0" * 900, 415, "but a zip archive"),
 }
 
 
@@ -191,6 +191,31 @@ def test_other_sites_cannot_use_it(server: LiveServer, headers: dict[str, str]) 
     assert server.left_behind() == []
     if "Host" in headers:
         assert server.ask("GET", "/", headers=headers).status == 403
+
+
+def test_a_tunnel_with_another_port_is_no_other_site(server: LiveServer) -> None:
+    for host in ("localhost", "LOCALHOST:9999", "127.0.0.1:1"):
+        assert server.ask("GET", "/", headers={"Host": host}).status == 200
+        headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+        assert server.ask("POST", "/clips", MP4_HEAD, headers).status == 202
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("127.0.0.1", {"127.0.0.1", "localhost", "[::1]"}),
+        ("::1", {"127.0.0.1", "localhost", "[::1]"}),
+        ("localhost", {"127.0.0.1", "localhost", "[::1]"}),
+        ("192.0.2.7", {"192.0.2.7"}),
+        ("Judge.local", {"judge.local"}),
+        ("0.0.0.0", None),
+        ("::", None),
+    ],
+)
+def test_names_a_server_answers_to(host: str, names: set[str] | None) -> None:
+    from aqa_pipeline.serve.server import _hosts
+
+    assert _hosts(host) == names
 
 
 def test_options_are_checked_before_the_upload(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Guard:
     ----------
     app : App
     hosts : collection of str, or None
-        ``name:port`` as requests may name this server; None: any.
+        Names by which requests may call this server, at any port: a tunnel from another
+        machine has its own. None: any name.
     """
 
     def __init__(self, app: App, *, hosts: Collection[str] | None) -> None:
@@ -82,12 +83,13 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1")
                    for name, value in scope["headers"]}  # fmt: skip
         host = headers.get("host", "")
-        if self._hosts is not None and host.lower() not in self._hosts:
+        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+        if self._hosts is not None and name.lower() not in self._hosts:
             return "this server answers only to its own address"
         if scope["method"] in _SAFE_METHODS:
             return None
         site = headers.get("sec-fetch-site", "none")
         origin = headers.get("origin", f"http://{host}")
-        if site not in ("same-origin", "none") or origin != f"http://{host}":
+        if site not in ("same-origin", "none") or origin.partition("://")[2] != host:
             return "requests from other sites are not taken"
         return None

@@ -75,7 +75,7 @@ def serve(
         site = site_of(folder, explainer, project=project, config=config, uploads=Path(uploads))
         server = uvicorn.Server(
             uvicorn.Config(
-                application(site, queue, hosts=_hosts(config.host, port)),
+                application(site, queue, hosts=_hosts(config.host)),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -152,21 +152,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} is none of 0 to 65535") from None
 
 
-def _hosts(host: str, port: int) -> set[str] | None:
-    """How requests may name this server; None, any name, where it serves a whole network."""
+def _hosts(host: str) -> set[str] | None:
+    """Names by which requests may call this server; None, any, where it serves a network."""
+    loopback = {"localhost", "127.0.0.1", "[::1]"}
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        names = {host.lower()}
-        is_loopback = host.lower() == "localhost"
-    else:
-        if address.is_unspecified:
-            return None
-        names = {f"[{host}]" if address.version == 6 else host}
-        is_loopback = address.is_loopback
-    if is_loopback:
-        names |= {"localhost", "127.0.0.1", "[::1]"}
-    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        return {host.lower()} | (loopback if host.lower() == "localhost" else set())
+    if address.is_unspecified:
+        return None
+    name = f"[{host}]" if address.version == 6 else host
+    return {name} | (loopback if address.is_loopback else set())
 
 
 def checked_options(explainer: Explainer, asked: Mapping[str, str]) -> dict[str, Any]:
