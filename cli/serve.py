@@ -51,22 +51,25 @@ def serve(
     memory, and deleted once it is scored. Ctrl-C ends it.
     """
     from aqa_pipeline.explain import load_explainer
-    from aqa_pipeline.serve.server import check_extra, serve
+    from aqa_pipeline.serve.server import listen, serve
 
-    check_extra()
+    config = ServeConfig(host=host, port=port, max_megabytes=max_mb)
+    listening = listen(config)
     folder = project.run_path(run)
     say("loading the run and its backbone")
-    config = ServeConfig(host=host, port=port, max_megabytes=max_mb)
-    with load_explainer(
-        folder,
-        project=project,
-        weights=weights,
-        device=device,
-        coverage=coverage,
-        decode_seconds=clip_timeout,
-    ) as explainer:
+    with (
+        listening,
+        load_explainer(
+            folder,
+            project=project,
+            weights=weights,
+            device=device,
+            coverage=coverage,
+            decode_seconds=clip_timeout,
+        ) as explainer,
+    ):
         try:
-            serve(folder, explainer, project=project, config=config, ready=_tell)
+            serve(folder, explainer, listening, project=project, config=config, ready=_tell)
         except KeyboardInterrupt:
             say("stopped")
             raise SystemExit(130) from None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ class JobQueue:
             job.message = _without_path(str(error), job.upload)
             job.state = FAILED
         except Exception:  # noqa: BLE001 - the server must outlive any one clip
-            _log.exception("unexpected error at work on an upload")
+            _log.error("unexpected error at work on an upload:\n%s", traceback.format_exc())
             job.message = "an unexpected error, written in the server's log"
             job.state = FAILED
         else:

@@ -36,6 +36,7 @@ Ready = Callable[[str], None]
 def serve(
     folder: Path,
     explainer: Explainer,
+    listening: socket.socket,
     *,
     project: Project,
     config: ServeConfig,
@@ -48,6 +49,8 @@ def serve(
     folder : Path
         The run's.
     explainer : Explainer
+    listening : socket
+        Of :func:`listen`; closed at the end.
     project : Project
         For the run's report.
     config : ServeConfig
@@ -55,18 +58,13 @@ def serve(
 
     Raises
     ------
-    SetupError
-        If the address is taken, or the extra ``serve`` is not installed.
     KeyboardInterrupt
         When it was stopped; uploads are deleted by then.
     """
-    check_extra()
     import uvicorn
 
     from aqa_pipeline.serve.app import application
 
-    listening = _listen(config.host, config.port)
-    port = listening.getsockname()[1]
     with (
         listening,
         tempfile.TemporaryDirectory(prefix="aqa-serve-") as uploads,
@@ -86,7 +84,7 @@ def serve(
             )
         )
         shown = f"[{config.host}]" if ":" in config.host else config.host
-        ready(f"http://{shown}:{port}/")
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
         server.run(sockets=[listening])
 
 
@@ -116,13 +114,15 @@ def work_of(explainer: Explainer) -> Work:
     return lambda job, tell: _outcome(explainer, job, tell)
 
 
-def check_extra() -> None:
-    """See that what the page needs is installed.
+def listen(config: ServeConfig) -> socket.socket:
+    """A listening socket; port 0 takes any that is free.
+
+    To be called first: a taken port should not cost the loading of a run.
 
     Raises
     ------
     SetupError
-        If it is not.
+        If the address is taken or not this machine's, or the extra ``serve`` is missing.
     """
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
@@ -130,10 +130,7 @@ def check_extra() -> None:
             f"the local page needs {' and '.join(missing)}; "
             "type `pip install 'aqa-pipeline[serve]'`"
         )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any that is free."""
+    host, port = config.host, config.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -148,8 +145,6 @@ def _listen(host: str, port: int) -> socket.socket:
                 f"{port + 1}, or --port 0 for any that is free"
             ) from None
         raise SetupError(f"cannot listen on {host}, port {port} ({error.strerror})") from None
-    except OverflowError:
-        raise UsageError(f"port {port} is none of 0 to 65535") from None
 
 
 def _hosts(host: str) -> set[str] | None:
