@@ -18,7 +18,14 @@ pool without a copy    SAME adds ``before`` positions in front, which torch's ow
                        padding does, and what it adds behind is what ``ceil_mode``
                        adds; both ignore the added positions
 ReLU in place          nobody reads the map before it
+no joining copy        the four branches of a Mixed block write, through their ReLU,
+                       into their channels of its output
+Winograd               the large 3x3x3 convolutions with a quarter of the
+                       multiplications, :mod:`aqa_pipeline.winograd`; float32 only
 =====================  ==========================================================
+
+What each of them gives is in docs/performance.md. Tried and left out, because they were
+no quicker: see there.
 """
 
 from __future__ import annotations
@@ -36,6 +43,7 @@ from aqa_pipeline.i3d import (
     pad_same,
     same_padding,
 )
+from aqa_pipeline.winograd import WinogradConv
 
 
 @torch.no_grad()
@@ -108,41 +116,68 @@ def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> 
     return frames.permute(0, 2, 3, 1).reshape(n, -1, h, w, c).permute(0, 4, 1, 2, 3)
 
 
+class ReluConv(nn.Module):
+    """A folded unit: convolution, then ReLU in place or into ``out``."""
+
+    def __init__(self, units: list[Unit]) -> None:
+        super().__init__()
+        self.conv = join(units)
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """As :meth:`aqa_pipeline.winograd.WinogradConv.forward`."""
+        y: Tensor = self.conv(x)
+        if out is None:
+            return y.relu_()
+        torch.clamp_min(y.permute(0, 2, 3, 4, 1), 0, out=out)
+        return out.permute(0, 4, 1, 2, 3)
+
+
+def large_conv(unit: Unit, *, winograd: bool) -> nn.Module:
+    """A 3x3x3 unit with many channels."""
+    return WinogradConv(*fold(unit)) if winograd else ReluConv([unit])
+
+
 class FastMixed(nn.Module):
     """A Mixed block with the three 1x1x1 convolutions on its input joined."""
 
-    def __init__(self, mixed: Mixed) -> None:
+    def __init__(self, mixed: Mixed, *, winograd: bool = True) -> None:
         super().__init__()
         self.widths = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1a, mixed.b2a)]
+        self.ends = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1b, mixed.b2b, mixed.b3)]
         self.joined = join([mixed.b0, mixed.b1a, mixed.b2a])
-        self.b1b = join([mixed.b1b])
-        self.b2b = join([mixed.b2b])
-        self.b3 = join([mixed.b3])
+        self.b1b = large_conv(mixed.b1b, winograd=winograd)
+        self.b2b = ReluConv([mixed.b2b])
+        self.b3 = ReluConv([mixed.b3])
 
     def forward(self, x: Tensor) -> Tensor:
-        b0, b1, b2 = self.joined(x).relu_().split(self.widths, dim=1)
-        b3 = max_pool(x, kernel=(3, 3), stride=(1, 1))
-        branches = (b0, self.b1b(b1).relu_(), self.b2b(b2).relu_(), self.b3(b3).relu_())
-        return torch.cat(branches, dim=1)  # (N, b0 + b1b + b2b + b3, T, H, W)
+        n, _, t, h, w = x.shape
+        out = x.new_empty(n, t, h, w, sum(self.ends))
+        to_b0, to_b1, to_b2, to_b3 = out.split(self.ends, dim=-1)
+        b0, b1, b2 = self.joined(x).split(self.widths, dim=1)
+        torch.clamp_min(b0.permute(0, 2, 3, 4, 1), 0, out=to_b0)
+        self.b1b(b1.relu_(), to_b1)
+        self.b2b(b2.relu_(), to_b2)
+        self.b3(max_pool(x, kernel=(3, 3), stride=(1, 1)), to_b3)
+        return out.permute(0, 4, 1, 2, 3)  # (N, b0 + b1b + b2b + b3, T, H, W)
 
 
 class FastI3D(nn.Module):
     """Inference only; made by :func:`fast_form`."""
 
-    def __init__(self, model: I3D) -> None:
+    def __init__(self, model: I3D, *, winograd: bool) -> None:
         super().__init__()
-        self.conv_1a = join([model.conv_1a])
-        self.conv_2b = join([model.conv_2b])
-        self.conv_2c = join([model.conv_2c])
-        self.mixed_3b = FastMixed(model.mixed_3b)
-        self.mixed_3c = FastMixed(model.mixed_3c)
-        self.mixed_4b = FastMixed(model.mixed_4b)
-        self.mixed_4c = FastMixed(model.mixed_4c)
-        self.mixed_4d = FastMixed(model.mixed_4d)
-        self.mixed_4e = FastMixed(model.mixed_4e)
-        self.mixed_4f = FastMixed(model.mixed_4f)
-        self.mixed_5b = FastMixed(model.mixed_5b)
-        self.mixed_5c = FastMixed(model.mixed_5c)
+        self.conv_1a = ReluConv([model.conv_1a])
+        self.conv_2b = ReluConv([model.conv_2b])
+        self.conv_2c = large_conv(model.conv_2c, winograd=winograd)
+        self.mixed_3b = FastMixed(model.mixed_3b, winograd=winograd)
+        self.mixed_3c = FastMixed(model.mixed_3c, winograd=winograd)
+        self.mixed_4b = FastMixed(model.mixed_4b, winograd=winograd)
+        self.mixed_4c = FastMixed(model.mixed_4c, winograd=winograd)
+        self.mixed_4d = FastMixed(model.mixed_4d, winograd=winograd)
+        self.mixed_4e = FastMixed(model.mixed_4e, winograd=winograd)
+        self.mixed_4f = FastMixed(model.mixed_4f, winograd=winograd)
+        self.mixed_5b = FastMixed(model.mixed_5b, winograd=winograd)
+        self.mixed_5c = FastMixed(model.mixed_5c, winograd=winograd)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -151,10 +186,10 @@ class FastI3D(nn.Module):
         check_input(x)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
-        x = self.conv_1a(x).relu_()  # (N, 64, 8, 112, 112)
+        x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
         x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
-        x = self.conv_2b(x).relu_()
-        x = self.conv_2c(x).relu_()  # (N, 192, 8, 56, 56)
+        x = self.conv_2b(x)
+        x = self.conv_2c(x)  # (N, 192, 8, 56, 56)
         x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
         x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
         x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
@@ -184,10 +219,14 @@ class FastI3D(nn.Module):
         return self.feature_map(x).mean(dim=(2, 3, 4))
 
 
-def fast_form(model: I3D) -> FastI3D:
+def fast_form(model: I3D, *, winograd: bool = True) -> FastI3D:
     """The quick form of a trained network; later changes of ``model`` do not reach it.
 
-    On two cores about twice as fast as ``model`` (10 snippets of 16 frames, at 112 and at
-    224 pixels).
+    Parameters
+    ----------
+    model : I3D
+    winograd : bool
+        Off for a GPU, whose own library chooses among such algorithms, and for anything
+        but float32. Costs four times the memory of the kernels, 150 MB in all.
     """
-    return FastI3D(model)
+    return FastI3D(model, winograd=winograd)
