@@ -43,7 +43,7 @@ from aqa_pipeline.i3d import (
     pad_same,
     same_padding,
 )
-from aqa_pipeline.winograd import WinogradConv
+from aqa_pipeline.winograd import Scratch, WinogradConv
 
 
 @torch.no_grad()
@@ -116,6 +116,12 @@ def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> 
     return frames.permute(0, 2, 3, 1).reshape(n, -1, h, w, c).permute(0, 4, 1, 2, 3)
 
 
+#: The layers with large maps take so many pixels (frames x height x width) at once on a CPU:
+#: one snippet of 224 x 224. Maps then stay near the cache, and their memory is used again
+#: instead of being asked for, and cleared, anew.
+_LARGE_MAPS_PIXELS = 16 * 224 * 224
+
+
 class ReluConv(nn.Module):
     """A folded unit: convolution, then ReLU in place or into ``out``."""
 
@@ -132,28 +138,28 @@ class ReluConv(nn.Module):
         return out.permute(0, 4, 1, 2, 3)
 
 
-def large_conv(unit: Unit, *, winograd: bool) -> nn.Module:
-    """A 3x3x3 unit with many channels."""
-    return WinogradConv(*fold(unit)) if winograd else ReluConv([unit])
+def large_conv(unit: Unit, scratch: Scratch | None) -> nn.Module:
+    """A 3x3x3 unit with many channels; without scratch memory a direct convolution."""
+    return WinogradConv(*fold(unit), scratch) if scratch else ReluConv([unit])
 
 
 class FastMixed(nn.Module):
     """A Mixed block with the three 1x1x1 convolutions on its input joined."""
 
-    def __init__(self, mixed: Mixed, *, winograd: bool = True) -> None:
+    def __init__(self, mixed: Mixed, scratch: Scratch | None = None) -> None:
         super().__init__()
         self.widths = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1a, mixed.b2a)]
         self.ends = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1b, mixed.b2b, mixed.b3)]
         self.joined = join([mixed.b0, mixed.b1a, mixed.b2a])
-        self.b1b = large_conv(mixed.b1b, winograd=winograd)
+        self.b1b = large_conv(mixed.b1b, scratch)
         self.b2b = ReluConv([mixed.b2b])
         self.b3 = ReluConv([mixed.b3])
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, t, h, w = x.shape
         out = x.new_empty(n, t, h, w, sum(self.ends))
-        to_b0, to_b1, to_b2, to_b3 = out.split(self.ends, dim=-1)
-        b0, b1, b2 = self.joined(x).split(self.widths, dim=1)
+        to_b0, to_b1, to_b2, to_b3 = torch.split(out, self.ends, dim=-1)
+        b0, b1, b2 = torch.split(self.joined(x), self.widths, dim=1)
         torch.clamp_min(b0.permute(0, 2, 3, 4, 1), 0, out=to_b0)
         self.b1b(b1.relu_(), to_b1)
         self.b2b(b2.relu_(), to_b2)
@@ -166,18 +172,19 @@ class FastI3D(nn.Module):
 
     def __init__(self, model: I3D, *, winograd: bool) -> None:
         super().__init__()
+        scratch = Scratch() if winograd else None
         self.conv_1a = ReluConv([model.conv_1a])
         self.conv_2b = ReluConv([model.conv_2b])
-        self.conv_2c = large_conv(model.conv_2c, winograd=winograd)
-        self.mixed_3b = FastMixed(model.mixed_3b, winograd=winograd)
-        self.mixed_3c = FastMixed(model.mixed_3c, winograd=winograd)
-        self.mixed_4b = FastMixed(model.mixed_4b, winograd=winograd)
-        self.mixed_4c = FastMixed(model.mixed_4c, winograd=winograd)
-        self.mixed_4d = FastMixed(model.mixed_4d, winograd=winograd)
-        self.mixed_4e = FastMixed(model.mixed_4e, winograd=winograd)
-        self.mixed_4f = FastMixed(model.mixed_4f, winograd=winograd)
-        self.mixed_5b = FastMixed(model.mixed_5b, winograd=winograd)
-        self.mixed_5c = FastMixed(model.mixed_5c, winograd=winograd)
+        self.conv_2c = large_conv(model.conv_2c, scratch)
+        self.mixed_3b = FastMixed(model.mixed_3b, scratch)
+        self.mixed_3c = FastMixed(model.mixed_3c, scratch)
+        self.mixed_4b = FastMixed(model.mixed_4b, scratch)
+        self.mixed_4c = FastMixed(model.mixed_4c, scratch)
+        self.mixed_4d = FastMixed(model.mixed_4d, scratch)
+        self.mixed_4e = FastMixed(model.mixed_4e, scratch)
+        self.mixed_4f = FastMixed(model.mixed_4f, scratch)
+        self.mixed_5b = FastMixed(model.mixed_5b, scratch)
+        self.mixed_5c = FastMixed(model.mixed_5c, scratch)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -185,15 +192,10 @@ class FastI3D(nn.Module):
         """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
         check_input(x)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
-        x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
-        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
-        x = self.conv_2b(x)
-        x = self.conv_2c(x)  # (N, 192, 8, 56, 56)
-        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
-        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
-        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
-        x = max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
+        snippets = len(x)
+        if x.device.type == "cpu":
+            snippets = max(1, _LARGE_MAPS_PIXELS // x[0, 0].numel())
+        x = torch.cat([self._large_maps(part) for part in torch.split(x, snippets)])
         x = self.mixed_4b(x)  # (N, 512, 4, 14, 14)
         x = self.mixed_4c(x)
         x = self.mixed_4d(x)
@@ -203,6 +205,17 @@ class FastI3D(nn.Module):
         x = self.mixed_5b(x)
         last_map: Tensor = self.mixed_5c(x)  # (N, 1024, 2, 7, 7)
         return last_map
+
+    def _large_maps(self, x: Tensor) -> Tensor:
+        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
+        x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
+        x = self.conv_2b(x)
+        x = self.conv_2c(x)  # (N, 192, 8, 56, 56)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
+        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
+        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
+        return max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
 
     def features(self, x: Tensor) -> Tensor:
         """One vector a snippet, as :meth:`aqa_pipeline.i3d.I3D.features`.

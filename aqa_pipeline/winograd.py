@@ -23,7 +23,8 @@ for the three matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,26 @@ _BIAS_POINT = 1
 _CHUNK_BYTES = 24e6
 
 
-def to_points(d: Sequence[Tensor], out: Tensor) -> None:
+class Scratch:
+    """Memory for what is between the passes, kept from one convolution to the next.
+
+    Taking it from the operating system each time costs more than a pass does: every page
+    is cleared at its first touch. Several convolutions may share one, one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised float32; valid until the same name is taken again."""
+        size = math.prod(shape)
+        if name not in self._kept or self._kept[name].numel() < size:
+            with torch.inference_mode(False):  # may be written to inside and outside of it
+                self._kept[name] = torch.empty(size)
+        return self._kept[name][:size].view(shape)
+
+
+def to_points(d: Sequence[Tensor], out: Tensor, take: Callable[..., Tensor]) -> None:
     """Six neighbouring inputs to the six points, along one dimension.
 
     Parameters
@@ -67,12 +87,19 @@ def to_points(d: Sequence[Tensor], out: Tensor) -> None:
         Positions 0 to 5 of every tile.
     out : Tensor, shape=(6, ...)
         Written.
+    take : callable
+        :meth:`Scratch.take`.
     """
-    even, odd = torch.sub(d[4], d[2]), torch.sub(d[3], d[1])
+    even, odd = take("even", *d[0].shape), take("odd", *d[0].shape)
+    torch.sub(d[4], d[2], out=even)
+    torch.sub(d[3], d[1], out=odd)
     torch.add(even, odd, alpha=2, out=out[3])
     torch.sub(even, odd, alpha=2, out=out[4])
-    torch.add(even, torch.sub(d[0], d[2]), alpha=4, out=out[0])
-    torch.sub(torch.sub(d[5], d[3]), odd, alpha=4, out=out[5])
+    # 4 d0 - 5 d2 + d4 and 4 d1 - 5 d3 + d5, through what is there already
+    torch.sub(d[0], d[2], out=out[0])
+    torch.add(even, out[0], alpha=4, out=out[0])
+    torch.sub(d[5], d[3], out=out[5])
+    torch.sub(out[5], odd, alpha=4, out=out[5])
     torch.sub(d[4], d[2], alpha=4, out=even)
     torch.sub(d[3], d[1], alpha=4, out=odd)
     torch.add(even, odd, out=out[1])
@@ -86,14 +113,17 @@ class WinogradConv(nn.Module):
     ----------
     kernel : Tensor of float32, shape=(out, in, 3, 3, 3)
     bias : Tensor of float32, shape=(out,)
+    scratch : Scratch or None
+        None: one of its own.
     """
 
     kernels: Tensor
     bias: Tensor
     to_outputs: Tensor
 
-    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor, scratch: Scratch | None = None) -> None:
         super().__init__()
+        self._scratch = scratch or Scratch()
         # In float64: this happens once, and its rounding would be in every feature.
         points = torch.tensor(_KERNEL_TO_POINTS, dtype=torch.float64)
         kernels = torch.einsum("ia,jb,octab->ijotc", points, points, kernel.double())
@@ -130,27 +160,36 @@ class WinogradConv(nn.Module):
 
     def _convolve(self, x: Tensor, out: Tensor) -> None:
         """Some snippets, (n, T, H, W, in), to their place in the output, (n, T, H, W, out)."""
-        n, t, h, w, channels_in = x.shape
+        n, t, h, w, channels = x.shape
         rows, columns = -(-h // TILE), -(-w // TILE)
-        padded = F.pad(x, (0, 0, 1, columns * TILE + 1 - w, 1, rows * TILE + 1 - h))
-        ends = [(a, a + TILE * (rows - 1) + 1, a + TILE * (columns - 1) + 1) for a in range(6)]
+        height, width = rows * TILE, columns * TILE
+        take = self._scratch.take
+        padded = take("padded", n, t, height + 2, width + 2, channels)
+        padded[:, :, 0].zero_()
+        padded[:, :, h + 1 :].zero_()
+        padded[:, :, 1 : h + 1, 0].zero_()
+        padded[:, :, 1 : h + 1, w + 1 :].zero_()
+        padded[:, :, 1 : h + 1, 1 : w + 1] = x
         # Columns first: the second, larger pass then runs over whole rows of memory.
-        across = x.new_empty(_POINTS, n, t, rows * TILE + 2, columns, channels_in)
-        to_points([padded[:, :, :, a:end:TILE] for a, _, end in ends], across)
-        inputs = x.new_empty(_POINTS, _POINTS, n, t, rows, columns, channels_in)
-        to_points([across[:, :, :, a:end:TILE] for a, end, _ in ends], inputs)
-        products = self._products(inputs.view(-1, n, t, rows * columns, channels_in))
-        outputs = torch.mm(self.to_outputs, products.view(_POINTS**2, -1))  # (16, n * T * ... )
+        across = take("across", _POINTS, n, t, height + 2, columns, channels)
+        to_points([padded[:, :, :, a : a + width - 3 : TILE] for a in range(_POINTS)], across, take)
+        inputs = take("inputs", _POINTS, _POINTS, n, t, rows, columns, channels)
+        to_points(
+            [across[:, :, :, a : a + height - 3 : TILE] for a in range(_POINTS)], inputs, take
+        )
+        products = self._products(inputs.view(-1, n, t, rows * columns, channels))
+        outputs = take("outputs", TILE**2, products.numel() // _POINTS**2)
+        torch.mm(self.to_outputs, products.view(_POINTS**2, -1), out=outputs)
         outputs = outputs.view(TILE, TILE, n, t, rows, columns, -1).permute(2, 3, 4, 0, 5, 1, 6)
-        if (rows * TILE, columns * TILE) == (h, w):
+        if (height, width) == (h, w):
             torch.clamp_min(outputs, 0, out=out.view(n, t, rows, TILE, columns, TILE, -1))
             return
-        whole = outputs.clamp_min(0).reshape(n, t, rows * TILE, columns * TILE, -1)
+        whole = outputs.clamp_min(0).reshape(n, t, height, width, -1)
         out.copy_(whole[:, :, :h, :w])
 
     def _products(self, inputs: Tensor) -> Tensor:
         """(36, n, T, tiles, in) to (36, n, T, tiles, out): at each point a sum over taps."""
-        products = inputs.new_empty(*inputs.shape[:-1], len(self.bias))
+        products = self._scratch.take("products", *inputs.shape[:-1], len(self.bias))
         for point, (x, kernel) in enumerate(zip(inputs, self.kernels, strict=True)):
             bias = self.bias if point == _BIAS_POINT * (_POINTS + 1) else None
             # As a picture of T x tiles pixels: torch's convolution of pictures is quicker

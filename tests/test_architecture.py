@@ -21,9 +21,10 @@ LAYERS = {
     2: {
         "aggregations", "atomic", "bank", "claims", "device", "exchange_files", "failures",
         "feature_cache", "file_memo", "files", "fingerprint", "frame_folder", "gart", "hdf5",
-        "heads", "i3d", "i3d_fast", "manifest", "pickles", "project", "protocol", "run_folder",
+        "batched_encoder", "compile_trial", "heads", "i3d", "i3d_fast", "manifest", "pickles",
+        "precision", "project", "protocol", "run_folder",
         "segment", "segment_writer", "source", "store", "svr", "table", "trunks", "video",
-        "video_frames", "video_index", "vote",
+        "video_frames", "video_index", "vote", "winograd",
         "weight_files", "weight_layouts", "weights",
     },
 }  # fmt: skip
