@@ -80,15 +80,19 @@ def _on_cpu(model: I3D, protocol: Protocol) -> Encode:
     import torch
 
     from aqa_pipeline.i3d import normalise
-    from aqa_pipeline.i3d_fast import fast_form
+    from aqa_pipeline.i3d_fast import fast_form, snippets_at_once
 
     network = fast_form(model)
     pixels = PIXEL_PRESETS[protocol.pixels]
     index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
 
+    at_once = snippets_at_once(protocol.snippet_frames, pixels.crop, pixels.crop)
+    parts = [index[first : first + at_once] for first in range(0, len(index), at_once)]
+
     def encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        snippets = torch.from_numpy(frames[index])  # (snippets, frames, crop, crop, 3)
-        features: npt.NDArray[np.float32] = network.features(normalise(snippets, pixels)).numpy()
+        # Each part (n, snippet_frames, crop, crop, 3): all at once would be 100 MB of floats.
+        snippets = (normalise(torch.from_numpy(frames[part]), pixels) for part in parts)
+        features: npt.NDArray[np.float32] = network.features_of_parts(snippets).numpy()
         return features
 
     return encode

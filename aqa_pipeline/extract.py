@@ -12,6 +12,7 @@ Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -136,8 +137,7 @@ def extract(
     _note_missing(plan, summary)
     advance(summary.num_done, summary.num_wanted)
     if plan.to_do:
-        encode = backbone()
-        _Extraction(plan, summary, config, advance, encode).run()
+        _Extraction(plan, summary, config, advance).run(backbone)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -160,30 +160,23 @@ class _Extraction:
     """One process at work on a plan: what it has claimed, written, and left to others."""
 
     def __init__(
-        self,
-        plan: ExtractPlan,
-        summary: ExtractSummary,
-        config: ExtractConfig,
-        advance: Advance,
-        encode: Encode,
+        self, plan: ExtractPlan, summary: ExtractSummary, config: ExtractConfig, advance: Advance
     ) -> None:
         self._plan = plan
         self._summary = summary
         self._config = config
         self._advance = advance
-        self._encode = encode
         self._items = {item.clip.clip_id: item for item in plan.to_do}
         self._left_to_others: list[ClipToDo] = []
         self._unwritten: list[str] = []  # keys of clips that only the writer's memory holds
-        machine = {**_facts(), **getattr(encode, "facts", {})}
-        self._writer = SegmentWriter(plan.folder, plan.fingerprint, config=config, machine=machine)
+        ensure_cache(plan.folder, plan.fingerprint)
         self._log = FailureLog(plan.folder)
         self._claims = Claims(plan.folder)
         self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
         planned_with = plan.cache.segments if plan.cache else []
         self._known_segments = {segment.path for segment in planned_with}
 
-    def run(self) -> None:
+    def run(self, backbone: Backbone) -> None:
         workers = self._config.workers or default_workers()
         timeout = self._config.clip_timeout_seconds
         to_do: Sequence[ClipToDo] = self._plan.to_do
@@ -192,15 +185,19 @@ class _Extraction:
         with (
             self._claims,
             DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,
-            self._writer,
+            contextlib.ExitStack() as stack,
         ):
+            encode: Encode | None = None
             while to_do:
                 self._left_to_others = []
                 decoded = pool.decode(self._claimed_runs(to_do))
-                for clip, features in encode_stream(decoded, self._windows, self._encode):
-                    self._take(clip, features)
+                if encode is None:  # the first clips are decoded while it is loaded
+                    encode = backbone()
+                    writer = stack.enter_context(self._new_writer(encode))
+                for clip, features in encode_stream(decoded, self._windows, encode):
+                    self._take(clip, features, writer)
                 # Others may be waiting for what is only in memory here.
-                self._writer.flush()
+                writer.flush()
                 self._give_back()
                 to_do = self._left_to_others
                 if to_do:
@@ -277,12 +274,22 @@ class _Extraction:
             for view in self._items[task.clip_id].views
         ]
 
-    def _take(self, decoded: Decoded, features: Sequence[npt.NDArray[np.float32]]) -> None:
+    def _new_writer(self, encode: Encode) -> SegmentWriter:
+        machine = {**_facts(), **getattr(encode, "facts", {})}
+        plan = self._plan
+        return SegmentWriter(plan.folder, plan.fingerprint, config=self._config, machine=machine)
+
+    def _take(
+        self,
+        decoded: Decoded,
+        features: Sequence[npt.NDArray[np.float32]],
+        writer: SegmentWriter,
+    ) -> None:
         item = self._items[decoded.task.clip_id]
         try:
             row = _clip_features(decoded, item, features)
             self._unwritten.append(item.key)
-            if self._writer.add(row):
+            if writer.add(row):
                 self._give_back()
         except ClipError as error:
             failure = _failure(item.clip.clip_id, error, item, decoded.attempts)

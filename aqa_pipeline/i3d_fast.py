@@ -20,6 +20,11 @@ pool without a copy    SAME adds ``before`` positions in front, which torch's ow
 ReLU in place          nobody reads the map before it
 no joining copy        the four branches of a Mixed block write, through their ReLU,
                        into their channels of its output
+1x1x1 as pictures      torch's convolution of pictures is quicker than its
+                       convolution of volumes, and a kernel of one position cannot
+                       tell them apart
+a snippet at a time    through the layers with large maps, which then stay near the
+                       cache and use the same memory again; nothing crosses snippets
 Winograd               the large 3x3x3 convolutions with a quarter of the
                        multiplications, :mod:`aqa_pipeline.winograd`; float32 only
 =====================  ==========================================================
@@ -29,6 +34,8 @@ no quicker: see there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +90,27 @@ def join(units: list[Unit]) -> nn.Conv3d:
     return conv
 
 
+def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """``conv(x)``; a 1x1x1 kernel runs as a convolution of pictures, T x H by W.
+
+    Parameters
+    ----------
+    conv : nn.Conv3d
+    x : Tensor, shape=(N, in, T, H, W)
+
+    Returns
+    -------
+    Tensor, shape=(N, out, T', H', W')
+    """
+    if conv.kernel_size != (1, 1, 1):
+        y: Tensor = conv(x)
+        return y
+    n, c, t, h, w = x.shape
+    pictures = x.permute(0, 2, 3, 4, 1).reshape(n, t * h, w, c).permute(0, 3, 1, 2)
+    pictures = F.conv2d(pictures, conv.weight[..., 0], conv.bias)  # (N, out, T * H, W)
+    return pictures.permute(0, 2, 3, 1).reshape(n, t, h, w, -1).permute(0, 4, 1, 2, 3)
+
+
 def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """SAME max pool of a channels-last map in two steps, space then time.
 
@@ -131,7 +159,7 @@ class ReluConv(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """As :meth:`aqa_pipeline.winograd.WinogradConv.forward`."""
-        y: Tensor = self.conv(x)
+        y = convolve(self.conv, x)
         if out is None:
             return y.relu_()
         torch.clamp_min(y.permute(0, 2, 3, 4, 1), 0, out=out)
@@ -159,7 +187,7 @@ class FastMixed(nn.Module):
         n, _, t, h, w = x.shape
         out = x.new_empty(n, t, h, w, sum(self.ends))
         to_b0, to_b1, to_b2, to_b3 = torch.split(out, self.ends, dim=-1)
-        b0, b1, b2 = torch.split(self.joined(x), self.widths, dim=1)
+        b0, b1, b2 = torch.split(convolve(self.joined, x), self.widths, dim=1)
         torch.clamp_min(b0.permute(0, 2, 3, 4, 1), 0, out=to_b0)
         self.b1b(b1.relu_(), to_b1)
         self.b2b(b2.relu_(), to_b2)
@@ -191,11 +219,11 @@ class FastI3D(nn.Module):
     def feature_map(self, x: Tensor) -> Tensor:
         """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
         check_input(x)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        snippets = len(x)
-        if x.device.type == "cpu":
-            snippets = max(1, _LARGE_MAPS_PIXELS // x[0, 0].numel())
-        x = torch.cat([self._large_maps(part) for part in torch.split(x, snippets)])
+        at_once = snippets_at_once(*x.shape[2:]) if x.device.type == "cpu" else len(x)
+        return self._feature_map(torch.split(x, at_once))
+
+    def _feature_map(self, parts: Iterable[Tensor]) -> Tensor:
+        x = torch.cat([self._large_maps(part) for part in parts])
         x = self.mixed_4b(x)  # (N, 512, 4, 14, 14)
         x = self.mixed_4c(x)
         x = self.mixed_4d(x)
@@ -207,6 +235,7 @@ class FastI3D(nn.Module):
         return last_map
 
     def _large_maps(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
         x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
         x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
         x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
@@ -229,7 +258,32 @@ class FastI3D(nn.Module):
         -------
         Tensor, shape=(N, 1024)
         """
-        return self.feature_map(x).mean(dim=(2, 3, 4))
+        return _pooled(self.feature_map(x))
+
+    @torch.inference_mode()
+    def features_of_parts(self, parts: Iterable[Tensor]) -> Tensor:
+        """:meth:`features` of snippets that are made when they are asked for, a few at a time.
+
+        Parameters
+        ----------
+        parts : iterable of Tensor, shape=(n, 3, T, H, W)
+            See :func:`snippets_at_once` for n.
+
+        Returns
+        -------
+        Tensor, shape=(sum of n, 1024)
+        """
+        return _pooled(self._feature_map(parts))
+
+
+def _pooled(last_map: Tensor) -> Tensor:
+    # Summed in float32 also where the map is in half precision.
+    return last_map.mean(dim=(2, 3, 4), dtype=torch.float32)
+
+
+def snippets_at_once(frames: int, height: int, width: int) -> int:
+    """How many snippets of a size go through the layers with large maps together on a CPU."""
+    return max(1, _LARGE_MAPS_PIXELS // (frames * height * width))
 
 
 def fast_form(model: I3D, *, winograd: bool = True) -> FastI3D:
