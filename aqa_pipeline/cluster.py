@@ -7,6 +7,7 @@ videos, the weights and the cache under the same paths.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 from aqa_pipeline.config import DEVICE, ExtractConfig
 from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import CacheError, SetupError
-from aqa_pipeline.extract import ExtractSummary, extract, i3d_backbone
+from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.find_precision import find_precision
 from aqa_pipeline.fingerprint import Fingerprint, cache_folder
@@ -157,7 +158,9 @@ def extract_shard(job: ClusterJob, shard: Shard) -> ExtractSummary:
         precision=precision,
         num_clips=sum(len(item.views) for item in plan.to_do),
     )
-    return extract(plan, backbone=backbone, config=job.config)
+    workers = job.config.workers or default_workers(device)
+    config = dataclasses.replace(job.config, workers=workers)
+    return extract(plan, backbone=backbone, config=config)
 
 
 def _allow_children() -> None:

@@ -88,9 +88,10 @@ class ExtractSummary:
         return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
 
 
-def default_workers() -> int:
-    """Decoding processes for this machine: the network needs most of the cores."""
-    return max(1, min(8, (os.cpu_count() or 1) // 4))
+def default_workers(device: str = "cpu") -> int:
+    """Decoding processes for this machine: the network, if it is on the CPU, needs most cores."""
+    cores = os.cpu_count() or 1
+    return max(1, min(8, cores // 4) if device == "cpu" else min(16, cores - 1))
 
 
 def extract(

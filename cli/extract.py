@@ -47,7 +47,7 @@ _FAILURES_SHOWN = 10
     "--workers",
     type=click.IntRange(min=1),
     default=ExtractConfig.workers,
-    help="Decoding processes; default: a quarter of the cores, at least 1.",
+    help="Decoding processes; default: a quarter of the cores, beside a GPU all but one.",
 )
 @click.option(
     "--clip-timeout",
@@ -124,9 +124,9 @@ def extract(
     interrupted goes on where it stopped, and several may work on one manifest at once. A
     clip that fails is written down and the others go on; then the exit code is 3.
     """
-    from aqa_pipeline.device import device_name
+    from aqa_pipeline.device import device_name, share_cores
+    from aqa_pipeline.extract import default_workers, i3d_backbone
     from aqa_pipeline.extract import extract as run_extraction
-    from aqa_pipeline.extract import i3d_backbone
     from aqa_pipeline.extract_plan import plan_extraction
     from aqa_pipeline.find_precision import find_precision
     from aqa_pipeline.manifest import read_manifest
@@ -135,6 +135,7 @@ def extract(
     from aqa_pipeline.views import views_of
     from aqa_pipeline.weights import find_weights, weights_identity
 
+    share_cores()
     if (backend == "dask") != (scheduler is not None):
         raise UsageError("--backend dask and --scheduler ADDRESS go together")
     if backend == "dask" and shard:
@@ -200,6 +201,7 @@ def extract(
             precision=computed_in,
             num_clips=sum(len(item.views) for item in plan.to_do),
         )
+        config = dataclasses.replace(config, workers=workers or default_workers(device))
         with progress("extract", unit="clips") as advance:
             summary = run_extraction(plan, backbone=backbone, config=config, advance=advance)
     _show_summary(project, summary, as_json)

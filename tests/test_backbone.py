@@ -84,5 +84,5 @@ def test_the_form_for_a_gpu_gives_them_too(
 
 def test_nothing_is_read_before_it_is_called(tmp_path: Path) -> None:
     load = i3d_backbone(tmp_path / "none.safetensors", PROTOCOL)
-    with pytest.raises(SetupError, match="none.safetensors"):
+    with pytest.raises(SetupError, match=r"none\.safetensors"):
         load()
