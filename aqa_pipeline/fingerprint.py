@@ -1,9 +1,10 @@
 """What a cached feature depends on, as one short name.
 
 Two extractions with equal fingerprints give equal numbers (bit for bit on one CPU with
-one version of the program, to 1e-4 of the largest elsewhere), so their features may lie in one folder. Everything that
-changes the numbers is part of the fingerprint; everything that should not (the machine,
-the version of torch) is only recorded, and a difference there is worth a warning.
+one version of the program, to 1e-4 of the largest elsewhere), so their features may lie in
+one folder. Everything that changes the numbers is part of the fingerprint; everything that
+should not (the machine, the version of torch) is only recorded, and a difference there is
+worth a warning.
 
 Not part of it: which clips and which views a cache holds. Those can grow.
 """
