@@ -159,8 +159,10 @@ class BatchedEncoder:
             try:
                 with torch.inference_mode():
                     done.append(self.network(self._input(frames, part)).float())
-            except torch.OutOfMemoryError as error:
-                shortage = str(error).splitlines()[0]
+            except RuntimeError as error:
+                if not is_shortage(error):
+                    raise
+                shortage = str(error).split("\n", 1)[0]
             else:
                 first += len(part)
                 continue
@@ -218,6 +220,11 @@ class BatchedEncoder:
             return list(host.numpy())
 
         return wait
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Whether memory ran out: torch says so by a class, cuDNN and cuBLAS only by their words."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def _new_buffer(shape: tuple[int, int, int, int]) -> _Buffer:

@@ -9,6 +9,7 @@ the heads of runs/demo.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import click
 import numpy as np
 import torch
 from plain_i3d import PlainI3D
+from stage1_files import tasks_of
 
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.clips import Part, feature_set
 from aqa_pipeline.config import PIXEL_PRESETS
+from aqa_pipeline.decode_pool import decode_clip
 from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.i3d import normalise
 from aqa_pipeline.labels import LabelScale
@@ -32,10 +35,6 @@ from aqa_pipeline.weights import find_weights, load_i3d
 
 def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarray]:
     """Features of clips, shape=(clips, snippets, dim), in both forms."""
-    from stage1_files import tasks_of
-
-    from aqa_pipeline.decode_pool import decode_clip
-
     protocol = manifest.protocol
     pixels = PIXEL_PRESETS[protocol.pixels]
     index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
@@ -57,8 +56,6 @@ def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarr
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
 def main(project: Path, clips: int | None, as_json: bool) -> None:
     """Compare the rankings of both forms."""
-    import os
-
     os.chdir(project)
     manifest = read_manifest(Path("manifests/demo.csv"))
     train, rows = (Part().rows(manifest, side) for side in ("train", "test"))

@@ -87,6 +87,24 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert network.batches == [2, 1]
 
 
+def test_cudnn_words_its_shortage_otherwise_and_other_errors_are_no_shortage() -> None:
+    network = Network()
+    several = encoder(network, batch=3)
+    message = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+
+    def fails(x: Tensor) -> Tensor:
+        if len(x) > 1:
+            raise RuntimeError(message)
+        return network(x)
+
+    several.network = fails
+    assert np.round(several(window(1))).tolist() == expected(1).tolist()
+    message = "expected 4 channels"
+    several.batch = 3
+    with pytest.raises(RuntimeError, match="expected 4 channels"):
+        several(window(1))
+
+
 def test_memory_that_runs_out_in_the_middle_of_a_group() -> None:
     network = Network()
     several = encoder(network, batch=4)
