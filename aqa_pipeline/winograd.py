@@ -24,6 +24,7 @@ for the three matrices.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -59,11 +60,12 @@ _BIAS_POINT = 1
 _CHUNK_BYTES = 24e6
 
 
-class Scratch:
+class Scratch(threading.local):
     """Memory for what is between the passes, kept from one convolution to the next.
 
     Taking it from the operating system each time costs more than a pass does: every page
-    is cleared at its first touch. Several convolutions may share one, one at a time.
+    is cleared at its first touch. The convolutions of a network share one; each thread
+    that runs the network has its own.
     """
 
     def __init__(self) -> None:

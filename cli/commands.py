@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from .cache import cache
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
+from .predict import predict
 from .report import report
 from .reproduce import reproduce
 from .weights import weights
@@ -26,6 +28,8 @@ def add_all(group: click.Group) -> None:
         cache,
         fit_head,
         evaluate,
+        predict,
+        compare,
         report,
         reproduce,
         doctor,
