@@ -138,7 +138,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         table = pd.read_csv(path, dtype={"clip_id": str}, keep_default_na=False, na_values=[""])
         heads = table.filter(regex=f"^{_HEAD}").to_numpy(dtype=float).T
         calibration = Calibration(
-            clip_id=tuple(table["clip_id"]),
+            clip_id=tuple(table["clip_id"].fillna("")),
             per_head=np.ascontiguousarray(heads),
             **{name: table[name].to_numpy(dtype=float) for name in _COLUMNS[1:]},
         )
