@@ -12,6 +12,7 @@ from aqa_pipeline.calibration import (
     Calibration,
     Intervals,
     held_out_clips,
+    interval_sentence,
     measure_intervals,
     merged,
     read_calibration,
@@ -116,6 +117,14 @@ def test_coverage_is_counted_on_known_scores() -> None:
     assert found["mean_width"] == 3.0
     assert measure_intervals(None, clips, np.zeros(4)) is None
     assert measure_intervals(calibration([1.5] * 3), clips, np.zeros(4)) is None
+
+
+def test_coverage_in_words() -> None:
+    found = {"asked": 0.9, "inside": 61, "num_test": 64, "reached": 61 / 64, "mean_width": 48.52}
+    assert interval_sentence(found) == (
+        "90 % intervals: 61 of 64 test scores inside (95 %), 48.5 points wide on average"
+    )
+    assert "(95 %, 53 to 63 expected)" in interval_sentence({**found, "expected_95": [0.83, 0.98]})
 
 
 @pytest.mark.usefixtures("one_thread")
