@@ -253,7 +253,7 @@ class Assessor:
         if not np.isfinite(half.points):
             return [
                 f"no interval: {half.num_clips} clips calibrate, and one of "
-                f"{self.coverage:.0%} takes {fewest_residuals(self.coverage)}"
+                f"{100 * self.coverage:g} % takes {fewest_residuals(self.coverage)}"
             ]
         return []
 

@@ -13,7 +13,7 @@ dive of difficulty 3 may be off by twice as many points as one of 1.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -138,7 +138,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         table = pd.read_csv(path, dtype={"clip_id": str}, keep_default_na=False, na_values=[""])
         heads = table.filter(regex=f"^{_HEAD}").to_numpy(dtype=float).T
         calibration = Calibration(
-            clip_id=tuple(table["clip_id"]),
+            clip_id=tuple(table["clip_id"].fillna("")),
             per_head=np.ascontiguousarray(heads),
             **{name: table[name].to_numpy(dtype=float) for name in _COLUMNS[1:]},
         )
@@ -285,3 +285,16 @@ def measure_intervals(
         "calibrating_clips": len(calibration),
         "clips_with_own_difficulty": sum(own.difficulty is not None for own in halves),
     }
+
+
+def interval_sentence(found: Mapping[str, Any]) -> str:
+    """What :func:`measure_intervals`, or an average over parts, found, in words."""
+    expected = ""
+    if "expected_95" in found:
+        low, high = (round(share * found["num_test"]) for share in found["expected_95"])
+        expected = f", {low} to {high} expected"
+    return (
+        f"{100 * found['asked']:g} % intervals: {found['inside']} of {found['num_test']} test "
+        f"scores inside ({100 * found['reached']:.0f} %{expected}), "
+        f"{found['mean_width']:.1f} points wide on average"
+    )

@@ -1,10 +1,10 @@
 """Which of two clips is better, and how sure that is.
 
-The difference of the two predicted scores is what counts. How far such a difference is off is
-known from the calibrating clips, taken in pairs: the share of pairs whose error would not turn
-the order round is the confidence. A contrastive head can also put the two clips side by side, each
-once as the query and once as the exemplar (Eq. 3); that answer is given beside the other and is
-not calibrated.
+The difference of the two predicted scores is what counts. How far such a difference is off, and
+how often it has the right sign, is known from the calibrating clips, taken in pairs
+(:mod:`aqa_pipeline.order_confidence`). A contrastive head can also put the two clips side by
+side, each once as the query and once as the exemplar (Eq. 3); that answer is given beside the
+other and is not calibrated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.conformal import conformal_quantile, difference_errors, probability_above_zero
+from aqa_pipeline.conformal import conformal_quantile, difference_errors
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.manifest import KNOWN, read_manifest
+from aqa_pipeline.order_confidence import OrderConfidence
 from aqa_pipeline.predict import WantedClip, score_clips
 from aqa_pipeline.project import Project
 from aqa_pipeline.scored import Scored
@@ -95,8 +96,9 @@ def compare(
     interval = probability = None
     calibration = assessor.calibration
     if calibration is not None and len(calibration) > 1:
+        confidence = OrderConfidence(calibration.score, calibration.prediction, calibration.scale)
+        probability = confidence.probability(difference, scale_a=scales[0], scale_b=scales[1])
         errors = difference_errors(calibration.residual, scale_a=scales[0], scale_b=scales[1])
-        probability = probability_above_zero(difference, errors, num_clips=len(calibration))
         half = conformal_quantile(np.abs(errors), assessor.coverage)
         if math.isfinite(half):
             interval = (difference - half, difference + half)

@@ -121,33 +121,13 @@ def difference_errors(
     Returns
     -------
     ndarray of float64, shape=(n * (n - 1),)
-        In score points, ascending.
+        In score points, both orders of each pair.
     """
     values = np.asarray(residuals, dtype=np.float64)
     values = values[:: max(1, -(-len(values) // _MOST_IN_PAIRS))]
     errors = scale_a * values[:, None] - scale_b * values[None, :]
-    return np.sort(errors[~np.eye(len(values), dtype=bool)])
-
-
-def probability_above_zero(difference: float, errors: npt.ArrayLike, *, num_clips: int) -> float:
-    """Probability that a true difference is above 0, given the predicted one.
-
-    The share of errors that would leave it above 0, ties counted half. As few clips cannot
-    vouch for certainty, it stays within 1 / (n + 2) of 0 and 1.
-
-    Parameters
-    ----------
-    difference : float
-        Predicted, in points.
-    errors : array_like, shape=(m,)
-        See :func:`difference_errors`.
-    num_clips : int
-        n, clips that calibrate.
-    """
-    values = np.asarray(errors, dtype=np.float64)
-    above = float(np.mean(values > -difference) + np.mean(values == -difference) / 2)
-    margin = 1 / (num_clips + 2)
-    return min(max(above, margin), 1 - margin)
+    pairs: FloatArray = errors[~np.eye(len(values), dtype=bool)]
+    return pairs
 
 
 def _rank(count: int, coverage: float) -> int:

@@ -23,9 +23,21 @@ def load_backbone(
     ----------
     runs : sequence of Run
     weights : Path or None
-        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
+        As for :func:`backbone_weights`, with its errors.
     protocol : Protocol or None
         How a window is cut into snippets; None: as the run says.
+    """
+    return i3d_backbone(backbone_weights(runs, weights), protocol or runs[0].protocol)()
+
+
+def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
+    """The weights that made the features of a run, or of the runs of its categories and folds.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    weights : Path or None
+        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
 
     Raises
     ------
@@ -57,7 +69,7 @@ def load_backbone(
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return i3d_backbone(path, protocol or run.protocol)()
+    return path
 
 
 def own_weights(run: Run) -> Path | None:

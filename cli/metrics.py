@@ -93,18 +93,10 @@ def _show_range(metrics: dict[str, Any]) -> None:
 
 
 def _show_intervals(metrics: dict[str, Any]) -> None:
-    found = metrics.get("intervals")
-    if not found:
-        return
-    expected = ""
-    if "expected_95" in found:
-        low, high = (round(share * found["num_test"]) for share in found["expected_95"])
-        expected = f", {low} to {high} expected"
-    click.echo(
-        f"{100 * found['asked']:g} % intervals: {found['inside']} of {found['num_test']} test "
-        f"scores inside ({100 * found['reached']:.0f} %{expected}), "
-        f"{found['mean_width']:.1f} points wide on average"
-    )
+    from aqa_pipeline.calibration import interval_sentence
+
+    if metrics.get("intervals"):
+        click.echo(interval_sentence(metrics["intervals"]))
 
 
 def _seeds(metrics: dict[str, Any]) -> str:
