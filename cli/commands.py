@@ -9,6 +9,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .extract import extract
+from .finetune import finetune
 from .fit_head import fit_head
 from .manifest import manifest
 from .report import report
@@ -25,6 +26,7 @@ def add_all(group: click.Group) -> None:
         extract,
         cache,
         fit_head,
+        finetune,
         evaluate,
         report,
         reproduce,
