@@ -46,13 +46,15 @@ class PixelPreset:
 #: ``kinetics`` is what the I3D weights were trained with (inputs in [-1, 1]).
 #: ``core`` is the published CoRe run: a swapped argument made frames 256 wide and 455
 #: high, and ImageNet statistics were used although the weights expect [-1, 1].
-#: ``demo`` is the small size at which the demo fits in minutes on two cores.
+#: ``demo`` is the small size at which the demo fits in minutes on two cores, ``tiny`` the
+#: smallest the network takes, for fine-tuning without a GPU.
 PIXEL_PRESETS: dict[str, PixelPreset] = {
     preset.name: preset
     for preset in (
         PixelPreset("kinetics", crop=224, short_side=256),
         PixelPreset("core", crop=224, size=(256, 455), mean=IMAGENET_MEAN, std=IMAGENET_STD),
         PixelPreset("demo", crop=112, short_side=128),
+        PixelPreset("tiny", crop=64, short_side=72),
     )
 }
 

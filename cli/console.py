@@ -150,15 +150,17 @@ class _PlainProgress:
         self._label, self._unit = label, unit
         self._started = self._told = time.monotonic()
         self._first: int | None = None
+        self._last = -1  # what was done at the line before
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         first = self._first is None
         if first:
             self._first = done
-        if not first and done < total and now - self._told < self._EVERY_SECONDS:
+        is_end = done >= total and done != self._last
+        if not first and not is_end and now - self._told < self._EVERY_SECONDS:
             return
-        self._told = now
+        self._told, self._last = now, done
         seconds = now - self._started
         rate = (done - (self._first or 0)) / seconds if seconds > 0.5 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""

@@ -28,6 +28,7 @@ from aqa_pipeline.config import PixelPreset, Unfreeze
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D, LAYERS, check_input, normalise
+from aqa_pipeline.tuning.prefix import FrozenPrefix
 
 IntArray = npt.NDArray[np.int64]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -85,7 +86,7 @@ class PairModel(nn.Module):
     Parameters
     ----------
     backbone : I3D
-        Already frozen as far as it is to be, see :func:`unfreeze`.
+        On its device, and already frozen as far as it is to be, see :func:`unfreeze`.
     head : Head
         One model (K = 1), contrastive.
     snippets : ndarray of int64, shape=(S, snippet_frames)
@@ -119,7 +120,8 @@ class PairModel(nn.Module):
             for name, _ in LAYERS
         ]
         first = learns.index(True) if any(learns) else len(LAYERS)
-        self._frozen = [name for name, _ in LAYERS[:first]]
+        # Not part of the state: what is learned and written is the backbone alone.
+        self._prefix = [FrozenPrefix(backbone, [name for name, _ in LAYERS[:first]])]
         self._trained = [name for name, _ in LAYERS[first:]]
 
     @property
@@ -132,10 +134,9 @@ class PairModel(nn.Module):
         snippets = frames[:, self.snippets].flatten(0, 1)  # (U * S, snippet_frames, H, W, 3)
         x = normalise(snippets, self.pixels)
         check_input(x)
-        with torch.no_grad(), self._autocast():
-            for name in self._frozen:
-                x = self.backbone.layer(name, x)
-        return x
+        with self._autocast():
+            frozen: Tensor = self._prefix[0](x)
+        return frozen
 
     def encode(self, frames: Tensor) -> Tensor:
         """Snippet features, (U, m, H, W, 3) -> float32 (U, S, D)."""
