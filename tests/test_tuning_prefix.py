@@ -7,12 +7,14 @@ import torch
 
 from aqa_pipeline.i3d import LAYERS
 from aqa_pipeline.tuning.prefix import FrozenPrefix
-from tests.random_i3d import random_i3d
+from tests.random_i3d import thin_i3d
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 10, 12])
 def test_the_quick_form_gives_the_map_of_the_readable_one(count: int) -> None:
-    backbone = random_i3d()
+    backbone = thin_i3d()
     names = [name for name, _ in LAYERS[:count]]
     x = torch.randn(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0))
     wanted = x

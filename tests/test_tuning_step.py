@@ -17,6 +17,8 @@ from aqa_pipeline.tuning.model import PairModel
 from aqa_pipeline.tuning.step import Stepper, learning_rate_factor
 from tests.tuning_data import TINY, small_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Clip 3 is in two pairs, 5 is paired with itself.
 PAIRS = np.array([[0, 3], [5, 5], [3, 1]], dtype=np.int64)
 
@@ -61,15 +63,19 @@ def plain_gradients(
             )
             delta = (label[query] - label[exemplar]).view(1, 1)
             loss = head.trunk.losses(hidden.relu(), delta).sum() / (2 * len(PAIRS))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
     return total, gradients(model)
 
 
 @pytest.fixture(scope="module")
 def by_hand() -> tuple[float, dict[str, Tensor]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model, frames, label = small_model()
-    return plain_gradients(model, frames, label)
+    found = plain_gradients(model, frames, label)
+    torch.set_num_threads(threads)
+    return found
 
 
 @pytest.mark.parametrize(("pairs_at_once", "checkpointing"), [(3, False), (2, True), (1, False)])
@@ -82,7 +88,8 @@ def test_a_steps_gradients_equal_a_plain_loops(
 
     def frames_of(row: int) -> npt.NDArray[np.uint8]:
         asked.append(row)
-        return frames[row]
+        own: npt.NDArray[np.uint8] = frames[row]
+        return own
 
     stepper = stepper_of(model, label, pairs_at_once=pairs_at_once)
     outcome = stepper.backward(draw_of(PAIRS), frames_of)
@@ -93,10 +100,10 @@ def test_a_steps_gradients_equal_a_plain_loops(
     assert found.keys() == wanted.keys()
     assert any(name.endswith("norm.scale") for name in found), "the affine part learns"
     for name, gradient in wanted.items():
-        error = float((found[name] - gradient).norm() / gradient.norm())
+        error, size = float((found[name] - gradient).norm()), float(gradient.norm())
         # Rounding tips a ReLU or a max pool over here and there, which the layers below feel.
         near = name.startswith(("head", "backbone.mixed_5"))
-        assert error < (1e-4 if near else 2e-2), name
+        assert error <= (1e-4 if near else 2e-2) * size, name
 
 
 def test_statistics_of_batch_norm_and_frozen_layers_stay() -> None:
