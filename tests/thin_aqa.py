@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def use_thin_network() -> None:
+def use_thin_network(patch: pytest.MonkeyPatch) -> None:
     """From here on the real command loads weights of the thin network."""
     from aqa_pipeline import finetune, weights
     from aqa_pipeline.tuning import training
     from tests.tuning_data import load_thin_i3d
 
     for module in (finetune, training, weights):
-        setattr(module, "load_i3d", load_thin_i3d)  # noqa: B010 - modules do not export it
+        patch.setattr(module, "load_i3d", load_thin_i3d)
 
 
 def environment() -> dict[str, str]:
@@ -45,18 +48,26 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        cwd=root,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The command in this process, which saves the start of another one."""
+    import torch
+    from aqa_cli.main import cli
+    from click.testing import CliRunner
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes of start()
+    try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.chdir(root):
+            use_thin_network(patch)
+            result = CliRunner().invoke(cli, arguments)
+    finally:
+        torch.set_num_threads(threads)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 if __name__ == "__main__":
     from aqa_cli.main import main
 
-    use_thin_network()
+    use_thin_network(pytest.MonkeyPatch())
     main()
