@@ -25,6 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
+from aqa_pipeline.video_checks import check_picture
 from aqa_pipeline.video_frames import FileFrames, FolderFrames, FrameSource
 from aqa_pipeline.video_index import IntArray, VideoIndex, read_index
 
@@ -162,6 +163,7 @@ class _Crop:
         quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise
         is_turned = quarter_turns % 2 == 1
         shown = (frame.height, frame.width) if is_turned else (frame.width, frame.height)
+        check_picture(*shown, where=where)  # of a folder, each may have a size of its own
         width, height = self._resized(*shown)
         crop = self._pixels.crop
         if min(width, height) < crop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .cache import cache
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -12,6 +13,7 @@ from .extract import extract
 from .finetune import finetune
 from .fit_head import fit_head
 from .manifest import manifest
+from .predict import predict
 from .report import report
 from .reproduce import reproduce
 from .weights import weights
@@ -28,6 +30,8 @@ def add_all(group: click.Group) -> None:
         fit_head,
         finetune,
         evaluate,
+        predict,
+        compare,
         report,
         reproduce,
         doctor,

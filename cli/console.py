@@ -34,6 +34,11 @@ def say_error(message: str) -> None:
     click.echo(f"Error: {message}", err=True)
 
 
+def say_warning(message: str) -> None:
+    """One line about a result that may not mean what it seems to."""
+    click.echo(f"Warning: {message}", err=True)
+
+
 def print_json(value: Any) -> None:
     """A result for programs: JSON alone on stdout; NaN as null."""
     from aqa_pipeline.files import as_json
@@ -186,4 +191,5 @@ __all__ = [
     "say",
     "say_above_progress",
     "say_error",
+    "say_warning",
 ]

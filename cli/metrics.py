@@ -55,7 +55,9 @@ def _show_run(metrics: dict[str, Any], ceiling: dict[str, float] | None) -> None
         rows,
         title=f"{metrics['num_test']} test clips, {metrics['num_train']} training clips",
     )
+    _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
     lowest = metrics["heads"].get("relative_l2_best_of_any_epoch")
     if lowest:
         mean = number(100 * sum(lowest) / len(lowest))
@@ -80,7 +82,29 @@ def _show_averages(metrics: dict[str, Any]) -> None:
     folds = len(metrics["parts"]) // len(metrics["categories"])
     title = f"{metrics['method']}, {_seeds(metrics)}" + (f", {folds} folds" if folds > 1 else "")
     print_table(["", "Spearman", "R-l2 x100"], rows, title=title)
+    _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
+
+
+def _show_range(metrics: dict[str, Any]) -> None:
+    if metrics["relative_l2_range"] != "evaluated set":  # what every published number divides by
+        click.echo(f"R-l2 by the range of the {metrics['relative_l2_range']}")
+
+
+def _show_intervals(metrics: dict[str, Any]) -> None:
+    found = metrics.get("intervals")
+    if not found:
+        return
+    expected = ""
+    if "expected_95" in found:
+        low, high = (round(share * found["num_test"]) for share in found["expected_95"])
+        expected = f", {low} to {high} expected"
+    click.echo(
+        f"{100 * found['asked']:g} % intervals: {found['inside']} of {found['num_test']} test "
+        f"scores inside ({100 * found['reached']:.0f} %{expected}), "
+        f"{found['mean_width']:.1f} points wide on average"
+    )
 
 
 def _seeds(metrics: dict[str, Any]) -> str:
