@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.tuning.state import STATE_FILE, read_state
@@ -53,13 +54,13 @@ def learned(run: Path) -> dict[str, bytes]:
 
 def test_it_leaves_a_complete_run_and_its_features(project: Path, finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "backbone.safetensors", "config.json", "exemplars.h5", "head.safetensors",
-        "history.csv", "metrics.json", "predictions.csv",
+        "backbone.safetensors", "calibration.csv", "config.json", "exemplars.h5",
+        "head.safetensors", "history.csv", "metrics.json", "predictions.csv",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
     sha256 = weights_identity(finished / "backbone.safetensors")
     assert config["cache"]["weights_sha256"] == sha256
-    assert config["cache"]["weights_file"] == "backbone.safetensors"
+    assert config["backbone"] == "backbone.safetensors"
     assert config["finetune"]["parent_weights_sha256"] == weights_identity(
         project / "w.safetensors"
     )
@@ -215,12 +216,17 @@ def test_it_goes_on_with_a_fitted_head(project: Path, finished: Path) -> None:
 def test_the_literatures_way_says_so(project: Path) -> None:
     done = thin_aqa.run(
         project, *FINETUNE, "--run", "literature", "--protocol", "literature",
-        "--unfreeze", "mixed_5", "--epochs", "1", "--checkpointing",
+        "--unfreeze", "mixed_5", "--epochs", "1", "--checkpointing", "--tensorboard",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "best epoch chosen on the test set (as in the literature)" in done.stdout
     config = json.loads((project / "runs" / "literature" / "config.json").read_text())
     assert config["validation_clips"] == [[]]
+    curves = EventAccumulator(str(project / "runs" / "literature" / "tensorboard"))
+    curves.Reload()
+    steps = [event.step for event in curves.Scalars("loss/classification")]
+    assert steps[:6] == [1, 2, 3, 4, 5, 6]
+    assert "learning_rate/backbone" in curves.Tags()["scalars"]
 
 
 def test_a_video_that_cannot_be_decoded_is_named(project: Path, tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ class TuningLoop:
         features = self._encoder.encode(self._stepper.model.backbone, plan.needed, between=between)
         position.num_passes += len(plan.needed)
         scores = plan.predict(self._stepper.model.head, features, self._material.clips)
+        position.judged_scores.append(scores.tolist())
         true = self._material.clips.score[plan.judged]
         rho, error = spearman(true, scores), relative_l2(true, scores)
         if position.best_relative_l2 is None or error < position.best_relative_l2:

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from aqa_pipeline import __version__
+from aqa_pipeline.calibration import Calibration, held_out_clips
 from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
+from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.evaluate import measure, predict_clips, predictions_table, selection_sentence
 from aqa_pipeline.extract import ExtractSummary, extract, i3d_backbone
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.plan import fingerprint_of
@@ -118,6 +121,7 @@ def write_tuned_run(
 ) -> dict[str, Any]:
     """Write the run folder and read the test split, once; returns its metrics."""
     manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
+    at = tuned.position
     literature = fit_config.protocol == "literature"
     train, test = (
         feature_set(
@@ -134,24 +138,26 @@ def write_tuned_run(
         protocol=manifest.protocol,
         labels=plan.labels,
         fit_config=fit_config,
+        calibration=None if literature else _calibration(plan, tuned, train),
         config={
             "dataset": manifest.name,
             "method": head.config.name,
             "part": dataclasses.asdict(plan.part),
             "selection": selection_sentence(fit_config, head.config),
+            "validation_of": plan.validation_of,
             "exemplars_while_selecting": (
                 "whole training split" if literature else "fit part of the training split"
             ),
             "exemplars_at_test": "whole training split",
-            "best_epoch": [tuned.best_epoch],
-            "selection_rho": [tuned.best_rho],
+            "best_epoch": [at.best_epoch],
+            "selection_rho": [at.best_rho],
             "validation_clips": [[train.clip_id[row] for row in plan.held_out]],
             "cache": {
                 "folder": cache.folder.name,
                 "fingerprint_sha256": fingerprint.sha256,
                 "weights_sha256": fingerprint.weights_sha256,
-                "weights_file": BACKBONE_FILE,
             },
+            "backbone": BACKBONE_FILE,
             "finetune": {
                 "settings": plan.settings,
                 "from_run": str(plan.start.folder) if plan.start else None,
@@ -170,16 +176,27 @@ def write_tuned_run(
         },
     )
     if literature:
-        run.config["best_relative_l2_of_any_epoch"] = [tuned.best_relative_l2]
-    write_run(run, history=history_table([tuple(r) for r in tuned.history], HISTORY_COLUMNS))
+        run.config["best_relative_l2_of_any_epoch"] = [at.best_relative_l2]
+    write_run(run, history=history_table([tuple(r) for r in at.history], HISTORY_COLUMNS))
     predictions = predict_clips(run, test)
     measured = measure(run, predictions)
     measured["finetune"] = {
         "unfreeze": config.unfreeze,
-        "best_epoch": tuned.best_epoch,
+        "best_epoch": at.best_epoch,
         "backbone_passes_of_a_validation": passes,
-        "backbone_passes_of_all_validations": tuned.num_passes,
+        "backbone_passes_of_all_validations": at.num_passes,
     }
     write_predictions(plan.folder, predictions_table(run, predictions))
     write_json_atomically(plan.folder / "metrics.json", measured)
     return measured
+
+
+def _calibration(plan: PartPlan, tuned: Tuned, train: FeatureSet) -> Calibration:
+    """What was predicted for the clips held out, each at an epoch it did not help to choose."""
+    rows = plan.held_out
+    chosen = cross_selected(
+        np.array(tuned.position.judged_scores)[:, None],  # (epochs, 1, clips)
+        train.score[rows][None],
+        seeds=[plan.fit_config.seed],
+    )
+    return held_out_clips(train, rows[None], chosen)

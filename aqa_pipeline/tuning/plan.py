@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aqa_pipeline.clips import Part, feature_set
+from aqa_pipeline.clips import Part, feature_set, videos_apart
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
+from aqa_pipeline.division import divide, validation_unit
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.labels import LabelScale
@@ -23,7 +24,7 @@ from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.pairs import ExemplarKeys
 from aqa_pipeline.plan import LocatedClip, locate, video_index_folder
 from aqa_pipeline.protocol import without_difficulty
-from aqa_pipeline.train import checked_labels, divide
+from aqa_pipeline.train import checked_labels
 from aqa_pipeline.tuning.bank import ValidationPlan
 from aqa_pipeline.tuning.clips import crop_jitter
 from aqa_pipeline.tuning.draws import Augmentation
@@ -60,6 +61,8 @@ class PartPlan:
     material : Material
     held_out : ndarray of int64, shape=(m,)
         Rows of the validation part; none under the literature's way.
+    validation_of : str or None
+        ``single clips`` or ``whole videos``; None under the literature's way.
     augmentation : Augmentation
     head_config : HeadConfig
     fit_config : FitConfig
@@ -76,6 +79,7 @@ class PartPlan:
     located: list[LocatedClip]
     material: Material
     held_out: IntArray
+    validation_of: str | None
     augmentation: Augmentation
     head_config: HeadConfig
     fit_config: FitConfig
@@ -138,11 +142,15 @@ def plan_part(
     sides = _sides(manifest, part)
     labels = start.labels if start else _labels(manifest, sides, published_ranges=literature)
     train, test = (_unseen(rows, manifest, labels) for rows in sides)
+    train = dataclasses.replace(
+        train, video=videos_apart(sides.train["video"].tolist(), sides.test["video"].tolist())
+    )
     checked_labels(train)
     if start is not None:
         check_start(start, weights_sha256=weights_sha256, train=train, protocol=manifest.protocol)
     clips = _joined(train, test)
     fit, held_out = _division(train, test, fit_config, start)
+    unit = start.validation_of if start else validation_unit(train, fit_config)
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     located = _located(manifest, clips.clip_id, cache_root=cache_root)
     judged = np.arange(len(train), len(clips)) if literature else held_out
@@ -166,6 +174,7 @@ def plan_part(
         located=located,
         material=Material(clips, fit, groups, validation),
         held_out=held_out,
+        validation_of=None if literature else unit,
         augmentation=augmentation,
         head_config=head_config,
         fit_config=fit_config,

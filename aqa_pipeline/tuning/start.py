@@ -48,6 +48,8 @@ class FittedStart:
         How its epoch was chosen.
     use_difficulty : bool
     num_exemplars : int or None
+    validation_of : str or None
+        What was held out, see :func:`aqa_pipeline.division.validation_unit`.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class FittedStart:
     selection: str
     use_difficulty: bool
     num_exemplars: int | None
+    validation_of: str | None
 
 
 def read_start(folder: Path) -> FittedStart:
@@ -93,6 +96,7 @@ def read_start(folder: Path) -> FittedStart:
         selection=run.fit_config.protocol,
         use_difficulty=run.fit_config.use_difficulty,
         num_exemplars=run.fit_config.num_exemplars,
+        validation_of=run.config.get("validation_of"),
     )
 
 

@@ -45,6 +45,8 @@ class Position:
         Of the clips that choose, at that epoch and lowest of any; None: not defined yet.
     history : list of list
         Rows of history.csv.
+    judged_scores : list of list
+        What each epoch predicted for the clips that choose, in points.
     num_passes : int
         Clips encoded for validations.
     """
@@ -57,6 +59,7 @@ class Position:
     best_rho: float | None = None
     best_relative_l2: float | None = None
     history: list[list[float]] = field(default_factory=list)
+    judged_scores: list[list[float]] = field(default_factory=list)
     num_passes: int = 0
 
 

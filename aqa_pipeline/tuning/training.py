@@ -23,7 +23,7 @@ from aqa_pipeline.tuning.memory import find_pairs_at_once, free_cpu_bytes
 from aqa_pipeline.tuning.model import PairModel, resolve_precision, unfreeze
 from aqa_pipeline.tuning.plan import PartPlan
 from aqa_pipeline.tuning.start import fresh_head
-from aqa_pipeline.tuning.state import STATE_FILE, SavedState
+from aqa_pipeline.tuning.state import STATE_FILE, Position, SavedState
 from aqa_pipeline.tuning.step import Stepper
 from aqa_pipeline.tuning.tensorboard import tensorboard_log
 from aqa_pipeline.weights import load_i3d
@@ -37,21 +37,13 @@ class Tuned:
     ----------
     model : PairModel
         At its best epoch.
-    best_epoch : int
-    best_rho, best_relative_l2 : float or None
-    history : list of list
-        Rows of ``HISTORY_COLUMNS``.
-    num_passes : int
-        Clips encoded for all validations.
+    position : Position
+        At the end: the best epoch, history, what was predicted meanwhile.
     pairs_at_once : int
     """
 
     model: PairModel
-    best_epoch: int
-    best_rho: float | None
-    best_relative_l2: float | None
-    history: list[list[float]]
-    num_passes: int
+    position: Position
     pairs_at_once: int
 
 
@@ -178,16 +170,7 @@ def train_part(
         if saved is not None:
             loop.resume(saved)
         loop.run()
-    position = loop.position
-    return Tuned(
-        model=model,
-        best_epoch=position.best_epoch,
-        best_rho=position.best_rho,
-        best_relative_l2=position.best_relative_l2,
-        history=position.history,
-        num_passes=position.num_passes,
-        pairs_at_once=pairs_at_once,
-    )
+    return Tuned(model, loop.position, pairs_at_once)
 
 
 def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:
