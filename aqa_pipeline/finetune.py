@@ -30,6 +30,7 @@ from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backb
 from aqa_pipeline.tuning.plan import PartPlan, plan_part
 from aqa_pipeline.tuning.start import read_start
 from aqa_pipeline.tuning.state import STATE_FILE, check_settings, read_state
+from aqa_pipeline.tuning.tensorboard import require_tensorboard
 from aqa_pipeline.tuning.training import train_part
 from aqa_pipeline.weights import load_i3d, weights_identity
 
@@ -132,6 +133,8 @@ def finetune_dataset(
     SetupError
         The machine lacks memory, a GPU, disk space or an extra.
     """
+    if machine.tensorboard:
+        require_tensorboard()
     finished = [not again and _is_finished(plan) for plan in plans]
     if all(finished):
         raise UsageError(

@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.metrics import relative_l2, spearman
 from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.run_folder import history_table
 from aqa_pipeline.signals import HeldSignals, held_signals
 from aqa_pipeline.tuning.bank import Encoder, ValidationPlan
 from aqa_pipeline.tuning.clips import ClipFrames, cut
@@ -189,6 +191,7 @@ class TuningLoop:
         while position.epoch <= self._fit_config.epochs:
             self._train_epoch(held)
             self._validate(held)
+            self._write_history()
             position.epoch, position.step = position.epoch + 1, 0
             position.classification = position.regression = 0.0
             self.save()
@@ -285,6 +288,13 @@ class TuningLoop:
             optimiser=self._stepper.optimiser,
             scaler=self._stepper.scaler,
         )
+
+    def _write_history(self) -> None:
+        """``history.csv`` as far as it goes, for who watches; the finished run has it too."""
+        if self._ranks.is_first:
+            rows = [tuple(row) for row in self.position.history]
+            with atomic_path(self._state_path.with_name("history.csv")) as temporary:
+                history_table(rows, HISTORY_COLUMNS).to_csv(temporary, index=False)
 
     def _done(self) -> int:
         return (self.position.epoch - 1) * self._steps + self.position.step

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.tuning.loop import Progress
+
+
+def require_tensorboard() -> None:
+    """Say so before the work begins, not after.
+
+    Raises
+    ------
+    SetupError
+        If the extra is not installed.
+    """
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        raise SetupError(
+            "--tensorboard needs an extra: type `pip install 'aqa-pipeline[tensorboard]'`"
+        ) from None
 
 
 @contextmanager
@@ -20,18 +37,10 @@ def tensorboard_log(folder: Path, *, done: int) -> Iterator[Callable[[Progress],
         The run folder.
     done : int
         Steps done before; what an interrupted run wrote of later ones is hidden.
-
-    Raises
-    ------
-    SetupError
-        If the extra is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise SetupError(
-            "--tensorboard needs an extra: type `pip install 'aqa-pipeline[tensorboard]'`"
-        ) from None
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def note(progress: Progress) -> None:
