@@ -238,6 +238,16 @@ def test_options_are_checked_before_the_upload(tmp_path: Path) -> None:
     assert seen == [{"difficulty": "3"}]
 
 
+def test_a_refused_sender_can_finish_and_read_why(tmp_path: Path) -> None:
+    def refuse(asked: dict[str, str]) -> dict[str, str]:
+        raise UsageError("give a difficulty")
+
+    with live_server(work, tmp_path, check_options=refuse, max_bytes=30_000_000) as server:
+        for _ in range(5):
+            answer = server.upload(MP4_HEAD + b"\0" * 25_000_000)
+            assert (answer.status, answer.error) == (400, "give a difficulty")
+
+
 def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:
     gate, at_work = threading.Event(), threading.Semaphore(0)
     running = []
