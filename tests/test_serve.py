@@ -102,7 +102,7 @@ def test_too_large_is_413_announced_or_not(server: LiveServer) -> None:
 
 
 def test_an_upload_broken_off_in_the_middle_leaves_nothing(server: LiveServer) -> None:
-    before = len(server.queue._jobs)
+    before = len(server.queue)
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(
             f"POST /clips HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
@@ -114,7 +114,7 @@ def test_an_upload_broken_off_in_the_middle_leaves_nothing(server: LiveServer) -
             time.sleep(0.01)
         assert list(server.folder.iterdir()), "it had begun"
     assert server.left_behind() == []
-    assert len(server.queue._jobs) == before
+    assert len(server.queue) == before
     assert server.finished(server.upload(MP4_HEAD).json["id"])["state"] == "done"
 
 
