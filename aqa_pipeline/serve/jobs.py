@@ -54,7 +54,7 @@ class Outcome:
     page: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One upload on its way.
 
