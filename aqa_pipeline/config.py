@@ -227,6 +227,15 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """The local page."""
+
+    host: str = "127.0.0.1"  #: this machine alone
+    port: int = 8000
+    max_megabytes: int = 200  #: of one upload
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     """What may be chosen for the paper's tables and figures; the rest is theirs."""
 

@@ -31,11 +31,33 @@ def load_backbone(
     ----------
     runs : sequence of Run
     weights : Path or None
-        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
+        As for :func:`backbone_weights`, with its errors.
     protocol : Protocol or None
         How a window is cut into snippets; None: as the run says.
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    path = backbone_weights(runs, weights)
+    precision = _precision(runs[0])
+    if device == "cpu" and precision != FLOAT32:
+        _log.warning(
+            "%s: its features were made in %s on a GPU; here they are made in float32, which "
+            "differs in the third digit",
+            runs[0].folder,
+            precision,
+        )
+        precision = FLOAT32
+    return i3d_backbone(path, protocol or runs[0].protocol, device=device, precision=precision)()
+
+
+def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
+    """The weights that made the features of a run, or of the runs of its categories and folds.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    weights : Path or None
+        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
 
     Raises
     ------
@@ -50,7 +72,7 @@ def load_backbone(
     if len(identities) > 1:
         raise CacheError(
             f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
-            "different backbones; fit them again from one cache"
+            "different backbones; give one of them, such as its first fold"
         )
     wanted = run.config["cache"]["weights_sha256"]
     steps, dim = run.exemplars.features.shape[1:]
@@ -59,15 +81,7 @@ def load_backbone(
             f"{run.folder}: its features were imported, not extracted here, so no video can be "
             "turned into such features; score clips of its manifest with `aqa evaluate`"
         )
-    precision = _precision(run)
-    if device == "cpu" and precision != FLOAT32:
-        _log.warning(
-            "%s: its features were made in %s on a GPU; here they are made in float32, which "
-            "differs in the third digit",
-            run.folder,
-            precision,
-        )
-        precision = FLOAT32
+    _precision(run)
     path = weights or own_weights(run) or find_weights()
     found = weights_identity(path)
     if found != wanted:
@@ -75,7 +89,7 @@ def load_backbone(
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return i3d_backbone(path, protocol or run.protocol, device=device, precision=precision)()
+    return path
 
 
 def own_weights(run: Run) -> Path | None:

@@ -88,13 +88,18 @@ def check_source(path: Path) -> SourceState:
         raise ClipError(f"{path} has zero bytes: copy or download it again", stage="open")
     try:
         with path.open("rb") as file:
-            beginning = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+            meaning = plainly(file.read(64))
     except OSError as error:
         raise ClipError(f"{path}: cannot be read ({error.strerror})", stage="open") from None
-    for signature, meaning in _SIGNATURES:
-        if beginning.lower().startswith(signature.lower()):
-            raise ClipError(f"{path} is {meaning}", stage="open")
+    if meaning is not None:
+        raise ClipError(f"{path} is {meaning}", stage="open")
     return found.st_size, found.st_mtime_ns
+
+
+def plainly(beginning: bytes) -> str | None:
+    """What a file that begins so plainly is instead of a video; None where it is not plain."""
+    start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for sign, what in _SIGNATURES if start.startswith(sign.lower())), None)
 
 
 def check_unchanged(path: Path, before: SourceState) -> None:

@@ -9,12 +9,14 @@ from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .extract import extract
 from .fit_head import fit_head
 from .manifest import manifest
 from .predict import predict
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .weights import weights
 
 
@@ -30,6 +32,8 @@ def add_all(group: click.Group) -> None:
         evaluate,
         predict,
         compare,
+        explain,
+        serve,
         report,
         reproduce,
         doctor,
