@@ -36,18 +36,24 @@ def load_backbone(
         How a window is cut into snippets; None: as the run says.
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    CacheError
+        Also if the features were cut in another way than the run's protocol says.
     """
     path = backbone_weights(runs, weights)
-    precision = _precision(runs[0])
+    run = runs[0]
+    precision = _precision(run)
     if device == "cpu" and precision != FLOAT32:
         _log.warning(
             "%s: its features were made in %s on a GPU; here they are made in float32, which "
             "differs in the third digit",
-            runs[0].folder,
+            run.folder,
             precision,
         )
         precision = FLOAT32
-    return i3d_backbone(path, protocol or runs[0].protocol, device=device, precision=precision)()
+    return i3d_backbone(path, protocol or run.protocol, device=device, precision=precision)()
 
 
 def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
@@ -62,8 +68,7 @@ def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
     Raises
     ------
     CacheError
-        If the features came from another program, from other weights, or were cut in another
-        way than the run's protocol says.
+        If the features came from another program or from other weights.
     SetupError
         If there are no weights, or they are damaged.
     """
@@ -72,7 +77,7 @@ def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
     if len(identities) > 1:
         raise CacheError(
             f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
-            "different backbones; give one of them, such as its first fold"
+            "different backbones; fit them again from one cache"
         )
     wanted = run.config["cache"]["weights_sha256"]
     steps, dim = run.exemplars.features.shape[1:]
@@ -81,7 +86,6 @@ def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
             f"{run.folder}: its features were imported, not extracted here, so no video can be "
             "turned into such features; score clips of its manifest with `aqa evaluate`"
         )
-    _precision(run)
     path = weights or own_weights(run) or find_weights()
     found = weights_identity(path)
     if found != wanted:

@@ -11,6 +11,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .extract import extract
+from .finetune import finetune
 from .fit_head import fit_head
 from .manifest import manifest
 from .predict import predict
@@ -29,6 +30,7 @@ def add_all(group: click.Group) -> None:
         extract,
         cache,
         fit_head,
+        finetune,
         evaluate,
         predict,
         compare,
