@@ -247,8 +247,7 @@ class Assessor:
                     "clip out"
                 ]
             return [
-                "no interval: the run has no calibration.csv (it is older than intervals); fit "
-                "it again for one"
+                "no interval: the run folder has no calibration.csv, which `aqa fit-head` writes"
             ]
         if not np.isfinite(half.points):
             return [

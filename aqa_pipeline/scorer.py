@@ -28,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
+from aqa_pipeline.backbone import Backbone, Encode
 from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, one_line, read_clip, stream_clip
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.extract import Backbone, Encode
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import load_backbone
@@ -51,7 +51,7 @@ class Scorer:
     runs : sequence of Run
         See :func:`aqa_pipeline.run_folder.run_folders`.
     encode : callable
-        The backbone, see :data:`aqa_pipeline.extract.Encode`.
+        The backbone, see :data:`aqa_pipeline.backbone.Encode`.
     config : ScoreConfig
     snippet_backbone : callable or None
         Loads the backbone for snippets that do not overlap
@@ -120,9 +120,11 @@ class Scorer:
         snippets = snippet_protocol(runs[0].protocol)
         scorer = cls(
             runs,
-            load_backbone(runs, weights),
+            load_backbone(runs, weights, device=str(found)),
             config=config,
-            snippet_backbone=lambda: load_backbone(runs, weights, protocol=snippets),
+            snippet_backbone=lambda: load_backbone(
+                runs, weights, protocol=snippets, device=str(found)
+            ),
         )
         scorer._reader.start()
         return scorer

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
+from aqa_pipeline.backbone import Encode
 from aqa_pipeline.clip_frames import ClipRequest, FrameChunk, StreamHead
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.extract import Encode
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -19,6 +19,7 @@ from aqa_pipeline.evaluate import evaluate_run
 from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.files import as_json
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_backbone import load_backbone, own_weights
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.scorer import Scorer
@@ -257,10 +258,36 @@ def test_imported_features_cannot_be_made_of_a_video(folder: Path) -> None:
         load_backbone([run])
 
 
+def test_a_protocol_that_did_not_make_the_features_is_refused(folder: Path) -> None:
+    run = read_run(folder, device=CPU)
+    other = dataclasses.replace(run.protocol, pixels="kinetics")
+    with pytest.raises(CacheError, match="extracted with other settings than its protocol says"):
+        load_backbone([dataclasses.replace(run, protocol=other)])
+
+
+def test_features_of_a_gpus_precision_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a GPU they are made in it again, elsewhere in float32."""
+    run = read_run(folder, device=CPU)
+    made = fingerprint_of(run.protocol, weights_sha256="00" * 32, precision="bf16")
+    run.config["cache"]["fingerprint_sha256"] = made.sha256
+    asked = []
+    monkeypatch.setattr("aqa_pipeline.run_backbone.weights_identity", lambda path: "00" * 32)
+    monkeypatch.setattr(
+        "aqa_pipeline.run_backbone.i3d_backbone",
+        lambda *_, device, precision: lambda: asked.append((device, precision)),
+    )
+    load_backbone([run], Path("w"), device="cpu")
+    assert "made in bf16 on a GPU" in caplog.text
+    load_backbone([run], Path("w"), device="cuda:1")
+    assert asked == [("cpu", "float32"), ("cuda:1", "bf16")]
+
+
 def test_a_run_may_bring_weights_of_its_own(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     assert own_weights(run) is None
-    run.config["backbone"] = "backbone.safetensors"
+    run.config["cache"]["weights_file"] = "backbone.safetensors"
     assert own_weights(run) == folder / "backbone.safetensors"
 
 

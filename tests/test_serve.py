@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import pytest
 
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.serve.jobs import MAX_WAITING, Job, JobQueue, Outcome, Tell
-from aqa_pipeline.serve.uploads import RefusedUpload, Upload, container_of, shown_name
+from aqa_pipeline.serve.uploads import RefusedUpload, Upload, container_of, receive, shown_name
 from tests.live_server import MP4_HEAD, LiveServer, live_server
 
 
@@ -285,6 +286,29 @@ def test_a_full_queue_says_so_and_its_files_go_when_it_closes(tmp_path: Path) ->
         assert not (tmp_path / "99.upload").exists()
         gate.set()
     assert list(tmp_path.iterdir()) == []
+
+
+async def trickle(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+    await asyncio.Event().wait()
+
+
+def test_an_upload_that_stands_still_is_given_up(tmp_path: Path) -> None:
+    waiting = receive(
+        trickle(MP4_HEAD), folder=tmp_path, name="a", max_bytes=10**6, stalled_seconds=0.05
+    )
+    with pytest.raises(RefusedUpload, match=r"nothing came for 0\.05 s") as refused:
+        asyncio.run(waiting)
+    assert refused.value.status == 408
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_nothing_is_said_in_words(tmp_path: Path) -> None:
+    waiting = receive(trickle(MP4_HEAD), folder=tmp_path / "gone", name="a", max_bytes=10**6)
+    with pytest.raises(RefusedUpload, match="cannot be stored on this machine") as refused:
+        asyncio.run(waiting)
+    assert refused.value.status == 507
 
 
 def test_which_first_bytes_are_a_video() -> None:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -246,12 +247,14 @@ class _Report:
 
     def __init__(self, folder: Path, project: Project) -> None:
         self._folder, self._project = folder, project
+        self._lock = Lock()
         self._html = ""
 
     def html(self) -> str:
-        if not self._html:
-            with tempfile.TemporaryDirectory(prefix="aqa-serve-") as folder:
-                out = Path(folder) / "report.html"
-                write_report([self._folder], out, project=self._project)
-                self._html = out.read_text(encoding="utf-8")
+        with self._lock:  # two windows that ask at once wait for one report
+            if not self._html:
+                with tempfile.TemporaryDirectory(prefix="aqa-serve-") as folder:
+                    out = Path(folder) / "report.html"
+                    write_report([self._folder], out, project=self._project)
+                    self._html = out.read_text(encoding="utf-8")
         return self._html

@@ -111,7 +111,8 @@ async def receive(
     Raises
     ------
     RefusedUpload
-        Too large (413), empty (400), no video (415), given up in the middle (408).
+        Too large (413), empty (400), no video (415), given up in the middle (408), no room
+        for it here (507).
     """
     path = folder / f"{secrets.token_hex(16)}.upload"
     try:
@@ -132,9 +133,13 @@ async def receive(
         if not size:
             raise RefusedUpload("an empty file (0 bytes)", status=400)
         _checked(head)
-    except BaseException:  # also when the sender's connection breaks
+    except BaseException as error:  # also when the sender's connection breaks
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RefusedUpload(
+                f"it cannot be stored on this machine ({error.strerror})", status=507
+            ) from None
         raise
     return Upload(path, shown_name(name), size)
 
