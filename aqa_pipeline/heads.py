@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from aqa_pipeline.aggregations import aggregation
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.gart import uniform_parameter
+from aqa_pipeline.stacked_linear import stacked_linear
 from aqa_pipeline.trunks import Trunk, Value
 
 
 class Halves(NamedTuple):
-    """A clip's part of the root layer, as a query and as an exemplar; shape=(K, H, B) each."""
+    """A clip's part of the root layer, as a query and as an exemplar; shape=(K, B, H) each."""
 
     query: Tensor
     exemplar: Tensor
@@ -152,16 +153,16 @@ class Head(Regressor):
             self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
 
     def embed(self, features: Tensor) -> Tensor:
-        """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, E, B)."""
+        """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, B, E)."""
         vector: Tensor = self.aggregate(self.standardise(features))
         return vector
 
     def halves(self, features: Tensor) -> Halves:
         """Each clip through both halves of the root layer (contrastive heads)."""
-        vector = self.embed(features)  # (K, E, B)
+        vector = self.embed(features)  # (K, B, E)
         return Halves(
-            query=torch.bmm(self.query_weight, vector),
-            exemplar=torch.bmm(self.exemplar_weight, vector),
+            query=stacked_linear(vector, self.query_weight),
+            exemplar=stacked_linear(vector, self.exemplar_weight),
         )
 
     def root(self, query: Tensor, exemplar: Tensor, exemplar_label: Tensor) -> Tensor:
@@ -169,21 +170,21 @@ class Head(Regressor):
 
         Parameters
         ----------
-        query, exemplar : Tensor, shape=(K, H, B)
+        query, exemplar : Tensor, shape=(K, B, H)
             The query half of the queries, the exemplar half of the exemplars.
         exemplar_label : Tensor, shape=(K, B)
             In label points.
 
         Returns
         -------
-        Tensor, shape=(K, H, B)
+        Tensor, shape=(K, B, H)
         """
-        label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(1)  # (K, 1, B)
-        return (query + exemplar + self.label_weight * label + self.bias).relu()
+        label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(2)  # (K, B, 1)
+        return (query + exemplar + label * self.label_weight.mT + self.bias.mT).relu()
 
     def direct_root(self, features: Tensor) -> Tensor:
-        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, H, B)."""
-        return (torch.bmm(self.query_weight, self.embed(features)) + self.bias).relu()
+        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, B, H)."""
+        return stacked_linear(self.embed(features), self.query_weight, self.bias).relu()
 
     def direct_value(self, features: Tensor) -> Value:
         return self.trunk.value(self.direct_root(features))

@@ -110,7 +110,7 @@ class TrainingLoop:
                 root = head.direct_root(self._features[query[:, part]])
                 target = self._direct_target[query[:, part]]
             losses = head.trunk.losses(root, target)  # (2, K)
-            self._optimiser.zero_grad(set_to_none=False)
+            self._optimiser.zero_grad(set_to_none=True)
             # The models share no parameter, so the gradient of the sum is each one's own.
             losses.sum().backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
@@ -125,8 +125,8 @@ class TrainingLoop:
         """
         queries, exemplars = torch.cat([a, b], dim=1), torch.cat([b, a], dim=1)
         query_half, exemplar_half = self._head.halves(self._features[queries])
-        of_a, of_b = exemplar_half.chunk(2, dim=2)
-        root = self._head.root(query_half, torch.cat([of_b, of_a], dim=2), self._label[exemplars])
+        of_a, of_b = exemplar_half.chunk(2, dim=1)
+        root = self._head.root(query_half, torch.cat([of_b, of_a], dim=1), self._label[exemplars])
         return root, self._label[queries] - self._label[exemplars]
 
 

@@ -27,9 +27,16 @@ from torch import Tensor, nn
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.gart import Gart, GroupTensors, leaf_losses, uniform_parameter
+from aqa_pipeline.gart import (
+    Gart,
+    GroupTensors,
+    leaf_losses,
+    true_leaf_losses,
+    uniform_parameter,
+)
 from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
 from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+from aqa_pipeline.stacked_linear import stacked_linear
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,11 +63,11 @@ class Trunk(nn.Module):
         return clips.label
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        """Losses of root features (K, H, B) against targets (K, B[, J]); shape=(2, K)."""
+        """Losses of root features (K, B, H) against targets (K, B[, J]); shape=(2, K)."""
         raise NotImplementedError
 
     def value(self, root: Tensor) -> Value:
-        """Predictions for root features, shape=(K, H, B)."""
+        """Predictions for root features, shape=(K, B, H)."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
@@ -86,7 +93,19 @@ class GartTrunk(Trunk):
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
         leaf, place = self.groups.leaf_and_place(target)
-        return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
+        if self.recipe == "paper":  # the only one that looks at wrong leaves, too
+            return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
+        log_prob, found = self.tree.at_leaf(root, leaf)
+        return torch.stack(
+            true_leaf_losses(
+                log_prob,
+                found,
+                leaf,
+                place,
+                recipe=self.recipe,
+                num_groups=self.tree.num_groups,
+            )
+        )
 
     def value(self, root: Tensor) -> Value:
         return Value(*self.groups.delta(self.tree(root)))
@@ -122,9 +141,9 @@ class MlpTrunk(Trunk):
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float64))
 
     def forward(self, root: Tensor) -> Tensor:
-        """Normalised target, (K, H, B) -> (K, B)."""
-        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
-        return torch.baddbmm(self.out_bias, self.out_weight, inner).squeeze(1)
+        """Normalised target, (K, B, H) -> (K, B)."""
+        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        return stacked_linear(inner, self.out_weight, self.out_bias).squeeze(2)
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
         wanted = ((target - self.centre[:, None]) / self.spread[:, None]).to(root.dtype)
@@ -182,11 +201,10 @@ class DistributionTrunk(Trunk):
         )
 
     def forward(self, root: Tensor) -> Tensor:
-        """Log-probability of each bin, (K, H, B) -> (K, J, C, B)."""
-        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
-        logits = torch.baddbmm(self.out_bias, self.out_weight, inner)  # (K, J * C, B)
-        num_models, _, batch = logits.shape
-        return logits.view(num_models, self.num_judges, -1, batch).log_softmax(dim=2)
+        """Log-probability of each bin, (K, B, H) -> (K, J, C, B)."""
+        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        logits = stacked_linear(inner, self.out_weight, self.out_bias).mT  # (K, J * C, B)
+        return logits.unflatten(1, (self.num_judges, -1)).log_softmax(dim=2)
 
     def target_log_prob(self, marks: Tensor) -> Tensor:
         """Log of the Gaussian around each mark over the bins, (K, J, B) -> (K, J, C, B)."""

@@ -84,14 +84,15 @@ def vote(
     Votes
     """
     num_models = head.num_models
-    query_half = head.halves(queries).query  # (K, H, Q)
-    exemplar_half = head.halves(pool).exemplar  # (K, H, N)
+    query_half = head.halves(queries).query  # (K, Q, H)
+    exemplar_half = head.halves(pool).exemplar  # (K, N, H)
     index = exemplars.expand(num_models, *exemplars.shape[-2:])
     num_queries, num_votes = index.shape[1:]
     label = np.full((num_models, num_queries, num_votes), np.nan)
     leaf = np.full((num_models, num_queries, num_votes), -1, dtype=np.int64)
     if not num_votes:
         return Votes(label, leaf)
+    model = torch.arange(num_models, device=index.device).unsqueeze(1)
     per_pass = max(1, _PAIRS_PER_PASS // num_votes)
     for start in range(0, num_queries, per_pass):
         part = slice(start, min(start + per_pass, num_queries))
@@ -99,8 +100,8 @@ def vote(
         rows = chosen.clamp(min=0)
         exemplar_label = pool_label[rows]  # (K, q * M)
         root = head.root(
-            query_half[:, :, part].repeat_interleave(num_votes, dim=2),
-            exemplar_half.gather(2, rows.unsqueeze(1).expand(-1, exemplar_half.shape[1], -1)),
+            query_half[:, part].repeat_interleave(num_votes, dim=1),
+            exemplar_half[model, rows],
             exemplar_label,
         )
         delta, leaves = head.trunk.value(root)
