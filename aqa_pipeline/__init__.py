@@ -5,4 +5,22 @@ stage two trains and compares heads on the cached features. Nothing heavy is imp
 here: ``import aqa_pipeline`` is cheap, the modules bring what they need.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aqa_pipeline.scored import Scored
+    from aqa_pipeline.scorer import Scorer
+
 __version__ = "0.1.0"
+__all__ = ["Scored", "Scorer", "__version__"]
+
+_LAZY = {"Scorer": "aqa_pipeline.scorer", "Scored": "aqa_pipeline.scored"}
+
+
+def __getattr__(name: str) -> Any:
+    """``aqa_pipeline.Scorer`` is imported when it is asked for: it brings torch."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'aqa_pipeline' has no attribute {name!r}")

@@ -59,6 +59,7 @@ def average_parts(
     return {
         "method": first["method"],
         "selection": first["selection"],
+        "relative_l2_range": first["relative_l2_range"],
         "seeds": first["seeds"],
         "parts": rows,
         "categories": categories,

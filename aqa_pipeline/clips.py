@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,10 +107,25 @@ def load_split(
     )
     features = load_features(manifest, cache, [*train["clip_id"], *test["clip_id"]])
     return SplitClips(
-        train=feature_set(train, features[: len(train)], manifest, labels),
+        train=dataclasses.replace(
+            feature_set(train, features[: len(train)], manifest, labels),
+            video=_videos_apart(train["video"].tolist(), test["video"].tolist()),
+        ),
         test=feature_set(test, features[len(train) :], manifest, labels),
         labels=labels,
     )
+
+
+def _videos_apart(train: Sequence[str], test: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """Number of each training clip's video, if videos are what the split was made by.
+
+    None where a training video has test clips too, or every clip has a video of its own.
+    """
+    names = sorted(set(train))
+    if not set(train).isdisjoint(test) or not 1 < len(names) < len(train):
+        return None
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[name] for name in train], dtype=np.int64)
 
 
 def load_features(

@@ -198,6 +198,9 @@ class SvrGrid:
         return len(self.cost) * len(self.epsilon) * len(self.gamma)
 
 
+RangeOf = Literal["evaluated", "class"]
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """Stage 2: how heads are trained and their epoch chosen."""
@@ -215,6 +218,9 @@ class FitConfig:
     #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
     #: label ranges are the published ones, as in every published program.
     protocol: Literal["default", "literature"] = "default"
+    #: What R-l2 divides by: the range of the clips it is measured on, as published programs do,
+    #: or of every clip of the class.
+    relative_l2_range: RangeOf = "evaluated"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
 
 
@@ -234,3 +240,13 @@ class SplitConfig:
 
     test_fraction: float = 0.25
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Scoring videos that nobody has seen before."""
+
+    coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
+    decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
+    #: that decoding may take beyond the bare process; an 8K video takes about 1 GiB
+    decode_memory_bytes: int = 3 * 2**30

@@ -19,16 +19,18 @@ import torch
 from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.clips import Part, feature_set, load_features
-from aqa_pipeline.config import FitConfig, HeadConfig
-from aqa_pipeline.errors import CacheError, DataError
+from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
+from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.jury import Jury
 from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.run_folder import Run, read_run, run_folders
-from aqa_pipeline.vote import Votes, predict_labels
+from aqa_pipeline.vote import Votes
 
 FloatArray = npt.NDArray[np.float64]
+
+RANGE_NAMES: dict[RangeOf, str] = {"evaluated": "evaluated set", "class": "class, train and test"}
 
 
 def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
@@ -64,47 +66,52 @@ class Predictions:
     @property
     def score(self) -> FloatArray:
         """The run's prediction: the mean of its heads, shape=(Q,), in points."""
-        mean: FloatArray = self.per_head.mean(axis=0)
-        return mean
+        # One clip after the other: a sum over a table may add in another order than a sum over
+        # one of its columns.
+        return np.array([own.mean() for own in np.ascontiguousarray(self.per_head.T)])
 
 
 def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
-    """Score clips by comparing them with the run's exemplars.
+    """Score clips by comparing them with the run's exemplars, each clip on its own.
+
+    So a clip's prediction is the same to the bit whichever clips are scored beside it
+    (:mod:`aqa_pipeline.jury`).
 
     Raises
     ------
     CacheError
         If the features have another shape than those the head was trained on.
     """
-    expected, found = run.exemplars.features.shape[1:], clips.features.shape[1:]
-    if expected != found:
-        raise CacheError(
-            f"{run.folder}: the head was trained on {expected[0]} x {expected[1]} features a clip, "
-            f"these clips have {found[0]} x {found[1]}"
-        )
-    pool = run.exemplars
-    keys = ExemplarKeys.of(pool.key)
-    pool_groups, _ = keys.match(pool.key)
-    query_groups, fallback = keys.match(clips.key)
-    exemplars = vote_exemplars(
-        query_groups,
-        pool_groups,
-        num_exemplars=run.fit_config.num_exemplars,
-        seed=run.fit_config.seed,
-    )
-    device = run.head.device
-    votes = predict_labels(
-        run.head,
-        queries=torch.from_numpy(clips.features).to(device),
-        pool=torch.from_numpy(pool.features).to(device),
-        pool_label=torch.from_numpy(pool.label).to(device),
-        exemplars=torch.from_numpy(exemplars).to(device),
-    )
-    return Predictions(clips, clips.to_score(votes.mean()), exemplars, fallback, votes)
+    jury = Jury(run)
+    verdicts = [
+        jury.verdict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
+    ]
+    num_votes = max((len(verdict.exemplars) for verdict in verdicts), default=0)
+    opinions = num_votes if run.head.is_contrastive else 1
+    exemplars = np.full((len(clips), num_votes), -1, dtype=np.int64)
+    label = np.full((run.head.num_models, len(clips), opinions), np.nan)
+    mean = np.full((run.head.num_models, len(clips)), np.nan)
+    leaf = np.full(label.shape, -1, dtype=np.int64)
+    for i, verdict in enumerate(verdicts):
+        exemplars[i, : len(verdict.exemplars)] = verdict.exemplars
+        label[:, i, : verdict.label.shape[1]] = verdict.label
+        mean[:, i] = verdict.mean()
+        leaf[:, i, : verdict.leaf.shape[1]] = verdict.leaf
+    fallback = np.array([verdict.fallback for verdict in verdicts], dtype=bool)
+    return Predictions(clips, clips.to_score(mean), exemplars, fallback, Votes(label, leaf))
 
 
-def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
+def measure(
+    run: Run, predictions: Predictions, *, range_of: RangeOf | None = None
+) -> dict[str, Any]:
     """Everything ``metrics.json`` holds, of clips whose scores are known.
+
+    Parameters
+    ----------
+    run : Run
+    predictions : Predictions
+    range_of : {"evaluated", "class"}, optional
+        What R-l2 divides by; default: as the run was fitted.
 
     Returns
     -------
@@ -113,9 +120,11 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
         the seeds, a bootstrap interval over the clips), ``ensemble`` the mean of the heads.
     """
     scores, per_head = predictions.clips.score, predictions.per_head
+    range_of = range_of or run.fit_config.relative_l2_range
+    span = _class_ranges(run.exemplars, predictions.clips) if range_of == "class" else None
     measured = {
         "rho": [metrics.spearman(scores, p) for p in per_head],
-        "relative_l2": [metrics.relative_l2(scores, p) for p in per_head],
+        "relative_l2": [metrics.relative_l2(scores, p, score_range=span) for p in per_head],
         "l2": [metrics.l2(scores, p) for p in per_head],
         "kendall_tau": [metrics.kendall_tau(scores, p) for p in per_head],
     }
@@ -131,19 +140,20 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
             scores,
             per_head,
             metric=name,  # type: ignore[arg-type]
+            score_range=span,
         )
     ensemble = predictions.score
     result = {
         "method": run.head.config.name,
         "selection": selection_sentence(run.fit_config, run.head.config),
-        "relative_l2_range": "evaluated set",
+        "relative_l2_range": RANGE_NAMES[range_of],
         "seeds": run.seeds,
         "num_train": len(run.exemplars),
         "num_test": len(predictions.clips),
         "heads": heads,
         "ensemble": {
             "rho": metrics.spearman(scores, ensemble),
-            "relative_l2": metrics.relative_l2(scores, ensemble),
+            "relative_l2": metrics.relative_l2(scores, ensemble, score_range=span),
         },
         "exemplars": {
             "asked": run.fit_config.num_exemplars,
@@ -159,13 +169,25 @@ def measure(run: Run, predictions: Predictions) -> dict[str, Any]:
     if by_difficulty is not None:
         result["difficulty_alone"] = {
             "rho": metrics.spearman(scores, by_difficulty),
-            "relative_l2": metrics.relative_l2(scores, by_difficulty),
+            "relative_l2": metrics.relative_l2(scores, by_difficulty, score_range=span),
         }
     return result
 
 
-def evaluate_run(run: Run, manifest: Manifest, *, cache_root: Path) -> dict[str, Any]:
+def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
+    return metrics.class_ranges(
+        test.category,
+        all_scores=np.concatenate([train.score, test.score]),
+        all_categories=train.category + test.category,
+    )
+
+
+def evaluate_run(
+    run: Run, manifest: Manifest, *, cache_root: Path, range_of: RangeOf | None = None
+) -> dict[str, Any]:
     """Metrics of a run on the test split of a manifest, from the features it was fitted on.
+
+    Parameters as :func:`evaluate_folder` and :func:`measure`.
 
     Raises
     ------
@@ -182,11 +204,17 @@ def evaluate_run(run: Run, manifest: Manifest, *, cache_root: Path) -> dict[str,
     features = load_features(manifest, cache, rows["clip_id"].tolist())
     # The protocol the head was fitted with, whatever the file says by now.
     fitted = dataclasses.replace(manifest, protocol=run.protocol)
-    return measure(run, predict_clips(run, feature_set(rows, features, fitted, run.labels)))
+    predictions = predict_clips(run, feature_set(rows, features, fitted, run.labels))
+    return measure(run, predictions, range_of=range_of)
 
 
 def evaluate_folder(
-    folder: Path, manifest_of: Callable[[str], Manifest], *, cache_root: Path, device: torch.device
+    folder: Path,
+    manifest_of: Callable[[str], Manifest],
+    *,
+    cache_root: Path,
+    device: torch.device,
+    range_of: RangeOf | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run folder, whether it is one run or the parent of parts.
 
@@ -197,6 +225,8 @@ def evaluate_folder(
         Gives the manifest for the name of the data set the run was fitted on.
     cache_root : Path
     device : torch.device
+    range_of : {"evaluated", "class"}, optional
+        See :func:`measure`.
 
     Returns
     -------
@@ -215,9 +245,8 @@ def evaluate_folder(
     for own in folders:
         run = read_run(own, device=device)
         manifest = manifest_of(run.config["dataset"])
-        measured.append(
-            (Part(**run.config["part"]), evaluate_run(run, manifest, cache_root=cache_root))
-        )
+        metrics_of_part = evaluate_run(run, manifest, cache_root=cache_root, range_of=range_of)
+        measured.append((Part(**run.config["part"]), metrics_of_part))
     if folders == [folder]:
         return measured[0][1]
     return average_parts(measured, rho_average=run.protocol.rho_average)

@@ -40,6 +40,9 @@ class FeatureSet:
         Values of the exemplar key's columns; clips may be compared when they are equal.
     judges : ndarray of float64, shape=(N, J), or None
         Marks of J judges; None where not every clip has them.
+    video : ndarray of int64, shape=(N,), or None
+        Number of each clip's video, from 0, where a validation part must hold whole videos
+        out; None: every clip goes its own way.
     """
 
     clip_id: tuple[str, ...]
@@ -51,6 +54,7 @@ class FeatureSet:
     category: tuple[str, ...]
     key: tuple[Key, ...]
     judges: npt.NDArray[np.float64] | None = None
+    video: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3:
@@ -87,6 +91,7 @@ class FeatureSet:
             category=_pick(self.category, index),
             key=_pick(self.key, index),
             judges=None if self.judges is None else self.judges[index],
+            video=None if self.video is None else self.video[index],
         )
 
 

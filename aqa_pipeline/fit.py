@@ -18,8 +18,10 @@ import torch
 
 from aqa_pipeline import __version__
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
+from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.evaluate import (
     Predictions,
@@ -151,11 +153,17 @@ def fit_head(
         protocol=protocol,
         labels=clips.labels,
         fit_config=fit_config,
+        calibration=(
+            None
+            if literature
+            else held_out_clips(clips.train, trained.validation_rows, trained.held_out_scores)
+        ),
         config={
             "dataset": manifest.name,
             "method": head_config.name,
             "part": dataclasses.asdict(part),
             "selection": selection_sentence(fit_config, head_config),
+            "validation_of": None if literature else validation_unit(clips.train, fit_config),
             "exemplars_while_selecting": (
                 "whole training split" if literature else "fit part of the training split"
             ),

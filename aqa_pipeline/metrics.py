@@ -16,6 +16,7 @@ the log, never an exception: one odd fold must not end a long run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ def _pair(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> tuple[FloatArray
     return s, p
 
 
-def _rows_rho(scores: FloatArray, predictions: FloatArray) -> FloatArray:
+def spearman_rows(scores: FloatArray, predictions: FloatArray) -> FloatArray:
     """Rho of each row, shape=(B, K) -> (B,); NaN where a row is constant."""
     ranks = [stats.rankdata(rows, axis=1) for rows in (scores, predictions)]
     a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
@@ -60,7 +61,7 @@ def spearman(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     if s.size < 2:
         _log.warning("Spearman's rho is not defined for %d clip(s)", s.size)
         return float("nan")
-    rho = float(_rows_rho(s[None], p[None])[0])
+    rho = float(spearman_rows(s[None], p[None])[0])
     if np.isnan(rho):
         _log.warning("Spearman's rho is not defined: %s", _why_undefined(s, p))
     return rho
@@ -91,34 +92,58 @@ def relative_l2(
     scores: npt.ArrayLike,
     predictions: npt.ArrayLike,
     *,
-    score_limits: tuple[float, float] | None = None,
+    score_range: npt.ArrayLike | None = None,
 ) -> float:
     """Relative L2 distance R-l2 (Eq. 11), not multiplied by 100.
 
     Parameters
     ----------
     scores, predictions : array_like, shape=(K,)
-    score_limits : (float, float), optional
-        Lowest and highest score of the action. Default: those of ``scores``, the
-        evaluated set, as the published programs do.
+    score_range : float or array_like, shape=(K,), optional
+        Highest minus lowest score of the action, in points, or of each clip's own action
+        (:func:`class_ranges`). Default: of ``scores``, the evaluated set, as the published
+        programs do.
 
     Returns
     -------
     float
-        NaN (and a warning) when the limits are equal.
+        NaN (and a warning) when a range is 0, or without a clip.
     """
     s, p = _pair(scores, predictions)
-    low, high = (
-        score_limits
-        if score_limits is not None
-        else (s.min(initial=np.inf), s.max(initial=-np.inf))
-    )
-    if not high > low:
+    if score_range is None:
+        score_range = np.ptp(s) if s.size else 0.0
+    span = np.broadcast_to(np.asarray(score_range, dtype=np.float64), s.shape)
+    if not s.size or not (span > 0).all():
+        low, high = s.min(initial=np.inf), s.max(initial=-np.inf)
         _log.warning(
             "R-l2 is not defined: the scores have no range (lowest %g, highest %g)", low, high
         )
         return float("nan")
-    return float(np.mean((np.abs(s - p) / (high - low)) ** 2))
+    return float(np.mean(((s - p) / span) ** 2))
+
+
+def class_ranges(
+    categories: Sequence[str], *, all_scores: npt.ArrayLike, all_categories: Sequence[str]
+) -> FloatArray:
+    """The range of scores of each clip's class, for R-l2.
+
+    Parameters
+    ----------
+    categories : sequence of str, length K
+        Of the evaluated clips.
+    all_scores : array_like, shape=(N,)
+        Of every clip of the data set, in points.
+    all_categories : sequence of str, length N
+
+    Returns
+    -------
+    ndarray of float64, shape=(K,)
+        Highest minus lowest score of the class; 0 for a class nothing is known of.
+    """
+    scores = np.asarray(all_scores, dtype=np.float64)
+    names = np.asarray(all_categories, dtype=object)
+    width = {name: float(np.ptp(scores[names == name])) for name in set(all_categories)}
+    return np.array([width.get(name, 0.0) for name in categories], dtype=np.float64)
 
 
 def l2(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
@@ -155,6 +180,7 @@ def bootstrap_interval(
     *,
     metric: Literal["rho", "relative_l2"] = "rho",
     num_resamples: int = 2000,
+    score_range: npt.ArrayLike | None = None,
     coverage: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -168,6 +194,8 @@ def bootstrap_interval(
         resample of clips being used for all heads.
     metric : {"rho", "relative_l2"}
     num_resamples : int
+    score_range : float or array_like, shape=(K,), optional
+        Of R-l2, see :func:`relative_l2`; default: of each resample.
     coverage : float
         Share of resamples inside the interval.
     seed : int
@@ -183,8 +211,14 @@ def bootstrap_interval(
     if count < 2:
         return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(0, count, size=(num_resamples, count))
-    measure = {"rho": _rows_rho, "relative_l2": _rows_relative_l2}[metric]
-    values = np.mean([measure(s[draws], p[draws]) for s, p in pairs], axis=0)
+    if metric == "rho":
+        rows = [spearman_rows(s[draws], p[draws]) for s, p in pairs]
+    else:
+        span = None
+        if score_range is not None:
+            span = np.broadcast_to(np.asarray(score_range, dtype=np.float64), count)[draws]
+        rows = [_rows_relative_l2(s[draws], p[draws], span) for s, p in pairs]
+    values = np.mean(rows, axis=0)
     if np.isnan(values).all():
         return float("nan"), float("nan")
     tail = (1 - coverage) / 2
@@ -192,8 +226,13 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def _rows_relative_l2(scores: FloatArray, predictions: FloatArray) -> FloatArray:
-    span = np.ptp(scores, axis=1)
-    mean = np.mean((scores - predictions) ** 2, axis=1)
-    ratio: FloatArray = np.divide(mean, span**2, out=np.full(len(span), np.nan), where=span > 0)
-    return ratio
+def _rows_relative_l2(
+    scores: FloatArray, predictions: FloatArray, span: FloatArray | None
+) -> FloatArray:
+    """R-l2 of each row, shape=(B, K) -> (B,); NaN where a range is 0."""
+    if span is None:
+        span = np.broadcast_to(np.ptp(scores, axis=1, keepdims=True), scores.shape)
+    error = np.full(scores.shape, np.nan)
+    np.divide(scores - predictions, span, out=error, where=span > 0)
+    mean: FloatArray = np.mean(error**2, axis=1)
+    return mean

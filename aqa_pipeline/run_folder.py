@@ -1,8 +1,8 @@
 """The run folder: everything needed to score a new clip, and how it came about.
 
 ``config.json``, ``head.safetensors``, ``exemplars.h5``, ``metrics.json``,
-``predictions.csv``, ``history.csv``. Self-contained: with the backbone's weights it
-scores new videos; manifest and cache are not needed any more.
+``predictions.csv``, ``history.csv``, ``calibration.csv``. Self-contained: with the backbone's
+weights it scores new videos; manifest and cache are not needed any more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.bank import read_bank, write_bank
+from aqa_pipeline.calibration import Calibration, read_calibration, write_calibration
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
@@ -50,6 +51,8 @@ class Run:
     fit_config : FitConfig
     config : dict
         All of ``config.json``.
+    calibration : Calibration or None
+        None: nothing was held out, or the run is older than this file.
     """
 
     folder: Path
@@ -59,6 +62,7 @@ class Run:
     labels: LabelScale
     fit_config: FitConfig
     config: dict[str, Any]
+    calibration: Calibration | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -90,6 +94,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
     if exemplars.judges is not None:
         columns |= {f"judge_{n}": marks for n, marks in enumerate(exemplars.judges.T, start=1)}
     write_bank(folder / "exemplars.h5", features=exemplars.features, columns=columns, attributes={})
+    write_calibration(folder, run.calibration)
     with atomic_path(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     write_json_atomically(
@@ -177,6 +182,7 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
         labels=labels,
         fit_config=fit_config,
         config=config,
+        calibration=read_calibration(folder),
     )
 
 

@@ -50,6 +50,8 @@ class Selection:
         1-based.
     best_relative_l2 : list of float
         Lowest R-l2 of any epoch, whichever it was.
+    judged_scores : list of ndarray of float64, shape=(K, n)
+        What each model predicted for its judging clips, in points, one array an epoch.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Selection:
         self.best_relative_l2 = [math.nan] * head.num_models
         self.best_epoch = [0] * head.num_models
         self._best = copy.deepcopy(head.state_dict())
+        self.judged_scores: list[npt.NDArray[np.float64]] = []
 
     def keep_best(self, epoch: int) -> list[float]:
         """Judge every model; copy those that improved. Returns rho, one a model."""
@@ -96,8 +99,10 @@ class Selection:
         ).mean()
         state = self._head.state_dict()
         rhos = []
+        in_points = np.stack([own.to_score(predicted[k]) for k, own in enumerate(self._judged)])
+        self.judged_scores.append(in_points)
         for k, own in enumerate(self._judged):
-            scores = own.to_score(predicted[k])
+            scores = in_points[k]
             rhos.append(spearman(own.score, scores))
             error = relative_l2(own.score, scores)
             if not error >= self.best_relative_l2[k]:

@@ -20,12 +20,10 @@ import pandas as pd
 
 from aqa_pipeline.config import SplitConfig
 from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.group_draw import draw_groups
 from aqa_pipeline.manifest import KNOWN, Manifest, write_manifest
 
 IntArray = npt.NDArray[np.int64]
-
-#: Divisions by group that are drawn, to keep the one nearest to the fraction asked for.
-_GROUP_DRAWS = 64
 
 
 def split_clips(
@@ -129,22 +127,8 @@ def _draw_groups(
             f"all {len(clips)} clips have the {group_by} {str(names[0])!r}; a split by {group_by} "
             "needs two or more"
         )
-    size = np.bincount(group)
-    score = clips["score"].to_numpy(dtype=float)
-    group_score = np.bincount(group, weights=score)
-    spread = float(score.std()) or 1.0
-    best_cost, best = np.inf, np.zeros(len(names), dtype=bool)
-    for _ in range(_GROUP_DRAWS):
-        order = random.permutation(len(names))
-        num_test = np.cumsum(size[order])[:-1]
-        last = int(np.argmin(np.abs(num_test - fraction * len(clips))))
-        chosen = order[: last + 1]
-        mean_gap = group_score[chosen].sum() / num_test[last] - score.mean()
-        cost = abs(num_test[last] / len(clips) - fraction) + abs(mean_gap) / spread
-        # Costs that differ only by rounding count as equal: the first draw stays.
-        if cost < best_cost - 1e-9:
-            best_cost, best = cost, np.isin(np.arange(len(names)), chosen)
-    return best[group]
+    scores = clips["score"].to_numpy(dtype=float)
+    return draw_groups(group, scores, fraction=fraction, random=random)
 
 
 @dataclass(frozen=True)

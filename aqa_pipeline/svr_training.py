@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, HeadConfig, SvrGrid
+from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.division import divide
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.metrics import relative_l2, spearman
 from aqa_pipeline.svr import SvrHead, squared_distances
-from aqa_pipeline.train import TrainedHeads, checked_labels, divide
+from aqa_pipeline.train import TrainedHeads, checked_labels
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -41,6 +43,7 @@ class _Machine:
     gamma: float
     rho: float
     relative_l2: float
+    judged_scores: FloatArray
 
 
 def train_svrs(
@@ -86,6 +89,7 @@ def train_svrs(
     points = list(itertools.product(grid.gamma, grid.cost, grid.epsilon))
     history: list[tuple[float, ...]] = []
     best: list[_Machine] = []
+    judged_scores = []
     lowest_error = []
     for k, (rows, judged) in enumerate(zip(division.fit, division.judged, strict=True)):
         centre, spread = float(head.centre[k]), float(head.spread[k])
@@ -111,10 +115,12 @@ def train_svrs(
                     gamma=gamma,
                     rho=spearman(judged.score, scores),
                     relative_l2=relative_l2(judged.score, scores),
+                    judged_scores=scores,
                 )
             )
             history.append((config.seed + k, point, cost, epsilon, gamma, machines[-1].rho))
             advance(k * len(points) + point, config.num_seeds * len(points))
+        judged_scores.append(np.stack([machine.judged_scores for machine in machines]))
         best.append(max(machines, key=lambda machine: np.nan_to_num(machine.rho, nan=-2.0)))
         errors = [machine.relative_l2 for machine in machines]
         lowest_error.append(min(errors, key=lambda error: np.nan_to_num(error, nan=np.inf)))
@@ -125,6 +131,11 @@ def train_svrs(
         selection_rho=tuple(machine.rho for machine in best),
         best_relative_l2=tuple(lowest_error),
         validation_rows=division.held_out,
+        held_out_scores=cross_selected(
+            np.stack(judged_scores, axis=1),
+            train.score[division.held_out],
+            seeds=[config.seed + k for k in range(config.num_seeds)],
+        ),
         history=history,
         history_columns=GRID_COLUMNS,
     )

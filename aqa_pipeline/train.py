@@ -6,7 +6,7 @@ K
     Models trained side by side, one for each seed: each has its own initial weights, its
     own validation part, its own pair draws.
 fit part, validation part
-    The training split cut in two, stratified by score. The epoch with the highest
+    The training split cut in two (:mod:`aqa_pipeline.division`). The epoch with the highest
     Spearman's rho on the validation part is kept; exemplars come from the fit part
     throughout.
 
@@ -18,13 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.division import divide
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head, Regressor
@@ -62,6 +64,9 @@ class TrainedHeads(Generic[HeadT]):
     validation_rows : ndarray of int64, shape=(K, n)
         Positions of each model's validation part in the training split; n = 0 under the
         literature's way.
+    held_out_scores : ndarray of float64, shape=(K, n)
+        What each model predicts for these clips, in points, at an epoch that they had no
+        part in choosing (:mod:`aqa_pipeline.cross_selection`).
     history : list of tuple
         Rows of ``history_columns``.
     """
@@ -71,77 +76,9 @@ class TrainedHeads(Generic[HeadT]):
     selection_rho: tuple[float, ...]
     best_relative_l2: tuple[float, ...]
     validation_rows: IntArray
+    held_out_scores: FloatArray
     history: list[tuple[float, ...]]
     history_columns: tuple[str, ...] = HISTORY_COLUMNS
-
-
-def validation_rows(scores: npt.ArrayLike, *, fraction: float, seed: int) -> IntArray:
-    """A seeded validation part, stratified by score.
-
-    The clips are ranked by score and cut into as many runs as clips are wanted; one is
-    drawn from each run, so that the part spans the scores as the whole does.
-
-    Returns
-    -------
-    ndarray of int64, shape=(round(fraction * N),), ascending
-
-    Raises
-    ------
-    DataError
-        If fewer than 2 clips would be left on either side.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    count = round(fraction * len(scores))
-    if count < 2 or len(scores) - count < 2:
-        raise DataError(
-            f"{len(scores)} training clips are too few to hold out {fraction:g} of them for "
-            "validation: at least 2 are needed on each side"
-        )
-    rng = np.random.default_rng([seed, 0])
-    # Ties are shuffled, else equal scores would be held out in file order.
-    order = np.lexsort((rng.random(len(scores)), scores))
-    return np.sort([run[rng.integers(len(run))] for run in np.array_split(order, count)])
-
-
-class Division(NamedTuple):
-    """What each of K models learns from and is chosen by.
-
-    Attributes
-    ----------
-    fit : ndarray of int64, shape=(K, n)
-        Rows of the training split to learn from.
-    held_out : ndarray of int64, shape=(K, m)
-        The others; m = 0 under the literature's way.
-    judged : list of FeatureSet
-        Clips that choose: those held out, or the test split.
-    """
-
-    fit: IntArray
-    held_out: IntArray
-    judged: list[FeatureSet]
-
-
-def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Division:
-    """Hold out a validation part for each model, or nothing if the test split chooses.
-
-    Raises
-    ------
-    DataError
-        As :func:`validation_rows`.
-    """
-    seeds = [config.seed + k for k in range(config.num_seeds)]
-    everything = np.arange(len(train))
-    if test is not None:
-        nothing = np.empty((len(seeds), 0), dtype=np.int64)
-        return Division(np.stack([everything] * len(seeds)), nothing, [test] * len(seeds))
-    held_out = np.stack(
-        [
-            validation_rows(train.score, fraction=config.validation_fraction, seed=seed)
-            for seed in seeds
-        ]
-    )
-    fit = np.stack([np.setdiff1d(everything, rows) for rows in held_out])
-    return Division(fit, held_out, [train.take(rows) for rows in held_out])
 
 
 @contextmanager
@@ -244,6 +181,9 @@ def train_heads(
         selection_rho=tuple(selection.best_rho),
         best_relative_l2=tuple(selection.best_relative_l2),
         validation_rows=held_out,
+        held_out_scores=cross_selected(
+            np.stack(selection.judged_scores), train.score[held_out], seeds=seeds
+        ),
         history=history,
     )
 

@@ -28,7 +28,12 @@ import av.error
 
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.frame_folder import list_frames
-from aqa_pipeline.video_index import VideoIndex, error_text, open_container
+from aqa_pipeline.video_index import (
+    MAX_PICTURE_PIXELS,
+    VideoIndex,
+    error_text,
+    open_container,
+)
 
 #: A jump over fewer frames is cheaper to decode through than to start again after.
 _NEAR_FRAMES = 16
@@ -302,4 +307,7 @@ def _configure(decoder: Any) -> None:
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
     # Damage is an error, instead of being painted over.
-    decoder.options = {"err_detect": "crccheck+explode"}
+    decoder.options = {
+        "err_detect": "crccheck+explode",
+        "max_pixels": str(MAX_PICTURE_PIXELS),
+    }

@@ -46,6 +46,17 @@ IntArray = npt.NDArray[np.int64]
 #: libavformat may read an edit list differently.
 _INDEX_VERSION = f"1-{'.'.join(map(str, av.library_versions['libavformat']))}"
 
+#: The kinds of file that are opened: those that hold their pictures themselves. A playlist, or a
+#: name with a pattern, would make FFmpeg open other files and addresses.
+VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,mpegtsraw,gif,apng,"
+    "ogg,nut,mxf,rm,ivf,dv,wtv,h264,hevc,vvc,av1,obu,m4v,mjpeg,yuv4mpegpipe,webp_anim,"
+    "wav,mp3,flac,aac"  # opened to say that they hold sound only
+)
+
+#: No larger picture is decoded: 8K, which is 7680 x 4320 or 8192 x 4320.
+MAX_PICTURE_PIXELS = 8192 * 4320
+
 #: Each frame is painted over the one before, whatever the packet's keyframe flag says.
 _NO_RANDOM_ACCESS = frozenset({"gif", "apng"})
 
@@ -128,7 +139,11 @@ def open_container(
             raise ClipError(f"{path} has zero bytes: copy or download it again", stage="open")
         # "file:" keeps a colon or a percent sign in the name from being read as a
         # protocol; metadata in a foreign encoding must not make a video unreadable.
-        container = av.open(f"file:{path.absolute()}", metadata_errors="replace")
+        container = av.open(
+            f"file:{path.absolute()}",
+            metadata_errors="replace",
+            options={"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"},
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise ClipError(
             f"cannot read {path} as a video ({error_text(error)}): "

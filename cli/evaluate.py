@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from aqa_pipeline.config import RangeOf
 from aqa_pipeline.project import Project
 
 from .metrics import show_metrics
@@ -23,6 +24,14 @@ from .options import device_option, json_option, pass_project
     default=None,
     help="A manifest anywhere, instead of --dataset.",
 )
+@click.option(
+    "--range",
+    "range_of",
+    type=click.Choice(["evaluated", "class"]),
+    default=None,
+    help="What R-l2 divides by: the range of the evaluated clips, or of all clips of the class; "
+    "default: as fitted.",
+)
 @device_option
 @json_option
 @pass_project
@@ -31,6 +40,7 @@ def evaluate(
     run: Path,
     dataset: str | None,
     manifest: Path | None,
+    range_of: RangeOf | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -48,5 +58,6 @@ def evaluate(
         lambda name: read_manifest(manifest or project.manifest_path(dataset or name)),
         cache_root=project.cache,
         device=find_device(device),
+        range_of=range_of,
     )
     show_metrics(project, folder, metrics, as_json=as_json)

@@ -72,6 +72,17 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     "lstm with --head mlp --mode direct is the C3D-LSTM way.",
 )
 @click.option(
+    "--standardise/--no-standardise",
+    default=HeadConfig.standardise,
+    help="Features to zero mean and unit variance, by the clips a head learns from.",
+)
+@click.option(
+    "--hidden",
+    type=click.IntRange(min=1),
+    default=HeadConfig.hidden,
+    help="Width of every node of the tree, or of the MLP's layers.",
+)
+@click.option(
     "--difficulty/--no-difficulty",
     "use_difficulty",
     default=FitConfig.use_difficulty,
@@ -132,6 +143,13 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=FitConfig.validation_fraction,
     help="Part of the training split that chooses the epoch.",
+)
+@click.option(
+    "--range",
+    "relative_l2_range",
+    type=click.Choice(["evaluated", "class"]),
+    default=FitConfig.relative_l2_range,
+    help="What R-l2 divides by: the range of the evaluated clips, or of all clips of the class.",
 )
 @device_option
 @json_option

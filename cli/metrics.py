@@ -56,6 +56,7 @@ def _show_run(metrics: dict[str, Any], ceiling: dict[str, float] | None) -> None
         title=f"{metrics['num_test']} test clips, {metrics['num_train']} training clips",
     )
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
     lowest = metrics["heads"].get("relative_l2_best_of_any_epoch")
     if lowest:
         mean = number(100 * sum(lowest) / len(lowest))
@@ -81,6 +82,12 @@ def _show_averages(metrics: dict[str, Any]) -> None:
     title = f"{metrics['method']}, {_seeds(metrics)}" + (f", {folds} folds" if folds > 1 else "")
     print_table(["", "Spearman", "R-l2 x100"], rows, title=title)
     click.echo(f"protocol: {metrics['selection']}")
+    _show_range(metrics)
+
+
+def _show_range(metrics: dict[str, Any]) -> None:
+    if metrics["relative_l2_range"] != "evaluated set":  # what every published number divides by
+        click.echo(f"R-l2 by the range of the {metrics['relative_l2_range']}")
 
 
 def _seeds(metrics: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def test_rows_and_protocol(tmp_path: Path) -> None:
     assert clips["action_type"].tolist() == ["207c", "207c", "5253b", "207c"]
     assert clips["end_frame"].isna().all()
     assert clips["annotated_end_frame"].tolist() == ["1299"] * 4
-    assert clips["judge_scores"].tolist()[0] == "8.0 8.5 8.0"
+    assert [clips[f"judge_{i}"].tolist()[0] for i in (1, 2, 3)] == ["8.0", "8.5", "8.0"]
     assert imported.protocol == PROTOCOL
     assert (PROTOCOL.score_range, PROTOCOL.epsilon) == (None, None)
 
@@ -41,6 +41,15 @@ def test_the_steps_of_the_fine_grained_annotation(tmp_path: Path) -> None:
     write_pickle(tmp_path / "Annotations" / "FineDiving_fine-grained_annotation.pkl", fine)
     clips = import_finediving(tmp_path).clips
     assert clips["steps_transit_frames"].tolist() == ["1220 1260"] * 4
+
+
+def test_marks_of_unequal_number_and_marks_that_are_words(tmp_path: Path) -> None:
+    write_finediving(tmp_path, {**DIVES, KEY: dive(judge_scores=["8.0", "failed"])})
+    clips = import_finediving(tmp_path).clips
+    assert clips["judge_scores"].tolist() == ["8.0 failed", "", "", ""]
+    write_finediving(tmp_path, {**DIVES, KEY: dive(judge_scores=np.array([8.0, 8.5, 8.0, 7.5]))})
+    clips = import_finediving(tmp_path).clips
+    assert clips["judge_4"].tolist() == ["7.5", "", "", ""]
 
 
 def test_the_lists_are_enough(tmp_path: Path) -> None:

@@ -102,13 +102,14 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
     root, _, result = fitted
     folder = root / "runs" / "r"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "exemplars.h5", "head.safetensors", "history.csv", "metrics.json",
-        "predictions.csv",
+        "calibration.csv", "config.json", "exemplars.h5", "head.safetensors", "history.csv",
+        "metrics.json", "predictions.csv",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["heads"]["rho"]["mean"] == result.metrics["heads"]["rho"]["mean"]
     assert (metrics["num_train"], metrics["num_test"], metrics["seeds"]) == (45, 15, [0, 1])
     assert "validation part" in metrics["selection"]
+    assert result.run.config["validation_of"] == "single clips"
     table = pd.read_csv(folder / "predictions.csv")
     assert len(table) == 15
     heads = table[["prediction_seed0", "prediction_seed1"]]
@@ -133,6 +134,34 @@ def test_evaluating_a_run_folder_again_gives_its_metrics_to_the_last_digit(
     run = read_run(root / "runs" / "r", device=CPU)
     again = evaluate_run(run, manifest, cache_root=root / "cache")
     assert again == result.metrics
+
+
+def test_r_l2_by_the_range_of_the_class_counts_the_training_clips_too(
+    fitted: tuple[Path, Manifest, FitResult],
+) -> None:
+    root, manifest, result = fitted
+    run = read_run(root / "runs" / "r", device=CPU)
+    by_class = evaluate_run(run, manifest, cache_root=root / "cache", range_of="class")
+    assert by_class["relative_l2_range"] == "class, train and test"
+    test, every = result.predictions.clips.score, manifest.clips["score"]
+    ratio = (np.ptp(test) / np.ptp(every)) ** 2
+    assert ratio < 1
+    assert by_class["ensemble"]["relative_l2"] == pytest.approx(
+        ratio * result.metrics["ensemble"]["relative_l2"]
+    )
+    assert by_class["ensemble"]["rho"] == result.metrics["ensemble"]["rho"]
+
+
+def test_where_the_split_is_by_video_so_is_the_validation_part(tmp_path: Path) -> None:
+    videos = [f"test{i}.mp4" if i % 4 == 0 else f"train{i % 5}.mp4" for i in range(60)]
+    manifest, cache = make_cache(tmp_path, video=videos)
+    config = fit(tmp_path, manifest, cache).run.config
+    assert config["validation_of"] == "whole videos"
+    video = dict(zip(manifest.clips["clip_id"], videos, strict=True))
+    for held_out in config["validation_clips"]:
+        for name in {video[clip] for clip in held_out}:
+            same = [clip for clip, other in video.items() if other == name]
+            assert set(same) <= set(held_out), "of videos of one size nothing is left over"
 
 
 def test_a_clip_on_its_own_gets_the_score_it_got_in_the_test_set(

@@ -15,6 +15,7 @@ from scipy import stats
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.metrics import (
     bootstrap_interval,
+    class_ranges,
     fisher_mean,
     kendall_tau,
     l2,
@@ -71,7 +72,25 @@ def test_eq10_looks_at_ranks_only(columns: npt.NDArray[np.float64]) -> None:
 def test_eq11_by_hand() -> None:
     # errors 1, 2, 0 over a range of 10: (0.01 + 0.04 + 0) / 3
     assert relative_l2([0, 10, 4], [1, 8, 4]) == pytest.approx(0.05 / 3)
-    assert relative_l2([0, 10, 4], [1, 8, 4], score_limits=(0, 20)) == pytest.approx(0.0125 / 3)
+    assert relative_l2([0, 10, 4], [1, 8, 4], score_range=20) == pytest.approx(0.0125 / 3)
+
+
+def test_eq11_by_the_range_of_each_clip_s_class() -> None:
+    known = {"all_scores": [0, 10, 4, 100, 300], "all_categories": ["dive"] * 3 + ["vault"] * 2}
+    spans = class_ranges(["vault", "dive", "vault"], **known)  # type: ignore[arg-type]
+    assert spans.tolist() == [200, 10, 200]
+    # errors 20 of 200, 1 of 10, 0: (0.01 + 0.01 + 0) / 3
+    assert relative_l2([100, 3, 250], [120, 4, 250], score_range=spans) == pytest.approx(0.02 / 3)
+    unknown = class_ranges(["suture"], **known)  # type: ignore[arg-type]
+    assert math.isnan(relative_l2([3], [3], score_range=unknown))
+
+
+def test_the_bootstrap_of_a_given_range_resamples_errors_alone() -> None:
+    scores, predictions = np.arange(40.0), np.arange(40.0) + 2
+    low, high = bootstrap_interval(scores, predictions, metric="relative_l2", score_range=20)
+    assert low == pytest.approx(0.01)
+    assert high == pytest.approx(0.01)
+    assert bootstrap_interval(scores, predictions, metric="relative_l2")[1] > 0.0026
 
 
 @given(tied_columns, st.floats(0.1, 10), st.floats(-50, 50))

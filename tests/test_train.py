@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from aqa_pipeline import selection
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.gart import GroupTensors
@@ -20,7 +19,7 @@ from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.metrics import spearman
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads, validation_rows
+from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads
 from aqa_pipeline.training_loop import TrainingLoop
 from aqa_pipeline.trunks import GartTrunk
 from aqa_pipeline.vote import vote
@@ -48,41 +47,7 @@ def weights(outcome: TrainedHeads[Head]) -> dict[str, Tensor]:
     return dict(outcome.head.state_dict())
 
 
-# --- validation part -----------------------------------------------------------------
-
-
-@given(
-    scores=st.lists(st.integers(0, 30), min_size=12, max_size=80),
-    fraction=st.floats(0.2, 0.5),
-    seed=st.integers(0, 99),
-)
-def test_the_validation_part_takes_one_clip_of_each_run_of_scores(
-    scores: list[int], fraction: float, seed: int
-) -> None:
-    rows = validation_rows(scores, fraction=fraction, seed=seed)
-    assert rows.tolist() == sorted(set(rows.tolist()))
-    assert len(rows) == round(fraction * len(scores))
-    runs = np.array_split(np.sort(scores), len(rows))
-    for score, run in zip(np.sort(np.array(scores)[rows]), runs, strict=True):
-        assert run[0] <= score <= run[-1]
-
-
-def test_the_validation_part_depends_on_the_seed_only() -> None:
-    scores = np.random.default_rng(0).normal(size=100)
-    parts = [validation_rows(scores, fraction=0.2, seed=seed).tolist() for seed in (0, 0, 1)]
-    assert parts[0] == parts[1] != parts[2]
-
-
-def test_equal_scores_are_not_held_out_in_file_order() -> None:
-    taken = [validation_rows(np.ones(40), fraction=0.1, seed=seed) for seed in range(60)]
-    assert np.ptp([rows[0] for rows in taken]) > 10, "the first of 4 lies in the first 10 else"
-    assert len(set(np.concatenate(taken).tolist())) > 36
-
-
-@pytest.mark.parametrize(("count", "fraction"), [(5, 0.2), (5, 0.8), (0, 0.2), (20, 0.0)])
-def test_too_few_clips_for_a_validation_part(count: int, fraction: float) -> None:
-    with pytest.raises(DataError, match=f"{count} training clips are too few to hold out"):
-        validation_rows(np.arange(count), fraction=fraction, seed=0)
+# --- whole runs ----------------------------------------------------------------------
 
 
 def test_each_model_holds_out_a_part_of_its_own() -> None:

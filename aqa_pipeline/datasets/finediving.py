@@ -16,11 +16,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.annotation import (
     Fields,
     Key,
     as_key,
+    as_number,
     find_annotation,
     need_annotation,
     read_dict,
@@ -120,8 +123,20 @@ def _row(key: Key, fields: Fields, *, split: str) -> dict[str, Any]:
     for end in ("start_frame", "end_frame"):
         if end in fields:
             row[f"annotated_{end}"] = fields.integer(end)
-    if "judge_scores" in fields:
-        value = fields.value("judge_scores")
-        items = value.tolist() if hasattr(value, "tolist") else value
-        row["judge_scores"] = " ".join(map(str, items)) if isinstance(items, list | tuple) else ""
-    return row
+    return row | _marks(fields)
+
+
+def _marks(fields: Fields) -> dict[str, float | str]:
+    """``judge_1``, ``judge_2``, ...; as one text where they are not all numbers.
+
+    Synchronised dives have more judges than others, so the count is not checked.
+    """
+    value: Any = fields.values.get("judge_scores")
+    items = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(items, list | tuple):
+        return {}
+    try:
+        marks = [as_number(f"{fields.place}: judge_scores", item) for item in items]
+    except DataError:
+        return {"judge_scores": " ".join(map(str, items))}
+    return {f"judge_{i}": mark for i, mark in enumerate(marks, start=1)}

@@ -1,0 +1,274 @@
+"""From the features of one clip to its score, its interval, its votes and its doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.calibration import HalfWidth, Intervals, merged
+from aqa_pipeline.clip_frames import ClipFrames
+from aqa_pipeline.clips import Part
+from aqa_pipeline.conformal import fewest_residuals
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.featureset import FeatureSet, Key
+from aqa_pipeline.jury import Jury, Verdict
+from aqa_pipeline.novelty import Familiarity
+from aqa_pipeline.run_folder import Run
+from aqa_pipeline.scored import ExemplarVote, Scored
+
+#: Nearer to a training clip than this, in units of :mod:`aqa_pipeline.novelty`, is being it.
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What must be known of a clip beside its video.
+
+    Attributes
+    ----------
+    category : str
+        Empty where there are no categories.
+    difficulty : float or None
+    columns : mapping of str to str
+        Values of further columns that the run's exemplar key names, such as ``action_type``.
+    """
+
+    category: str = ""
+    difficulty: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+class Assessor:
+    """What scores the clips of one category: a run, or one run a fold.
+
+    Over folds the mean of all heads is the prediction, and a training clip's error is that of the
+    heads, of any fold, that did not know it.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        All with the same protocol.
+    coverage : float
+        Share of true scores that intervals are meant to hold.
+    """
+
+    def __init__(self, runs: Sequence[Run], coverage: float) -> None:
+        self.runs, self.coverage = list(runs), coverage
+        self._juries = [Jury(run) for run in runs]
+        self._known = _distinct([run.exemplars for run in runs])
+        self._familiarity = Familiarity(self._known.features)
+        calibrations = [run.calibration for run in runs if run.calibration is not None]
+        self.calibration = merged(calibrations) if len(calibrations) == len(runs) else None
+        self._intervals = Intervals(self.calibration, coverage) if self.calibration else None
+
+    @property
+    def protocol_run(self) -> Run:
+        """The run whose protocol says how a clip is cut; all agree."""
+        return self.runs[0]
+
+    def key(self, facts: ClipFacts) -> Key:
+        """Values of the exemplar key's columns.
+
+        Raises
+        ------
+        UsageError
+            If one is missing, or the difficulty that the label is scaled by.
+        """
+        names = self.protocol_run.protocol.exemplar_key
+        if facts.difficulty is None and (
+            "difficulty" in names or self.protocol_run.labels.transform == "raw"
+        ):
+            known = self._known.difficulty
+            raise UsageError(
+                "this run scores by difficulty: type --difficulty (its training clips have "
+                f"{np.nanmin(known):g} to {np.nanmax(known):g})"
+            )
+        # Rounded as aqa_pipeline.manifest.exemplar_keys rounds.
+        return tuple(
+            round(float(facts.difficulty or 0.0), 6)
+            if name == "difficulty"
+            else self._text(name, i, facts)
+            for i, name in enumerate(names)
+        )
+
+    def _text(self, name: str, place: int, facts: ClipFacts) -> str:
+        value = self.category(facts) if name == "category" else facts.columns.get(name, "")
+        if value:
+            return value
+        known = sorted({str(key[place]) for key in self._known.key})
+        option = "--category" if name == "category" else f"--key {name}=VALUE"
+        shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+        raise UsageError(f"this run compares by {name}: type {option} (there are {shown})")
+
+    def category(self, facts: ClipFacts) -> str:
+        """The clip's category, or the only one there is."""
+        known = set(self._known.category)
+        return facts.category or (next(iter(known)) if len(known) == 1 else "")
+
+    def score(
+        self, features: npt.NDArray[np.float32], clip: ClipFrames | None, facts: ClipFacts
+    ) -> Scored:
+        """Score one clip.
+
+        Parameters
+        ----------
+        features : ndarray of float32, shape=(S, D)
+        clip : ClipFrames or None
+            What the features were made from, for the record.
+        facts : ClipFacts
+
+        Raises
+        ------
+        UsageError
+            If a fact is missing.
+        DataError
+            If the category has no score range.
+        CacheError
+            If the features have another shape than those the heads were trained on.
+        """
+        key = self.key(facts)
+        difficulty = np.nan if facts.difficulty is None else facts.difficulty
+        scale, offset = (
+            float(values[0])
+            for values in self.protocol_run.labels.scale_and_offset(
+                difficulty=[difficulty], categories=[self.category(facts)]
+            )
+        )
+        verdicts = [jury.verdict(features, key) for jury in self._juries]
+        per_head = np.concatenate([offset + scale * verdict.mean() for verdict in verdicts])
+        score = float(per_head.mean())
+        half = self._half_width(scale, difficulty)
+        distance, nearest = self._familiarity.nearest(features)
+        return Scored(
+            video="" if clip is None else str(clip.video),
+            start_frame=0 if clip is None else int(clip.frame_index[0]),
+            end_frame=0 if clip is None else int(clip.frame_index[-1]) + 1,
+            video_frames=0 if clip is None else clip.video_frames,
+            num_clamped=0 if clip is None else clip.num_clamped,
+            category=self.category(facts),
+            difficulty=facts.difficulty,
+            score=score,
+            interval=(score - half.points, score + half.points)
+            if half is not None and np.isfinite(half.points)
+            else None,
+            coverage=self.coverage,
+            num_calibrating=0 if half is None else half.num_clips,
+            per_head=tuple(per_head.tolist()),
+            exemplars=tuple(
+                vote
+                for run, verdict in zip(self.runs, verdicts, strict=True)
+                for vote in _votes(run, verdict, scale, offset)
+            ),
+            warnings=(
+                *self._doubts(clip, key, verdicts[0], distance, nearest),
+                *self._without_interval(half),
+            ),
+            distance=distance,
+            usual_distance=self._familiarity.limit,
+            features=features,
+        )
+
+    def _half_width(self, scale: float, difficulty: float) -> HalfWidth | None:
+        if self._intervals is None:
+            return None
+        return self._intervals.half_width(scale=scale, difficulty=difficulty)
+
+    def _doubts(
+        self,
+        clip: ClipFrames | None,
+        key: Key,
+        verdict: Verdict,
+        distance: float,
+        nearest: int,
+    ) -> list[str]:
+        run, doubts = self.protocol_run, []
+        names = " and ".join(run.protocol.exemplar_key)
+        if clip is not None and clip.num_clamped:
+            window = len(clip.frame_index)
+            doubts.append(
+                f"{clip.num_clamped} of the {window} frames of the window lie outside the video, "
+                f"which has {clip.video_frames}: its first or last frame stands in for them"
+            )
+        if verdict.fallback:
+            voted = run.exemplars.key[int(verdict.exemplars[0])]
+            doubts.append(
+                f"no known performance has {names} {_shown(key)}: those with {_shown(voted)} voted"
+            )
+        elif run.head.is_contrastive and run.fit_config.num_exemplars is not None:
+            asked, found = run.fit_config.num_exemplars, len(verdict.exemplars)
+            if found < asked:
+                doubts.append(f"only {found} of {asked} exemplars have its {names}")
+        if distance < _SAME:
+            doubts.append(
+                f"it is the training clip {self._known.clip_id[nearest]}: the run knows its score"
+            )
+        elif distance > self._familiarity.limit:
+            doubts.append(
+                f"it looks unlike the clips the run was trained on (distance {distance:.2f}; 99 in "
+                f"100 of these are within {self._familiarity.limit:.2f} of another): its score may "
+                "mean nothing"
+            )
+        return doubts
+
+    def _without_interval(self, half: HalfWidth | None) -> list[str]:
+        if half is None:
+            if any(run.fit_config.protocol == "literature" for run in self.runs):
+                return [
+                    "no interval: the run was fitted with --protocol literature, which holds no "
+                    "clip out"
+                ]
+            return [
+                "no interval: the run has no calibration.csv (it is older than intervals); fit "
+                "it again for one"
+            ]
+        if not np.isfinite(half.points):
+            return [
+                f"no interval: {half.num_clips} clips calibrate, and one of "
+                f"{self.coverage:.0%} takes {fewest_residuals(self.coverage)}"
+            ]
+        return []
+
+
+def _votes(run: Run, verdict: Verdict, scale: float, offset: float) -> list[ExemplarVote]:
+    if not run.head.is_contrastive:
+        return []
+    part, pool = Part(**run.config["part"]), run.exemplars
+    votes = offset + scale * verdict.label.mean(axis=0)  # (M,)
+    return [
+        ExemplarVote(
+            clip_id=pool.clip_id[row],
+            score=float(pool.score[row]),
+            difficulty=float(pool.difficulty[row]),
+            vote=float(vote),
+            part="" if part.fold is None else f"fold{part.fold}",
+        )
+        for row, vote in zip(verdict.exemplars.tolist(), votes, strict=True)
+    ]
+
+
+def _distinct(pools: Sequence[FeatureSet]) -> FeatureSet:
+    """The clips of several folds, each once."""
+    if len(pools) == 1:
+        return pools[0]
+    seen: set[str] = set()
+    parts = []
+    for pool in pools:
+        rows = [i for i, name in enumerate(pool.clip_id) if name not in seen]
+        seen.update(pool.clip_id)
+        parts.append(pool.take(rows))
+    return FeatureSet(
+        clip_id=tuple(name for part in parts for name in part.clip_id),
+        category=tuple(name for part in parts for name in part.category),
+        key=tuple(key for part in parts for key in part.key),
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("features", "score", "scale", "offset", "difficulty")
+        },
+    )
+
+
+def _shown(key: Key) -> str:
+    return " and ".join(value if isinstance(value, str) else f"{value:g}" for value in key)

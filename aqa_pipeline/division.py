@@ -1,0 +1,173 @@
+"""The validation part of a training split: which clips choose the epoch of a head.
+
+Conventions
+-----------
+K
+    Heads, one a seed; each has a validation part of its own.
+fit part, validation part
+    The training split cut in two: by single clips, stratified by score; or, where the test
+    split has none of the training videos, by whole videos, so that a head is chosen as it
+    will be tested.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.config import FitConfig
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.group_draw import draw_groups
+
+IntArray = npt.NDArray[np.int64]
+_log = logging.getLogger(__name__)
+
+#: Whole videos are held out if they are at most this many times the clips asked for; else too
+#: little would be left to learn from.
+_MOST_TOO_MANY = 2.0
+#: Few, so that heads of different seeds hold out different videos.
+_DRAWS_OF_VIDEOS = 4
+
+
+def validation_rows(scores: npt.ArrayLike, *, fraction: float, seed: int) -> IntArray:
+    """A seeded validation part of single clips, stratified by score.
+
+    The clips are ranked by score and cut into as many runs as clips are wanted; one is
+    drawn from each run, so that the part spans the scores as the whole does.
+
+    Returns
+    -------
+    ndarray of int64, shape=(round(fraction * N),), ascending
+
+    Raises
+    ------
+    DataError
+        If fewer than 2 clips would be left on either side.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    count = round(fraction * len(scores))
+    if count < 2 or len(scores) - count < 2:
+        raise DataError(
+            f"{len(scores)} training clips are too few to hold out {fraction:g} of them for "
+            "validation: at least 2 are needed on each side"
+        )
+    rng = np.random.default_rng([seed, 0])
+    # Ties are shuffled, else equal scores would be held out in file order.
+    order = np.lexsort((rng.random(len(scores)), scores))
+    return np.sort([run[rng.integers(len(run))] for run in np.array_split(order, count)])
+
+
+def validation_videos(
+    scores: npt.ArrayLike, video: npt.ArrayLike, *, fraction: float, seed: int
+) -> IntArray:
+    """A seeded validation part of whole videos, of about the size asked for.
+
+    Parameters
+    ----------
+    scores : array_like, shape=(N,)
+    video : array_like of int, shape=(N,)
+        Number of each clip's video, from 0; two videos or more.
+    fraction : float
+    seed : int
+
+    Returns
+    -------
+    ndarray of int64, ascending
+    """
+    random = np.random.default_rng([seed, 0])
+    drawn = draw_groups(video, scores, fraction=fraction, random=random, num_draws=_DRAWS_OF_VIDEOS)
+    return np.flatnonzero(drawn)
+
+
+class Division(NamedTuple):
+    """What each of K models learns from and is chosen by.
+
+    Attributes
+    ----------
+    fit : ndarray of int64, shape=(K, n)
+        Rows of the training split to learn from.
+    held_out : ndarray of int64, shape=(K, m)
+        Of the others; m = 0 under the literature's way.
+    judged : list of FeatureSet
+        Clips that choose: those held out, or the test split.
+    """
+
+    fit: IntArray
+    held_out: IntArray
+    judged: list[FeatureSet]
+
+
+def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Division:
+    """Hold out a validation part for each model, or nothing if the test split chooses.
+
+    Parameters
+    ----------
+    train : FeatureSet
+        With ``video``, whole videos are held out, unless they are so long that more than
+        twice the clips asked for would be.
+    config : FitConfig
+    test : FeatureSet, optional
+        Only for the literature's way.
+
+    Raises
+    ------
+    DataError
+        As :func:`validation_rows`.
+    """
+    seeds = [config.seed + k for k in range(config.num_seeds)]
+    everything = np.arange(len(train))
+    if test is not None:
+        nothing = np.empty((len(seeds), 0), dtype=np.int64)
+        return Division(np.stack([everything] * len(seeds)), nothing, [test] * len(seeds))
+    fraction = config.validation_fraction
+    parts = [validation_rows(train.score, fraction=fraction, seed=seed) for seed in seeds]
+    videos = _whole_videos(train, config, seeds)
+    if videos is not None:
+        return _evened(train, videos, seeds)
+    if train.video is not None:
+        _log.warning(
+            "the validation part is of single clips, though the test split is of other videos: "
+            "whole videos would take more than %g times the part asked for",
+            _MOST_TOO_MANY,
+        )
+    fit = np.stack([np.setdiff1d(everything, rows) for rows in parts])
+    return Division(fit, np.stack(parts), [train.take(rows) for rows in parts])
+
+
+def validation_unit(
+    train: FeatureSet, config: FitConfig
+) -> Literal["single clips", "whole videos"]:
+    """What :func:`divide` holds out."""
+    seeds = [config.seed + k for k in range(config.num_seeds)]
+    return "whole videos" if _whole_videos(train, config, seeds) else "single clips"
+
+
+def _whole_videos(
+    train: FeatureSet, config: FitConfig, seeds: Sequence[int]
+) -> list[IntArray] | None:
+    if train.video is None:
+        return None
+    fraction = config.validation_fraction
+    parts = [
+        validation_videos(train.score, train.video, fraction=fraction, seed=seed) for seed in seeds
+    ]
+    largest = max(len(part) for part in parts)
+    return parts if largest <= _MOST_TOO_MANY * fraction * len(train) else None
+
+
+def _evened(train: FeatureSet, parts: Sequence[IntArray], seeds: Sequence[int]) -> Division:
+    """Parts of unequal size as one array: what is over is in neither side of that model."""
+    most = min(len(part) for part in parts)
+    least = max(len(part) for part in parts)
+    held_out, fit = [], []
+    for part, seed in zip(parts, seeds, strict=True):
+        random = np.random.default_rng([seed, 1])
+        rest = np.setdiff1d(np.arange(len(train)), part)
+        held_out.append(np.sort(random.choice(part, most, replace=False)))
+        fit.append(np.sort(random.choice(rest, len(train) - least, replace=False)))
+    return Division(np.stack(fit), np.stack(held_out), [train.take(rows) for rows in held_out])

@@ -1,0 +1,70 @@
+"""Whether a clip looks like the clips a head was trained on.
+
+Conventions
+-----------
+vector
+    Mean of a clip's snippet features, each dimension in standard deviations of the training
+    clips.
+distance
+    Root mean square difference of two vectors to the nearest training clip, so about 1.4 for two
+    unrelated clips, whatever the dimension.
+
+A head gives a number for anything: a cat gets a score too. A clip further from every training
+clip than all but one in a hundred of these are from each other is worth a warning.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+_PERCENTILE = 99.0
+#: Training clips beyond this many are thinned out: the distances among them are N x N.
+_MOST_CLIPS = 4000
+
+
+class Familiarity:
+    """Distances to the training clips, against those among the training clips.
+
+    Parameters
+    ----------
+    features : ndarray, shape=(N, S, D)
+        Of the training clips.
+
+    Attributes
+    ----------
+    limit : float
+        99th percentile of the training clips' distances to their nearest neighbour; infinite
+        with fewer than 2 clips.
+    """
+
+    def __init__(self, features: npt.ArrayLike) -> None:
+        vectors = np.asarray(features, dtype=np.float64).mean(axis=1)  # (N, D)
+        self._step = max(1, -(-len(vectors) // _MOST_CLIPS))
+        vectors = vectors[:: self._step]
+        self._mean = vectors.mean(axis=0)
+        spread = vectors.std(axis=0)
+        # A constant feature carries nothing; it must not become 0 / 0.
+        self._spread = np.where(spread > 1e-6, spread, 1.0)
+        self._vectors = (vectors - self._mean) / self._spread
+        self.limit = float("inf")
+        if len(vectors) > 1:
+            among = _distances(self._vectors, self._vectors)
+            np.fill_diagonal(among, np.inf)
+            self.limit = float(np.percentile(among.min(axis=1), _PERCENTILE))
+
+    def nearest(self, features: npt.ArrayLike) -> tuple[float, int]:
+        """Distance of one clip, shape=(S, D), to its nearest training clip, and which that is."""
+        vector = (np.asarray(features, dtype=np.float64).mean(axis=0) - self._mean) / self._spread
+        distances = _distances(vector[None], self._vectors)[0]
+        place = int(distances.argmin())
+        return float(distances[place]), place * self._step
+
+
+def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Root mean square differences of all rows, (n, D) and (m, D) -> (n, m)."""
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
+    distances: FloatArray = np.sqrt(np.maximum(squares, 0.0) / a.shape[1])
+    return distances

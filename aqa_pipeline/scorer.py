@@ -1,0 +1,291 @@
+"""Scoring a video that nobody has seen before, with a fitted run.
+
+.. code-block:: python
+
+    from aqa_pipeline import Scorer
+
+    scorer = Scorer.load("runs/demo")
+    scored = scorer.score("dive.mp4", difficulty=3.2)
+    scored.score, scored.interval
+
+A video is decoded in a process of its own with limits of time and memory, goes through the
+backbone once, and is compared with exemplars whose features lie in the run folder. What is slow
+to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
+
+A prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
+(:mod:`aqa_pipeline.jury`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.assessor import Assessor, ClipFacts
+from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, read_clip
+from aqa_pipeline.clips import Part
+from aqa_pipeline.config import DEVICE, ScoreConfig
+from aqa_pipeline.conformal import check_coverage
+from aqa_pipeline.device import find_device
+from aqa_pipeline.errors import ClipError, UsageError
+from aqa_pipeline.extract import Encode
+from aqa_pipeline.limited_process import LimitedProcess
+from aqa_pipeline.project import Project
+from aqa_pipeline.run_backbone import load_backbone
+from aqa_pipeline.run_folder import Run, read_run, run_folders
+from aqa_pipeline.scored import Scored
+
+
+class Scorer:
+    """A run, or the runs of its categories and folds, ready to score; a context manager.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        See :func:`aqa_pipeline.run_folder.run_folders`.
+    encode : callable
+        The backbone, see :data:`aqa_pipeline.extract.Encode`.
+    config : ScoreConfig
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        encode: Encode,
+        *,
+        config: ScoreConfig = ScoreConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        check_coverage(config.coverage)
+        self.config, self.encode = config, encode
+        self._assessors: dict[str, Assessor] = {}
+        for category in dict.fromkeys(_part(run).category or "" for run in runs):
+            own = [run for run in runs if (_part(run).category or "") == category]
+            self._assessors[category] = Assessor(own, config.coverage)
+        self._reader = LimitedProcess(
+            memory_bytes=config.decode_memory_bytes, seconds=config.decode_seconds
+        )
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        weights: Path | None = None,
+        device: str = DEVICE,
+        coverage: float = ScoreConfig.coverage,
+        decode_seconds: float = ScoreConfig.decode_seconds,
+    ) -> Scorer:
+        """Load a run folder and its backbone.
+
+        Parameters
+        ----------
+        run : str or Path
+            A run folder, or its name in ``runs/`` of the project.
+        weights : Path or None
+            Of the backbone; None: those in the run folder, else those that ``aqa weights
+            fetch`` fetched.
+        device : str
+            See :func:`aqa_pipeline.device.find_device`.
+        coverage : float
+            Share of true scores that intervals are meant to hold.
+        decode_seconds : float
+            A video that takes longer to decode is refused.
+
+        Raises
+        ------
+        DataError
+            If it is no run folder.
+        CacheError
+            If the run was fitted on features that no video can be turned into here.
+        SetupError
+            If the weights are missing.
+        """
+        config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
+        folder = Project.find().run_path(run)
+        found = find_device(device)
+        runs = [read_run(own, device=found) for own in run_folders(folder)]
+        check_coverage(coverage)
+        scorer = cls(runs, load_backbone(runs, weights), config=config)
+        scorer._reader.start()
+        return scorer
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories with heads of their own; one empty text where there are none."""
+        return tuple(self._assessors)
+
+    def runs(self, category: str = "") -> list[Run]:
+        """The runs that score a category: one, or one a fold.
+
+        Raises
+        ------
+        UsageError
+            If the category has no heads.
+        """
+        return self.assessor(category).runs
+
+    def score(
+        self,
+        video: str | Path,
+        *,
+        start_frame: int | None = None,
+        end_frame: int | None = None,
+        category: str = "",
+        difficulty: float | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Scored:
+        """Score one clip of a video.
+
+        Parameters
+        ----------
+        video : str or Path
+            A video file, or a folder of numbered pictures.
+        start_frame, end_frame : int or None
+            Half-open positions; None: the first frame, the end of the video. The protocol's
+            rule cuts its window out of that.
+        category : str
+        difficulty : float or None
+        columns : mapping of str to str, optional
+            Further columns of the exemplar key.
+
+        Raises
+        ------
+        ClipError
+            If the video cannot be read.
+        UsageError
+            If the run needs a category or difficulty that is not given.
+        """
+        # Before anything slow: what is missing is known at once.
+        self.check_facts(category=category, difficulty=difficulty, columns=columns)
+        clip = self.decode(video, start_frame=start_frame, end_frame=end_frame, category=category)
+        return self.score_frames(clip, category=category, difficulty=difficulty, columns=columns)
+
+    def request(
+        self,
+        video: str | Path,
+        *,
+        start_frame: int | None = None,
+        end_frame: int | None = None,
+        category: str = "",
+    ) -> ClipRequest:
+        """What :func:`aqa_pipeline.clip_frames.read_clip` is to read, in whichever process."""
+        protocol = self.assessor(category).protocol_run.protocol
+        return ClipRequest(Path(video), protocol, start_frame, end_frame)
+
+    def decode(
+        self,
+        video: str | Path,
+        *,
+        start_frame: int | None = None,
+        end_frame: int | None = None,
+        category: str = "",
+    ) -> ClipFrames:
+        """The frames of one clip, decoded in a process with limits.
+
+        Parameters and errors as :meth:`score`.
+        """
+        request = self.request(
+            video, start_frame=start_frame, end_frame=end_frame, category=category
+        )
+        try:
+            clip: ClipFrames = self._reader.call(read_clip, request)
+        except ClipError as error:
+            if error.stage in ("timeout", "worker"):  # the process does not know of what
+                raise ClipError(f"{video}: {error}", stage=error.stage) from None
+            raise
+        return clip
+
+    def score_frames(
+        self,
+        clip: ClipFrames,
+        *,
+        category: str = "",
+        difficulty: float | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Scored:
+        """Score a clip whose frames are decoded; parameters and errors as :meth:`score`."""
+        features = self.encode(np.ascontiguousarray(clip.frames))
+        return self.score_features(
+            features, clip, category=category, difficulty=difficulty, columns=columns
+        )
+
+    def score_features(
+        self,
+        features: npt.NDArray[np.float32],
+        clip: ClipFrames | None = None,
+        *,
+        category: str = "",
+        difficulty: float | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Scored:
+        """Score a clip whose features are known.
+
+        Parameters
+        ----------
+        features : ndarray of float32, shape=(snippets, dim)
+        clip : ClipFrames or None
+            What they were made from, for the record.
+        category, difficulty, columns
+            As :meth:`score`.
+        """
+        facts = ClipFacts(category, difficulty, columns or {})
+        return self.assessor(category).score(features, clip, facts)
+
+    def check_facts(
+        self,
+        *,
+        category: str = "",
+        difficulty: float | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """Whether a clip with these facts can be scored.
+
+        Raises
+        ------
+        UsageError
+            If something is missing; the sentence says what to type.
+        """
+        self.assessor(category).key(ClipFacts(category, difficulty, columns or {}))
+
+    def assessor(self, category: str = "") -> Assessor:
+        """What scores a category.
+
+        Raises
+        ------
+        UsageError
+            If it has no heads, or none is named and there are several.
+        """
+        if category in self._assessors:
+            return self._assessors[category]
+        if len(self._assessors) == 1:
+            only = next(iter(self._assessors))
+            if not category or not only:
+                return self._assessors[only]
+        known = ", ".join(self._assessors)
+        if not category:
+            raise UsageError(f"this run has heads for {known}: type --category with one of them")
+        raise UsageError(f"this run has no heads for the category {category!r}, only for {known}")
+
+    def close(self) -> None:
+        """End the decoding process."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _part(run: Run) -> Part:
+    return Part(**run.config["part"])

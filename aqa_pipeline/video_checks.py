@@ -1,0 +1,138 @@
+"""What is looked at before a video from anywhere is decoded: kind of file, kind of picture.
+
+A video to be scored may come from a stranger. Reading it must not wait for ever (a pipe), open
+other files or addresses (a playlist), or need memory that the picture does not deserve. What
+these checks let through is decoded in a process with limits
+(:mod:`aqa_pipeline.limited_process`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.frame_folder import list_frames
+from aqa_pipeline.video_index import MAX_PICTURE_PIXELS, VideoIndex
+
+#: Between the sides of a picture: a panorama is let through, a line is not.
+_MAX_ASPECT = 10
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+#: First bytes -> what they say. Their formats are not opened anyway (see
+#: :data:`aqa_pipeline.video_index.VIDEO_FORMATS`); these are for a better sentence.
+_PLAYLIST = "a playlist, which only names other files: give the video itself"
+_PICTURE = "a picture: give a video, or a folder of numbered pictures"
+_SIGNATURES = (
+    (b"#EXTM3U", _PLAYLIST),
+    (b"ffconcat", _PLAYLIST),
+    (b"[playlist]", _PLAYLIST),
+    (b"\x89PNG\r\n", _PICTURE),
+    (b"\xff\xd8\xff", _PICTURE),
+    (b"BM", _PICTURE),
+    (b"<svg", _PICTURE),
+    (b"<?xml", "an XML text"),
+    (b"%PDF-", "a PDF document"),
+    (b"PK\x03\x04", "a zip archive: unpack it first"),
+    (b"\x7fELF", "a program"),
+)
+
+#: Size in bytes and time of the last change, of a file; None of a folder.
+SourceState = tuple[int, int] | None
+
+
+def check_source(path: Path) -> SourceState:
+    """Refuse what is no file or frame folder, or is plainly something else than a video.
+
+    Returns
+    -------
+    tuple or None
+        To be handed to :func:`check_unchanged` afterwards.
+
+    Raises
+    ------
+    ClipError
+        ``open``.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise ClipError(f"{_shown(path)}: no such video", stage="open") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ClipError(f"{_shown(path)}: cannot be read ({reason})", stage="open") from None
+    if stat.S_ISDIR(found.st_mode):
+        list_frames(path)
+        return None
+    for is_kind, name in _KINDS:
+        if is_kind(found.st_mode):
+            raise ClipError(f"{_shown(path)} is {name}, not a video file", stage="open")
+    if found.st_size == 0:
+        raise ClipError(f"{_shown(path)} has zero bytes: copy or download it again", stage="open")
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError as error:
+        raise ClipError(
+            f"{_shown(path)}: cannot be read ({error.strerror})", stage="open"
+        ) from None
+    for signature, meaning in _SIGNATURES:
+        if beginning.startswith(signature):
+            raise ClipError(f"{_shown(path)} is {meaning}", stage="open")
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: SourceState) -> None:
+    """Refuse a file that was written to while it was read.
+
+    Raises
+    ------
+    ClipError
+        ``open``.
+    """
+    if before is None:
+        return
+    try:
+        found = os.stat(path)
+    except OSError:
+        found = None
+    if found is None or (found.st_size, found.st_mtime_ns) != before:
+        raise ClipError(
+            f"{_shown(path)} changed while it was read: wait until it is written, then try again",
+            stage="open",
+        )
+
+
+def check_index(path: Path, index: VideoIndex) -> None:
+    """Refuse pictures of a size or shape that no clip has.
+
+    Raises
+    ------
+    ClipError
+        ``open``.
+    """
+    width, height = index.width, index.height
+    if path.is_dir():  # each picture is looked at as it is decoded
+        return
+    if width < 1 or height < 1:
+        raise ClipError(f"{_shown(path)}: its pictures have no size", stage="open")
+    if width * height > MAX_PICTURE_PIXELS or max(width, height) > _MAX_ASPECT * min(width, height):
+        raise ClipError(
+            f"{_shown(path)}: its pictures are {width} x {height} pixels; at most "
+            f"{MAX_PICTURE_PIXELS / 1e6:.0f} million, and one side at most {_MAX_ASPECT} times "
+            "the other, are taken",
+            stage="open",
+        )
+
+
+def _shown(path: Path) -> str:
+    """A path as one line, whatever is in it."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
