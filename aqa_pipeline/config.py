@@ -164,6 +164,7 @@ class HeadConfig:
     #: mean over the snippets is the paper's
     aggregation: Literal["mean", "ordered", "attention", "lstm"] = "ordered"
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
+    dropout: float = 0.0  #: share of the root feature that is dropped in training
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
     #: spread of a score's target distribution, as a part of the label range (usdl) or of the
     #: marks' range (musdl)
@@ -222,6 +223,22 @@ class FitConfig:
     #: or of every clip of the class.
     relative_l2_range: RangeOf = "evaluated"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
+    #: Train on a drawn view of each clip, of all that the cache holds (``aqa extract --views``).
+    views: bool = False
+
+
+@dataclass(frozen=True)
+class StackMember:
+    """What may differ between models that train side by side."""
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+
+    @classmethod
+    def of(cls, config: FitConfig, head: HeadConfig) -> StackMember:
+        """What a fit asks of each of its models."""
+        return cls(config.learning_rate, config.weight_decay, head.dropout)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.aggregations import aggregation
+from aqa_pipeline.aggregations import MeanSnippets, aggregation
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.gart import uniform_parameter
 from aqa_pipeline.stacked_linear import stacked_linear
@@ -151,6 +151,27 @@ class Head(Regressor):
             self.standardise.mean[k] = mean
             # A constant feature carries nothing; it must not become 0 / 0.
             self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
+
+    def condensed(self, features: Tensor) -> Tensor:
+        """As much of features as this head looks at, (..., S, D) -> (..., S or 1, D).
+
+        For ``mean`` that is their mean: standardisation is linear and can follow.
+        """
+        if isinstance(self.aggregate, MeanSnippets):
+            return features.mean(dim=-2, keepdim=True)
+        return features
+
+    @torch.no_grad()
+    def keep_models(self, rows: Sequence[int]) -> None:
+        """Cut the stack down to some of its models."""
+        index = torch.tensor(rows, device=self.device)
+        for parameter in self.parameters():
+            parameter.grad = None
+            parameter.data = parameter.data[index]
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer[index])
+        self.num_models = len(rows)
 
     def embed(self, features: Tensor) -> Tensor:
         """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, B, E)."""

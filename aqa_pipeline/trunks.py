@@ -34,8 +34,9 @@ from aqa_pipeline.gart import (
     true_leaf_losses,
     uniform_parameter,
 )
-from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
+from aqa_pipeline.groups import Groups, eq5_edges, eq5_edges_of_pairs, symmetric_edges
 from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+from aqa_pipeline.pair_edges import PairLabels
 from aqa_pipeline.stacked_linear import stacked_linear
 
 FloatArray = npt.NDArray[np.float64]
@@ -235,7 +236,7 @@ class DistributionTrunk(Trunk):
 
 def fit_trunk(
     config: HeadConfig,
-    targets: Sequence[FloatArray],
+    targets: Sequence[FloatArray | PairLabels],
     *,
     score_range: float,
     train: FeatureSet | None = None,
@@ -246,9 +247,9 @@ def fit_trunk(
     Parameters
     ----------
     config : HeadConfig
-    targets : sequence of ndarray of float64, one for each model
-        Differences of the unordered training pairs (contrastive), or the training labels
-        (direct).
+    targets : sequence of ndarray of float64 or PairLabels, one for each model
+        Differences of the unordered training pairs (contrastive), listed or not, or the
+        training labels (direct).
     score_range : float
         Outer edge of symmetric groups, in label points.
     train : FeatureSet, optional
@@ -267,8 +268,9 @@ def fit_trunk(
             for own in targets
         ]
         return GartTrunk(config, groups, generators)
+    listed = [own for own in targets if not isinstance(own, PairLabels)]
     if config.kind == "usdl":
-        bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in targets]
+        bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in listed]
         return DistributionTrunk(config, bins, num_judges=1, rule="all", generators=generators)
     if config.kind == "musdl":
         if train is None:
@@ -282,21 +284,29 @@ def fit_trunk(
             generators=generators,
         )
     # Both orders of a pair are trained, so the mean difference is 0.
-    centre = [0.0 if contrastive else float(own.mean()) for own in targets]
-    spread = [
-        float(np.sqrt(np.mean((own - c) ** 2))) or 1.0
-        for own, c in zip(targets, centre, strict=True)
-    ]
-    return MlpTrunk(config, centre, spread, generators)
+    if contrastive:
+        centre = [0.0] * len(targets)
+        square = [
+            own.mean_square() if isinstance(own, PairLabels) else float(np.mean(own**2))
+            for own in targets
+        ]
+    else:
+        centre = [float(own.mean()) for own in listed]
+        square = [float(np.var(own)) for own in listed]
+    return MlpTrunk(config, centre, [s**0.5 or 1.0 for s in square], generators)
 
 
 def _edges(
     config: HeadConfig,
-    targets: FloatArray,
+    targets: FloatArray | PairLabels,
     *,
     contrastive: bool,
     score_range: float,
 ) -> FloatArray:
+    if isinstance(targets, PairLabels):
+        if config.recipe == "paper":
+            return eq5_edges_of_pairs(targets, num_groups=config.num_groups)
+        return symmetric_edges(targets, num_groups=config.num_groups, score_range=score_range)
     if not contrastive:
         return eq5_edges(targets, num_groups=config.num_groups)
     if config.recipe == "paper":

@@ -62,10 +62,10 @@ def test_the_divergence_by_hand() -> None:
     edge = math.exp(-2) / (1 + 2 * math.exp(-2))
     middle = 1 - 2 * edge
     divergence = 2 * edge * math.log(3 * edge) + middle * math.log(3 * middle)
-    losses = trunk.losses(torch.zeros(1, 4, 1), torch.tensor([[2.0]], dtype=torch.float64))
+    losses = trunk.losses(torch.zeros(1, 1, 4), torch.tensor([[2.0]], dtype=torch.float64))
     assert losses[0].item() == pytest.approx(divergence, rel=1e-5)
     assert losses[1].item() == 0
-    assert trunk.value(torch.zeros(1, 4, 1)).target.item() == pytest.approx(2.0)
+    assert trunk.value(torch.zeros(1, 1, 4)).target.item() == pytest.approx(2.0)
 
 
 def test_the_divergence_is_a_mean_over_judges_and_clips() -> None:
