@@ -242,6 +242,19 @@ class StackMember:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep looks for the best settings of stage two."""
+
+    #: ``auto``: the grid where every dimension is listed and no number of trials is given
+    search: Literal["auto", "grid", "random", "tpe"] = "auto"
+    trials: int | None = None  #: None: the whole grid, or 32
+    seed: int = 0  #: of the draws of points; heads have :attr:`FitConfig.seed`
+    jobs: int | None = None  #: processes; None: one a core, or one for a GPU
+    stack: int | None = None  #: most models side by side; None: chosen from free memory
+    early_stop: bool = True  #: give up trials below the median at 1/4 and 1/2 of the epochs
+
+
+@dataclass(frozen=True)
 class ReproduceConfig:
     """What may be chosen for the paper's tables and figures; the rest is theirs."""
 

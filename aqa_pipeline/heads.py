@@ -141,16 +141,16 @@ class Head(Regressor):
         Parameters
         ----------
         features : Tensor, shape=(N, S, D)
-        rows : Tensor of int64, shape=(K, n)
-            Training clips of each model.
+        rows : Tensor of int64, shape=(K, n) or (s, n)
+            Training clips of each model; with s below K, models 0, s, 2 s, ... share theirs.
         """
         if not self.config.standardise:
             return
-        for k in range(self.num_models):
-            std, mean = torch.std_mean(features[rows[k]], dim=(0, 1), correction=0)
-            self.standardise.mean[k] = mean
+        for s, own in enumerate(rows):
+            std, mean = torch.std_mean(features[own], dim=(0, 1), correction=0)
+            self.standardise.mean[s :: len(rows)] = mean
             # A constant feature carries nothing; it must not become 0 / 0.
-            self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
+            self.standardise.std[s :: len(rows)] = torch.where(std > 1e-6, std, 1.0)
 
     def condensed(self, features: Tensor) -> Tensor:
         """As much of features as this head looks at, (..., S, D) -> (..., S or 1, D).

@@ -37,8 +37,8 @@ class Selection:
         The training split.
     pools : sequence of ndarray of int64, length K
         Clips of ``train`` that may be exemplars for each model.
-    num_exemplars : int or None, or a sequence of these
-        M of Eq. 9. Several are judged from one training: every model by each of them.
+    num_exemplars : int or None, or a sequence of sequences of these
+        M of Eq. 9; or, for each model, several M to judge it by.
     seeds : sequence of int, length K
         Of the exemplar draws.
     device : torch.device
@@ -68,7 +68,7 @@ class Selection:
         judged: Sequence[FeatureSet],
         train: FeatureSet,
         pools: Sequence[IntArray],
-        num_exemplars: int | None | Sequence[int | None],
+        num_exemplars: int | None | Sequence[Sequence[int | None]],
         seeds: Sequence[int],
         device: torch.device,
         keep_states: bool = True,
@@ -80,34 +80,29 @@ class Selection:
         )
         self._pool = head.condensed(torch.from_numpy(train.features).to(device))
         self._pool_label = torch.from_numpy(train.label).to(device)
-        counts = list(num_exemplars) if isinstance(num_exemplars, Sequence) else [num_exemplars]
-        chosen: list[list[IntArray]] = []
-        for own, rows, seed in zip(judged, pools, seeds, strict=True):
+        if num_exemplars is None or isinstance(num_exemplars, int):
+            num_exemplars = [[num_exemplars]] * head.num_models
+        votes: list[IntArray] = []  # columns of all M of a model, side by side
+        self._blocks: list[list[slice]] = []  # where each M's columns stand
+        for own, rows, seed, counts in zip(judged, pools, seeds, num_exemplars, strict=True):
             # A clip may be the only one of its group: then the nearest group votes.
             keys = ExemplarKeys.of([train.key[i] for i in rows])
             pool_groups, _ = keys.match([train.key[i] for i in rows])
             query_groups, _ = keys.match(own.key)
-            local = [
+            chosen = [
                 vote_exemplars(query_groups, pool_groups, num_exemplars=count, seed=seed)
                 for count in counts
             ]
-            chosen.append([np.where(own >= 0, rows[own], -1) for own in local])
-        # The votes of one M stand in one block of columns, as wide as its longest vote.
-        widths = [max(c[i].shape[1] for c in chosen) for i in range(len(counts))]
-        padded = [
-            np.concatenate(
-                [
-                    np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=-1)
-                    for c, width in zip(own, widths, strict=True)
-                ],
-                axis=1,
+            ends = np.cumsum([one.shape[1] for one in chosen]).tolist()
+            self._blocks.append(
+                [slice(end - one.shape[1], end) for end, one in zip(ends, chosen, strict=True)]
             )
-            for own in chosen
-        ]
-        ends = np.cumsum(widths).tolist()
-        self._blocks = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+            local = np.concatenate(chosen, axis=1)
+            votes.append(np.where(local >= 0, rows[local], -1))
+        width = max(v.shape[1] for v in votes)
+        padded = [np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=-1) for v in votes]
         self._exemplars = torch.from_numpy(np.stack(padded)).to(device)
-        num_judged = head.num_models * len(counts)
+        num_judged = sum(map(len, self._blocks))
         self.best_rho = [math.nan] * num_judged
         self.best_relative_l2 = [math.nan] * num_judged
         self.best_epoch = [0] * num_judged
@@ -119,8 +114,9 @@ class Selection:
         index = torch.tensor(rows, device=self._exemplars.device)
         self._judged = [self._judged[row] for row in rows]
         self._queries, self._exemplars = self._queries[index], self._exemplars[index]
-        per_model = len(self._blocks)
-        judged = [row * per_model + i for row in rows for i in range(per_model)]
+        first = np.cumsum([0, *map(len, self._blocks)]).tolist()
+        judged = [j for row in rows for j in range(first[row], first[row + 1])]
+        self._blocks = [self._blocks[row] for row in rows]
         for name in ("best_rho", "best_relative_l2", "best_epoch"):
             values = getattr(self, name)
             setattr(self, name, [values[j] for j in judged])
@@ -136,13 +132,14 @@ class Selection:
             pool_label=self._pool_label,
             exemplars=self._exemplars,
         )
-        # A direct head has one opinion and no votes to choose from.
-        blocks = self._blocks if self._head.is_contrastive else [slice(None)] * len(self._blocks)
-        predicted = np.stack([votes.columns(block).mean() for block in blocks], axis=1)
-        judges = [own for own in self._judged for _ in blocks]
-        in_points = np.stack(
-            [own.to_score(label) for own, label in zip(judges, np.concatenate(predicted), strict=True)]
-        )
+        judges, points = [], []
+        for k, (own, blocks) in enumerate(zip(self._judged, self._blocks, strict=True)):
+            for block in blocks:
+                # A direct head has one opinion and no votes to choose from.
+                columns = block if self._head.is_contrastive else slice(None)
+                judges.append(own)
+                points.append(own.to_score(votes.columns(k, columns).mean()[0]))
+        in_points = np.stack(points)
         self.judged_scores.append(in_points)
         state = self._head.state_dict() if self._best else {}
         rhos = []

@@ -56,8 +56,8 @@ class Stack:
         epoch.
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
         Training clips in the views that are drawn from; default: the plain one alone.
-    num_exemplars : sequence of int or None, optional
-        Several M to judge every model by; default: that of ``config``.
+    num_exemplars : sequence of sequences of int or None, optional
+        For each member, several M to judge it by; default: that of ``config``.
     keep_states : bool
         Whether models are kept at their best epoch, or only numbers.
 
@@ -90,7 +90,7 @@ class Stack:
         device: torch.device,
         test: FeatureSet | None = None,
         views: npt.NDArray[np.float32] | None = None,
-        num_exemplars: Sequence[int | None] | None = None,
+        num_exemplars: Sequence[Sequence[int | None]] | None = None,
         keep_states: bool = True,
     ) -> None:
         labels = checked_labels(train)
@@ -134,7 +134,11 @@ class Stack:
             judged=judged * times,
             train=train,
             pools=list(fit),
-            num_exemplars=config.num_exemplars if num_exemplars is None else num_exemplars,
+            num_exemplars=(
+                config.num_exemplars
+                if num_exemplars is None
+                else [counts for counts in num_exemplars for _ in own_seeds]
+            ),
             # The literature's way votes as the finished run will: one draw for all heads.
             seeds=self.seeds if test is None else [config.seed] * len(self.seeds),
             device=device,

@@ -105,7 +105,8 @@ class TrainingLoop:
         self._size = torch.from_numpy(size).to(device)
         self._place = torch.from_numpy(place).to(device)
         self._dropout = [member.dropout for member in members]
-        self._stays = self._features.new_tensor([1 - share for share in self._dropout])[:, None, None]
+        stays = [1 - share for share in self._dropout]
+        self._stays = self._features.new_tensor(stays).view(-1, 1, 1)  # (K, 1, 1)
         self._optimiser = StackedAdam(
             head.parameters(),
             learning_rates=[member.learning_rate for member in members],

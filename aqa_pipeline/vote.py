@@ -35,9 +35,9 @@ class Votes:
     label: npt.NDArray[np.float64]
     leaf: npt.NDArray[np.int64]
 
-    def columns(self, block: slice) -> Votes:
-        """Some of the votes of each query."""
-        return Votes(self.label[:, :, block], self.leaf[:, :, block])
+    def columns(self, model: int, block: slice) -> Votes:
+        """Some of the votes of one head."""
+        return Votes(self.label[[model], :, block], self.leaf[[model], :, block])
 
     def mean(self) -> npt.NDArray[np.float64]:
         """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points.

@@ -13,6 +13,7 @@ from .fit_head import fit_head
 from .manifest import manifest
 from .report import report
 from .reproduce import reproduce
+from .sweep import sweep
 from .weights import weights
 
 
@@ -25,6 +26,7 @@ def add_all(group: click.Group) -> None:
         extract,
         cache,
         fit_head,
+        sweep,
         evaluate,
         report,
         reproduce,
