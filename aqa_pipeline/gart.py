@@ -196,12 +196,21 @@ class GroupTensors(nn.Module):
         delta : Tensor of float64, shape=(K, B), in label points
         leaf : Tensor of int64, shape=(K, B)
         """
-        empty = self.edges.diff(dim=1) <= 0  # (K, R)
-        leaf = output.log_prob.masked_fill(empty.unsqueeze(2), -math.inf).argmax(dim=1)
+        empty = ~self.reachable.unsqueeze(2)
+        leaf = output.log_prob.masked_fill(empty, -math.inf).argmax(dim=1)
         place = output.place.gather(1, leaf.unsqueeze(1)).squeeze(1)
+        return self.at(leaf, place), leaf
+
+    @property
+    def reachable(self) -> Tensor:
+        """Leaves that are not empty; bool, shape=(K, R)."""
+        return self.edges.diff(dim=1) > 0
+
+    def at(self, leaf: Tensor, place: Tensor) -> Tensor:
+        """Score difference at a place of a leaf, in label points; shape=(K, B)."""
         left = self.edges.gather(1, leaf)
         width = self.edges.gather(1, leaf + 1) - left
-        return left + place.double() * width, leaf
+        return left + place.double() * width
 
 
 def leaf_losses(

@@ -36,6 +36,7 @@ from aqa_pipeline.gart import (
 )
 from aqa_pipeline.groups import Groups, eq5_edges, eq5_edges_of_pairs, symmetric_edges
 from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+from aqa_pipeline.leaf_search import best_leaf
 from aqa_pipeline.pair_edges import PairLabels
 from aqa_pipeline.stacked_linear import stacked_linear
 
@@ -109,7 +110,18 @@ class GartTrunk(Trunk):
         )
 
     def value(self, root: Tensor) -> Value:
-        return Value(*self.groups.delta(self.tree(root)))
+        if root.device.type != "cpu" or torch.is_grad_enabled():
+            return Value(*self.groups.delta(self.tree(root)))
+        tree = self.tree
+        leaf, place = best_leaf(
+            root,
+            list(tree.weights),
+            list(tree.biases),
+            tree.leaf_weight,
+            tree.leaf_bias,
+            reachable=self.groups.reachable,
+        )
+        return Value(self.groups.at(leaf, place.sigmoid() if tree.sigmoid else place), leaf)
 
     def settings(self) -> dict[str, Any]:
         return {"group_edges": self.groups.edges.tolist()}
