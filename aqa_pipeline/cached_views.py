@@ -42,8 +42,8 @@ def load_views(
         cache.raise_missing(sorted(absent), asked=len(clip_ids))
     names = sorted({name for segment in cache.segments for name in segment.view_names})
     others = [name for name in names if name != PLAIN.name]
-    whole = cache.cached(request, view_names=others).all(axis=0) if others else []
-    used = [PLAIN.name, *(name for name, all_there in zip(others, whole, strict=True) if all_there)]
+    there = cache.cached(request, view_names=others)  # (n, others)
+    used = [PLAIN.name, *(name for i, name in enumerate(others) if there[:, i].all())]
     if len(used) == 1:
         raise CacheError(
             f"{cache.folder}: no augmented view of all {len(clip_ids)} training clips is cached; "
@@ -57,5 +57,5 @@ def load_views(
         if views is None:
             views = np.empty((len(values), len(used), *values.shape[1:]), dtype=np.float32)
         views[:, position] = values
-    assert views is not None  # noqa: S101 - there are two names at least
+    assert views is not None
     return views

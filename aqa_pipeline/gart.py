@@ -244,9 +244,7 @@ def leaf_losses(
     found = output.place.gather(1, index).squeeze(1)  # (K, B)
     if recipe != "paper":
         num_groups = output.log_prob.shape[1]
-        return true_leaf_losses(
-            true_leaf, found, leaf, place, recipe=recipe, num_groups=num_groups
-        )
+        return true_leaf_losses(true_leaf, found, leaf, place, recipe=recipe, num_groups=num_groups)
     # log(1 - P) of every leaf; P = 1 is kept a float away from 1, as torch's own
     # cross-entropy does, so that a sure and wrong tree has a finite loss.
     others = torch.log1p(-output.log_prob.exp().clamp(max=1 - 1e-6))

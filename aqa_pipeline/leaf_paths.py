@@ -105,7 +105,7 @@ class _LeafPath(torch.autograd.Function):
             step = steps.gather(1, side.unsqueeze(1)).squeeze(1)
             log_prob += step
             wrong_way.append(-torch.expm1(step))
-            nodes = out[:, : 2 * hidden].unflatten(1, (2, hidden))[row, side].clamp_(min=0)
+            nodes = out[:, : 2 * hidden].view(len(out), 2, hidden)[row, side].clamp_(min=0)
             inputs.append(lists)
             features.append(nodes)
         model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
@@ -118,9 +118,7 @@ class _LeafPath(torch.autograd.Function):
         return log_prob.view(num_models, batch), place.view(num_models, batch)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, log_prob_grad: Tensor, place_grad: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, log_prob_grad: Tensor, place_grad: Tensor) -> tuple[Tensor | None, ...]:
         leaf_row, weight_row, inputs, features, wrong_way = ctx.saved
         leaf_weight, leaf_bias, weights, biases = ctx.parameters
         hidden = ctx.shape[2]
@@ -139,7 +137,7 @@ class _LeafPath(torch.autograd.Function):
             weight = weights[layer]
             grad = torch.where(features[layer] > 0, grad, 0)
             out_grad = grad.new_zeros(weight.shape[0] * weight.shape[1] * longest, 2 * hidden + 2)
-            out_grad[:, : 2 * hidden].unflatten(1, (2, hidden))[row, side] = grad
+            out_grad[:, : 2 * hidden].view(len(out_grad), 2, hidden)[row, side] = grad
             # d log_softmax: 1 - p for the way taken, p - 1 for the other.
             step = log_prob_grad * wrong_way[layer]
             turned = side.to(step.dtype) * 2 - 1

@@ -117,8 +117,8 @@ def _step(rows: _Rows, probable: Tensor, taken: Tensor, weight: Tensor, bias: Te
     hidden = rows.feature.shape[1]
     child = 2 * rows.node[row] + side
     blocks = (
-        weight[:, :, : 2 * hidden].unflatten(2, (2, hidden)),  # (K, n, 2, H, H)
-        bias[:, :, : 2 * hidden, 0].unflatten(2, (2, hidden)),
+        weight[:, :, : 2 * hidden].view(*weight.shape[:2], 2, hidden, hidden),
+        bias[:, :, : 2 * hidden, 0].view(*weight.shape[:2], 2, hidden),
     )
     feature, order = _by_block(rows.feature[row], child, *(block.flatten(0, 1) for block in blocks))
     return _Rows(
@@ -160,7 +160,7 @@ def _by_block(
 
 def _last_of_each(values: Tensor) -> Tensor:
     """The last position of each distinct value."""
-    distinct, inverse = values.unique(return_inverse=True)
+    distinct, inverse = torch.unique(values, return_inverse=True)
     positions = torch.arange(len(values), device=values.device)
     return torch.zeros_like(distinct).scatter_reduce_(0, inverse, positions, reduce="amax")
 

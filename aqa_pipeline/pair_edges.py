@@ -81,7 +81,8 @@ class PairLabels:
             # More than `position` pairs up to here: the one at that place is among them.
             enough = np.array([_count(by_group, t) for t in middle.tolist()]) > wanted
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        return np.maximum(high, 0.0)
+        found: FloatArray = np.maximum(high, 0.0)
+        return found
 
     def _sorted(self) -> list[FloatArray]:
         order = np.lexsort((self.labels, self.groups))

@@ -68,7 +68,7 @@ class Selection:
         judged: Sequence[FeatureSet],
         train: FeatureSet,
         pools: Sequence[IntArray],
-        num_exemplars: int | None | Sequence[Sequence[int | None]],
+        num_exemplars: int | Sequence[Sequence[int | None]] | None,
         seeds: Sequence[int],
         device: torch.device,
         keep_states: bool = True,

@@ -50,7 +50,7 @@ class _StackedLinear(torch.autograd.Function):
         return torch.baddbmm(bias.view(-1, *bias.shape[-2:]).mT, x, by_layer.mT)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         grad = grad.contiguous()
         write_weight_grad(ctx.weight, grad, ctx.x)
         if ctx.bias is not None:

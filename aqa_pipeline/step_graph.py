@@ -72,7 +72,7 @@ class StepRunner:
             try:
                 made[name] = make()
                 seconds[name] = self._seconds(made[name], batch)
-            except Exception as error:  # whatever a compiler or a driver may raise
+            except (RuntimeError, OSError, ImportError) as error:  # torch's own are RuntimeErrors
                 _log.info("training step as %s is left out: %s", name, _first_line(error))
             self._put_back(saved)
         if not seconds:  # not even the plain step ran: let its own error be seen
@@ -104,14 +104,14 @@ class StepRunner:
 def captured(step: Step, batch: Batch) -> Step:
     """The step as a CUDA graph over copies of ``batch``."""
     static = type(batch)(*(tensor.clone() for tensor in batch))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(side):  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
             step(static)
-    torch.cuda.current_stream().wait_stream(side)  # type: ignore[no-untyped-call]
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # type: ignore[no-untyped-call]
+    with torch.cuda.graph(graph):
         losses = step(static)
 
     def replay(batch: Batch) -> Tensor:

@@ -7,105 +7,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.clips import parts_of
-from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.dask_cluster import connect
-from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.fit import fit_dataset
-from aqa_pipeline.stack_size import MOST_MODELS
-from aqa_pipeline.sweep_block import Block, DataSource, run_block, shape_of
-from aqa_pipeline.sweep_search import ListedSearch, Search, TpeSearch
-from aqa_pipeline.sweep_space import Dimension, Space, configs
+from aqa_pipeline.sweep_block import Block, run_block
+from aqa_pipeline.sweep_plan import (
+    FOLDER,
+    SweepPlan,
+    open_search,
+    planned_points,
+    trials_at_once,
+    waves,
+)
+from aqa_pipeline.sweep_space import configs
 from aqa_pipeline.sweep_trials import (
-    Journal,
     Trial,
     TrialResult,
     best_of,
     importance,
     results_table,
 )
-
-_log = logging.getLogger(__name__)
-
-FOLDER = "sweep"
-_RANDOM_TRIALS = 32
-_TPE_BLOCK = 8  #: trials for each process between two looks at the results
-
-
-@dataclass(frozen=True, eq=False)
-class SweepPlan:
-    """A sweep before it is run.
-
-    Attributes
-    ----------
-    source : DataSource
-    folder : Path
-        The run folder.
-    space : Space
-    head, fit : HeadConfig, FitConfig
-        What is not swept.
-    config : SweepConfig
-    device : torch.device
-    scheduler : str or None
-        Of a dask cluster; None: processes of this machine.
-    """
-
-    source: DataSource
-    folder: Path
-    space: Space
-    head: HeadConfig
-    fit: FitConfig
-    config: SweepConfig
-    device: torch.device
-    scheduler: str | None = None
-
-    @property
-    def search(self) -> Literal["grid", "random", "tpe"]:
-        """The kind of search, chosen by the space where nobody said."""
-        if self.config.search != "auto":
-            return self.config.search
-        return "grid" if self.space.is_listed and self.config.trials is None else "random"
-
-    @property
-    def num_trials(self) -> int:
-        if self.search == "grid":
-            count = len(self.space.grid())
-            return count if self.config.trials is None else min(count, self.config.trials)
-        return self.config.trials or _RANDOM_TRIALS
-
-    @property
-    def jobs(self) -> int:
-        """Processes side by side; one where a GPU does the work."""
-        if self.config.jobs is not None:
-            return self.config.jobs
-        return 1 if self.device.type == "cuda" else max(1, len(os.sched_getaffinity(0)))
-
-    def settings(self) -> dict[str, Any]:
-        """What an earlier sweep in the folder must agree with."""
-        return {
-            "manifest": str(self.source.manifest_path.absolute()),
-            "cache": self.source.cache_folder.name,
-            "exemplar_key": list(self.source.exemplar_key),
-            "space": self.space.as_dict(),
-            "search": self.search,
-            "head": dataclasses.asdict(self.head),
-            "fit": dataclasses.asdict(self.fit),
-            "seed": self.config.seed,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,8 +101,8 @@ def run_sweep(
     progress = _Progress(plan, parts, [r.number for r in before], advance)
     notes: list[str] = []
     with _workers(plan) as run:
-        while asked := search.ask(_ask_for(plan)):
-            for wave in _waves(plan, asked):
+        while asked := search.ask(trials_at_once(plan)):
+            for wave in waves(plan, asked):
                 blocks = [_block(plan, trials, search.results()) for trials in wave]
                 for results, own_notes in run(blocks, progress.epochs):
                     search.tell(results)
@@ -205,100 +139,6 @@ def run_sweep(
     return SweepOutcome(best, results, shares, metrics, results_csv, notes)
 
 
-def open_search(plan: SweepPlan) -> Search:
-    """The search of a plan, with what earlier calls have found.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds a sweep with other settings, or a point cannot be trained.
-    """
-    folder = plan.folder / FOLDER
-    _agree(plan, folder / "settings.json")
-    if plan.search == "tpe":
-        search: Search = TpeSearch(
-            plan.space, folder / "study.log", count=plan.num_trials, seed=plan.config.seed
-        )
-    else:
-        points = planned_points(plan)
-        search = ListedSearch(points, Journal(folder / "trials.jsonl"))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "settings.json", plan.settings())
-    return search
-
-
-def planned_points(plan: SweepPlan) -> list[dict[str, Any]]:
-    """The points of a grid or of draws; each is checked.
-
-    Raises
-    ------
-    UsageError
-        If a point cannot be trained.
-    """
-    if plan.search == "grid":
-        points = plan.space.grid()[: plan.num_trials]
-    else:
-        points = plan.space.draws(plan.num_trials, seed=plan.config.seed)
-    for point in points:
-        configs(point, head=plan.head, fit=plan.fit)
-    return points
-
-
-def _agree(plan: SweepPlan, path: Path) -> None:
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    mine = json.loads(json.dumps(plan.settings()))
-    differing = [name for name in mine if there.get(name) != mine[name]]
-    if differing:
-        raise UsageError(
-            f"{path.parent}: holds a sweep with another {' and '.join(differing)}; choose another "
-            "--run, or --again to throw it away"
-        )
-
-
-def _ask_for(plan: SweepPlan) -> int:
-    if plan.search != "tpe":
-        return plan.num_trials
-    return plan.jobs * min(plan.config.stack or _TPE_BLOCK, MOST_MODELS)
-
-
-def _waves(plan: SweepPlan, asked: Sequence[Trial]) -> Iterator[list[list[Trial]]]:
-    """Stacks of trials, as many at a time as there are processes.
-
-    Between two waves the results are looked at, so that trials without a stack of their own
-    shape to be compared in are stopped, too.
-    """
-    shapes: dict[Any, list[Trial]] = {}
-    for trial in asked:
-        shape = shape_of(*configs(trial.point, head=plan.head, fit=plan.fit))
-        shapes.setdefault(shape, []).append(trial)
-    most = max(1, (plan.config.stack or MOST_MODELS) // plan.fit.num_seeds)
-    stacks: list[list[Trial]] = []
-    for trials in shapes.values():
-        # Trials that differ only in M are one training: they stay together.
-        ordered = sorted(trials, key=lambda t: (_member(t), t.number))
-        share = -(-len(ordered) // plan.jobs) if len(shapes) < plan.jobs else len(ordered)
-        size = min(most, share)
-        current: list[Trial] = []
-        for trial in ordered:
-            if len(current) >= size and _member(current[-1]) != _member(trial):
-                stacks.append(current)
-                current = []
-            current.append(trial)
-        stacks.append(current)
-    for start in range(0, len(stacks), plan.jobs):
-        yield stacks[start : start + plan.jobs]
-
-
-def _member(trial: Trial) -> tuple[float, ...]:
-    names = ("learning_rate", "weight_decay", "dropout")
-    return tuple(float(trial.point.get(name) or 0.0) for name in names)
-
-
 def _block(plan: SweepPlan, trials: Sequence[Trial], results: Sequence[TrialResult]) -> Block:
     past: dict[str, list[float]] = {}
     for result in results:
@@ -319,43 +159,33 @@ def _block(plan: SweepPlan, trials: Sequence[Trial], results: Sequence[TrialResu
     )
 
 
-Run = Callable[
-    [list[Block], Callable[[int], None]], Iterator[tuple[list[TrialResult], list[str]]]
-]
+Run = Callable[[list[Block], Callable[[int], None]], Iterator[tuple[list[TrialResult], list[str]]]]
 
 
-class _workers:  # noqa: N801 - used as a function
+@contextmanager
+def _workers(plan: SweepPlan) -> Iterator[Run]:
     """Where blocks are run: here, in processes, or on a cluster."""
+    if plan.scheduler:
+        with connect(plan.scheduler) as client:
+            yield _in_parallel({"backend": "dask", "client": client})
+    elif plan.jobs > 1:
+        yield _in_parallel({"backend": "loky", "n_jobs": plan.jobs})
+    else:
+        yield _run_here
 
-    def __init__(self, plan: SweepPlan) -> None:
-        self._plan = plan
-        self._client: Any = None
 
-    def __enter__(self) -> Run:
-        if self._plan.scheduler:
-            self._client = connect(self._plan.scheduler)
-        elif self._plan.jobs == 1:
-            return _run_here
-        return self._run_elsewhere
-
-    def __exit__(self, *exception: object) -> None:
-        if self._client is not None:
-            self._client.close()
-
-    def _run_elsewhere(
-        self, blocks: list[Block], told: Callable[[int], None]
+def _in_parallel(backend: dict[str, Any]) -> Run:
+    def run(
+        blocks: list[Block], told: Callable[[int], None]
     ) -> Iterator[tuple[list[TrialResult], list[str]]]:
         from joblib import Parallel, delayed, parallel_config
 
-        backend: dict[str, Any] = (
-            {"backend": "dask", "client": self._client}
-            if self._client is not None
-            else {"backend": "loky", "n_jobs": self._plan.jobs}
-        )
         with parallel_config(**backend):
             # A task is minutes long: no batches of them, and all are queued at once.
             parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
             yield from parallel(delayed(run_block)(block) for block in blocks)
+
+    return run
 
 
 def _run_here(
@@ -408,52 +238,3 @@ class _Progress:
         """Blocks are done: count their trials as a whole."""
         self._settled, self._since = self._of([r.number for r in results]), 0
         self._advance(min(self._settled, self._total), self._total)
-
-
-def plan_summary(plan: SweepPlan) -> dict[str, Any]:
-    """What a sweep would do, without doing it; plain values.
-
-    Raises
-    ------
-    UsageError
-        As :func:`open_search`.
-    """
-    folder = plan.folder / FOLDER
-    _agree(plan, folder / "settings.json")
-    notes: list[str] = []
-    stacks: int | None = None
-    largest = min(plan.config.stack or MOST_MODELS, _ask_for(plan) * plan.fit.num_seeds)
-    done = 0
-    if plan.search == "tpe":
-        if (folder / "study.log").exists():
-            done = len(open_search(plan).results())
-    else:
-        search = ListedSearch(planned_points(plan), Journal(folder / "trials.jsonl"))
-        done = len(search.results())
-        waves = [stack for wave in _waves(plan, search.ask(plan.num_trials)) for stack in wave]
-        stacks = len(waves)
-        members = [len({_member(trial) for trial in stack}) for stack in waves]
-        largest = max(members, default=0) * plan.fit.num_seeds
-        if members and largest == plan.fit.num_seeds and len(members) > 1:
-            notes.append(
-                "every trial has a shape of its own, so none train side by side; learning rate, "
-                "weight decay and dropout can vary inside a stack"
-            )
-    return {
-        "search": plan.search,
-        "trials": plan.num_trials,
-        "done": done,
-        "jobs": plan.jobs,
-        "stacks": stacks,
-        "largest_stack": largest,
-        "dimensions": {d.name: _described(d) for d in plan.space.dimensions},
-        "notes": notes,
-    }
-
-
-def _described(dimension: Dimension) -> str:
-    if dimension.choices:
-        return ", ".join("all" if value is None else str(value) for value in dimension.choices)
-    log = ", logarithmic" if dimension.log else ""
-    steps = f", {dimension.steps} steps" if dimension.steps else ""
-    return f"{dimension.low:g} .. {dimension.high:g}{log}{steps}"

@@ -229,9 +229,7 @@ def _train_group(
     advance: Callable[[int], None],
 ) -> None:
     started = time.perf_counter()
-    settings = [
-        configs(member[0].trial.point, head=block.head, fit=block.fit) for member in group
-    ]
+    settings = [configs(member[0].trial.point, head=block.head, fit=block.fit) for member in group]
     head, fit = settings[0]
     stack = Stack(
         clips.train,
@@ -318,19 +316,18 @@ def _stop_hopeless(
     return len(hopeless)
 
 
-def _result(
-    progress: _Progress, categories: Sequence[str | None], rho_average: str
-) -> TrialResult:
+def _result(progress: _Progress, categories: Sequence[str | None], rho_average: str) -> TrialResult:
     by_category: dict[str | None, list[float]] = {}
     for category, score in zip(categories, progress.scores, strict=False):
         by_category.setdefault(category, []).append(score)
     means = [float(np.mean(scores)) for scores in by_category.values()]
-    score = fisher_mean(means) if len(means) > 1 and rho_average == "fisher" else np.mean(means)
+    fisher = len(means) > 1 and rho_average == "fisher"
+    score = fisher_mean(means) if fisher else float(np.mean(means))
     return TrialResult(
         number=progress.trial.number,
         point=progress.trial.point,
         state="stopped" if progress.stopped else "done",
-        score=float(score),
+        score=score,
         per_part=tuple(progress.scores),
         best_epoch=tuple(progress.best_epoch),
         epochs=progress.epochs,

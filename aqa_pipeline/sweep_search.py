@@ -134,9 +134,7 @@ class TpeSearch:
         frozen = {t.number: t for t in self._study.get_trials(deepcopy=False)}
         for result in results:
             text = json.dumps(result.as_dict())
-            self._study._storage.set_trial_user_attr(
-                frozen[result.number]._trial_id, _RESULT, text
-            )
+            self._study._storage.set_trial_user_attr(frozen[result.number]._trial_id, _RESULT, text)
             if not math.isfinite(result.score):  # diverged: as bad as can be
                 self._study.tell(result.number, -1.0)
             elif result.state == "stopped":

@@ -257,7 +257,7 @@ def parse_space(settings: Sequence[str], file: Path | None = None) -> Space:
     given: dict[str, Dimension] = {}
     for name, value in (_read(file) if file else {}).items():
         if isinstance(value, Mapping):
-            raise UsageError(f"{file}: {name} is a table; write {name} = [..] or \"lo..hi:log\"")
+            raise UsageError(f'{file}: {name} is a table; write {name} = [..] or "lo..hi:log"')
         dimension = parse_dimension(name, value)
         given[dimension.name] = dimension
     for setting in settings:

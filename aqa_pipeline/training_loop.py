@@ -149,9 +149,7 @@ class TrainingLoop:
         num_models, count = self._fit.shape
         if self._num_views == 1:
             return torch.zeros(2, num_models, count, dtype=torch.int64, device=self._fit.device)
-        views = [
-            torch.randint(self._num_views, (2, count), generator=g) for g in self._generators
-        ]
+        views = [torch.randint(self._num_views, (2, count), generator=g) for g in self._generators]
         return torch.stack(views, dim=1).to(self._fit.device)
 
     def _draw_dropout(self) -> Tensor:

@@ -217,7 +217,9 @@ class DistributionTrunk(Trunk):
         """Log-probability of each bin, (K, B, H) -> (K, J, C, B)."""
         inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
         logits = stacked_linear(inner, self.out_weight, self.out_bias).mT  # (K, J * C, B)
-        return logits.unflatten(1, (self.num_judges, -1)).log_softmax(dim=2)
+        num_models, _, batch = logits.shape
+        by_judge = logits.reshape(num_models, self.num_judges, -1, batch)
+        return by_judge.log_softmax(dim=2)
 
     def target_log_prob(self, marks: Tensor) -> Tensor:
         """Log of the Gaussian around each mark over the bins, (K, J, B) -> (K, J, C, B)."""

@@ -24,7 +24,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from aqa_pipeline.sweep import SweepOutcome, SweepPlan
+    from aqa_pipeline.sweep import SweepOutcome
+    from aqa_pipeline.sweep_plan import SweepPlan
 
 _TRIALS_SHOWN = 10
 
@@ -174,8 +175,9 @@ def sweep(
     from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.manifest import read_manifest
     from aqa_pipeline.plan import find_cache
-    from aqa_pipeline.sweep import FOLDER, SweepPlan, run_sweep
+    from aqa_pipeline.sweep import run_sweep
     from aqa_pipeline.sweep_block import DataSource
+    from aqa_pipeline.sweep_plan import FOLDER, SweepPlan
     from aqa_pipeline.sweep_space import parse_space
 
     if (backend == "dask") != (scheduler is not None):
@@ -216,7 +218,7 @@ def sweep(
 
 
 def _show_plan(project: Project, plan: SweepPlan, as_json: bool) -> None:
-    from aqa_pipeline.sweep import plan_summary
+    from aqa_pipeline.sweep_plan import plan_summary
 
     summary = plan_summary(plan)
     if as_json:
