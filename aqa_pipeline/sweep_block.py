@@ -264,6 +264,9 @@ def _train_group(
                 for s in range(fit.num_seeds)
                 if not all(p.stopped for p in member)
             ]
+            if not rows:  # earlier waves had better ones: nobody is left
+                group = []
+                break
             if len(rows) < len(group) * fit.num_seeds:
                 group = [m for m in group if not all(p.stopped for p in m)]
                 stack.keep(rows)
