@@ -55,9 +55,9 @@ def test_the_way_to_the_leaf_and_its_gradient_equal_those_of_the_whole_tree(
 def test_a_second_gradient_is_added_to_the_first() -> None:
     tree = a_tree(1)
     root, leaf, _ = some_pairs(1, 6)
-    tree.at_leaf(root, leaf)[0].sum().backward()
+    tree.at_leaf(root, leaf)[0].sum().backward()  # type: ignore[no-untyped-call]
     once = gradients(tree)
-    tree.at_leaf(root, leaf)[0].sum().backward()
+    tree.at_leaf(root, leaf)[0].sum().backward()  # type: ignore[no-untyped-call]
     for one, two in zip(once, gradients(tree), strict=True):
         torch.testing.assert_close(two, 2 * one)
 
@@ -65,10 +65,10 @@ def test_a_second_gradient_is_added_to_the_first() -> None:
 def test_memory_that_is_used_again_holds_nothing_of_the_step_before() -> None:
     tree = a_tree(1)
     root, leaf, _ = some_pairs(1, 6)
-    tree.at_leaf(root, leaf)[1].sum().backward()
+    tree.at_leaf(root, leaf)[1].sum().backward()  # type: ignore[no-untyped-call]
     expected = gradients(tree)
     for batch in (6, 2, 6):
         tree.zero_grad()
-        tree.at_leaf(root[:, :batch], leaf[:, :batch])[1].sum().backward()
+        tree.at_leaf(root[:, :batch], leaf[:, :batch])[1].sum().backward()  # type: ignore[no-untyped-call]
     for found, wanted in zip(gradients(tree), expected, strict=True):
         torch.testing.assert_close(found, wanted)

@@ -30,7 +30,7 @@ def test_values_and_gradients_equal_autograds() -> None:
 def test_a_layer_used_twice_has_both_gradients() -> None:
     x = torch.ones(1, 2, 3)
     weight = torch.nn.Parameter(torch.ones(1, 4, 3))
-    (stacked_linear(x, weight) + 2 * stacked_linear(x, weight)).sum().backward()
+    (stacked_linear(x, weight) + 2 * stacked_linear(x, weight)).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert (weight.grad == 6).all()
 
@@ -38,6 +38,7 @@ def test_a_layer_used_twice_has_both_gradients() -> None:
 def test_a_frozen_weight_keeps_no_gradient() -> None:
     x = torch.ones(1, 2, 3, requires_grad=True)
     weight = torch.nn.Parameter(torch.ones(1, 4, 3), requires_grad=False)
-    stacked_linear(x, weight).sum().backward()
+    stacked_linear(x, weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is None
-    assert x.grad is not None and (x.grad == 4).all()
+    assert x.grad is not None
+    assert (x.grad == 4).all()

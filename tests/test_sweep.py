@@ -146,11 +146,13 @@ def test_a_stack_is_cut_when_memory_is_short_and_it_is_said(
     trials = tuple(Trial(i, point) for i, point in enumerate(planned_points(own)))
     block = Block(own.source, trials, own.head, own.fit)
     whole, notes = run_block(block)
-    assert notes == [] and {r.stack for r in whole} == {6}
+    assert notes == []
+    assert {r.stack for r in whole} == {6}
     monkeypatch.setattr(sweep_block, "largest_stack", lambda *_, **__: 3)
     cut, notes = run_block(block)
     assert {r.stack for r in cut} == {2}, "two seeds of a trial stay together"
-    assert len(notes) == 1 and notes[0].startswith("stacks of 3 models instead of 6: each takes")
+    assert len(notes) == 1
+    assert notes[0].startswith("stacks of 3 models instead of 6: each takes")
     for a, b in zip(whole, cut, strict=True):
         assert a.score == pytest.approx(b.score, abs=0.02)
 

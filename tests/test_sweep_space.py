@@ -37,9 +37,11 @@ def test_draws_lie_in_their_range_and_longer_lists_begin_alike(seed: int) -> Non
     points = space.draws(20, seed=seed)
     assert points[:5] == space.draws(5, seed=seed)
     for point in points:
-        assert isinstance(point["learning_rate"], float) and 1e-4 <= point["learning_rate"] <= 1e-2
+        assert isinstance(point["learning_rate"], float)
+        assert 1e-4 <= point["learning_rate"] <= 1e-2
         assert point["epochs"] in (3, 4, 5, 6)
-        assert isinstance(point["dropout"], float) and 0 <= point["dropout"] <= 0.5
+        assert isinstance(point["dropout"], float)
+        assert 0 <= point["dropout"] <= 0.5
         assert point["num_exemplars"] in (1, None)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.sweep_space import parse_space
+from aqa_pipeline.sweep_space import Point, parse_space
 from aqa_pipeline.sweep_trials import Journal, TrialResult, best_of, importance, results_table
 
 SPACE = parse_space(["lr=1e-4..1e-2:log", "m=5,all"])
@@ -29,7 +29,8 @@ def result(number: int, score: float, state: str = "done", rate: float = 1e-3) -
 def test_the_best_is_the_highest_of_those_that_were_not_stopped() -> None:
     results = [result(0, 0.9, "stopped"), result(1, math.nan), result(2, 0.7), result(3, 0.7)]
     best = best_of(results)
-    assert best is not None and best.number == 2
+    assert best is not None
+    assert best.number == 2
     assert best_of(results[:2]) is None
 
 
@@ -40,7 +41,8 @@ def test_a_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     journal.append([result(0, 0.25, "stopped"), result(2, math.nan)])
     first, second, third = journal.read()
     assert (first, second) == (result(0, 0.25, "stopped"), result(1, 0.5))
-    assert math.isnan(third.score) and math.isnan(third.per_part[0])
+    assert math.isnan(third.score)
+    assert math.isnan(third.per_part[0])
 
 
 def test_a_line_that_a_kill_cut_off_costs_that_line_only(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_only(tmp_path: Path) -> None
     journal.append([result(1, 0.7)])
     assert [(r.number, r.score) for r in journal.read()] == [(0, 0.5), (1, 0.7)]
     journal.path.write_bytes(b"{}\n" + whole)
-    with pytest.raises(DataError, match="trials.jsonl, line 1: damaged"):
+    with pytest.raises(DataError, match=r"trials\.jsonl, line 1: damaged"):
         journal.read()
 
 
@@ -66,7 +68,7 @@ def test_the_table_has_the_best_first_and_the_stopped_last() -> None:
 def test_importance_is_the_variance_explained() -> None:
     random = np.random.default_rng(0)
     rates = np.geomspace(1e-4, 1e-2, 40)
-    points = [
+    points: list[Point] = [
         {"learning_rate": float(rate), "num_exemplars": (5, None)[random.integers(2)]}
         for rate in rates
     ]
