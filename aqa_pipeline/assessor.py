@@ -131,12 +131,7 @@ class Assessor:
         """
         key = self.key(facts)
         difficulty = np.nan if facts.difficulty is None else facts.difficulty
-        scale, offset = (
-            float(values[0])
-            for values in self.protocol_run.labels.scale_and_offset(
-                difficulty=[difficulty], categories=[self.category(facts)]
-            )
-        )
+        scale, offset = self._label_scale(facts)
         verdicts = [jury.verdict(features, key) for jury in self._juries]
         per_head = np.concatenate([offset + scale * verdict.mean() for verdict in verdicts])
         score = float(per_head.mean())
@@ -170,6 +165,37 @@ class Assessor:
             usual_distance=self._familiarity.limit,
             features=features,
         )
+
+    def _label_scale(self, facts: ClipFacts) -> tuple[float, float]:
+        """Scale and offset of a clip's label, see :mod:`aqa_pipeline.labels`."""
+        scale, offset = self.protocol_run.labels.scale_and_offset(
+            difficulty=[np.nan if facts.difficulty is None else facts.difficulty],
+            categories=[self.category(facts)],
+        )
+        return float(scale[0]), float(offset[0])
+
+    def scale(self, facts: ClipFacts) -> float:
+        """Score points that a label point of a clip is worth."""
+        return self._label_scale(facts)[0]
+
+    def side_by_side(
+        self, a: Scored, b: Scored, facts: tuple[ClipFacts, ClipFacts]
+    ) -> float | None:
+        """How much better the heads find ``a`` than ``b`` when they see both, in points.
+
+        Each is once the query and once the exemplar, with its predicted label as the known one.
+        None for heads that do not compare and for clips with different exemplar keys.
+        """
+        if not self.protocol_run.head.is_contrastive or self.key(facts[0]) != self.key(facts[1]):
+            return None
+        scale, offset = self._label_scale(facts[0])
+        label_a, label_b = ((own.score - offset) / scale for own in (a, b))
+        deltas = [
+            jury.delta(a.features, b.features, exemplar_label=label_b)
+            - jury.delta(b.features, a.features, exemplar_label=label_a)
+            for jury in self._juries
+        ]
+        return float(scale * np.concatenate(deltas).mean() / 2)
 
     def _half_width(self, scale: float, difficulty: float) -> HalfWidth | None:
         if self._intervals is None:
@@ -221,13 +247,12 @@ class Assessor:
                     "clip out"
                 ]
             return [
-                "no interval: the run has no calibration.csv (it is older than intervals); fit "
-                "it again for one"
+                "no interval: the run folder has no calibration.csv, which `aqa fit-head` writes"
             ]
         if not np.isfinite(half.points):
             return [
                 f"no interval: {half.num_clips} clips calibrate, and one of "
-                f"{self.coverage:.0%} takes {fewest_residuals(self.coverage)}"
+                f"{100 * self.coverage:g} % takes {fewest_residuals(self.coverage)}"
             ]
         return []
 

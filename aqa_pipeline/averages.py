@@ -57,6 +57,7 @@ def average_parts(
     rhos = [row["rho"] for row in categories]
     first = measured[0][1]
     return {
+        **_intervals([metrics.get("intervals") for _, metrics in measured]),
         "method": first["method"],
         "selection": first["selection"],
         "relative_l2_range": first["relative_l2_range"],
@@ -68,6 +69,24 @@ def average_parts(
             "rho": fisher_mean(rhos) if rho_average == "fisher" else _mean(rhos),
             "relative_l2": _mean([row["relative_l2"] for row in categories]),
         },
+    }
+
+
+def _intervals(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Coverage over the test clips of all parts; nothing where a part gives no intervals."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return {}
+    inside, count = (sum(part[name] for part in known) for name in ("inside", "num_test"))
+    width = sum(part["mean_width"] * part["num_test"] for part in known) / count
+    return {
+        "intervals": {
+            "asked": known[0]["asked"],
+            "reached": inside / count,
+            "inside": inside,
+            "num_test": count,
+            "mean_width": width,
+        }
     }
 
 

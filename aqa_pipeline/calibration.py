@@ -13,19 +13,22 @@ dive of difficulty 3 may be off by twice as many points as one of 1.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.config import ScoreConfig
 from aqa_pipeline.conformal import (
     check_coverage,
     conformal_quantile,
+    coverage_spread,
     fewest_residuals,
     residuals_for_own_group,
 )
@@ -135,7 +138,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         table = pd.read_csv(path, dtype={"clip_id": str}, keep_default_na=False, na_values=[""])
         heads = table.filter(regex=f"^{_HEAD}").to_numpy(dtype=float).T
         calibration = Calibration(
-            clip_id=tuple(table["clip_id"]),
+            clip_id=tuple(table["clip_id"].fillna("")),
             per_head=np.ascontiguousarray(heads),
             **{name: table[name].to_numpy(dtype=float) for name in _COLUMNS[1:]},
         )
@@ -230,3 +233,68 @@ class Intervals:
     def fewest(self) -> int:
         """Calibrating clips from which on intervals are finite."""
         return fewest_residuals(self.coverage)
+
+
+def measure_intervals(
+    calibration: Calibration | None,
+    clips: FeatureSet,
+    predicted: FloatArray,
+    *,
+    coverage: float = ScoreConfig.coverage,
+) -> dict[str, Any] | None:
+    """How many true scores lie in a run's intervals, and how wide these are.
+
+    Parameters
+    ----------
+    calibration : Calibration or None
+        The run's.
+    clips : FeatureSet
+        With known scores.
+    predicted : ndarray of float64, shape=(N,)
+        Their predicted scores, in points.
+    coverage : float
+
+    Returns
+    -------
+    dict or None
+        ``asked`` and ``reached`` coverage, the counts behind it, and ``expected_95``: the range
+        that calibration and test draws alone would give
+        (:func:`aqa_pipeline.conformal.coverage_spread`). None where the run gives no interval.
+    """
+    if calibration is None or not len(clips):
+        return None
+    intervals = Intervals(calibration, coverage)
+    halves = [
+        intervals.half_width(scale=float(scale), difficulty=float(difficulty))
+        for scale, difficulty in zip(clips.scale, clips.difficulty, strict=True)
+    ]
+    half = np.array([own.points for own in halves])
+    if not np.isfinite(half).all():
+        return None
+    inside = int((np.abs(clips.score - predicted) <= half).sum())
+    _, low, high = coverage_spread(
+        num_residuals=len(calibration), num_clips=len(clips), coverage=coverage
+    )
+    return {
+        "asked": coverage,
+        "reached": inside / len(clips),
+        "inside": inside,
+        "num_test": len(clips),
+        "expected_95": [low, high],
+        "mean_width": float(2 * half.mean()),
+        "calibrating_clips": len(calibration),
+        "clips_with_own_difficulty": sum(own.difficulty is not None for own in halves),
+    }
+
+
+def interval_sentence(found: Mapping[str, Any]) -> str:
+    """What :func:`measure_intervals`, or an average over parts, found, in words."""
+    expected = ""
+    if "expected_95" in found:
+        low, high = (round(share * found["num_test"]) for share in found["expected_95"])
+        expected = f", {low} to {high} expected"
+    return (
+        f"{100 * found['asked']:g} % intervals: {found['inside']} of {found['num_test']} test "
+        f"scores inside ({100 * found['reached']:.0f} %{expected}), "
+        f"{found['mean_width']:.1f} points wide on average"
+    )

@@ -6,6 +6,7 @@ torch, and request and result can be sent to another process and back.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from aqa_pipeline.errors import ClipError
 from aqa_pipeline.snippets import clamp_positions, window_positions
 from aqa_pipeline.video import VideoIndex, VideoReader, read_index
 from aqa_pipeline.video_checks import check_index, check_source, check_unchanged
+
+_CHUNK_FRAMES = 64  #: that a stream hands over at once
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,21 @@ def read_clip(request: ClipRequest) -> ClipFrames:
     ClipError
         If it is no video, cannot be decoded, changes meanwhile, or has no such frames.
     """
+    try:
+        return _read_clip(request)
+    except ClipError as error:
+        raise ClipError(one_line(str(error)), stage=error.stage, detail=error.detail) from None
+
+
+def one_line(text: str) -> str:
+    """A text with whatever would break a line, or a terminal, written as an escape.
+
+    The names of files may hold anything.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _read_clip(request: ClipRequest) -> ClipFrames:
     before = check_source(request.video)
     index = read_index(request.video)
     check_index(request.video, index)
@@ -102,6 +120,12 @@ def request_positions(request: ClipRequest, index: VideoIndex) -> npt.NDArray[np
         If the clip is empty or lies outside the video altogether.
     """
     protocol, length = request.protocol, index.num_frames
+    if length < protocol.snippet_frames:
+        raise ClipError(
+            f"{request.video} has {length} frame{'s' if length > 1 else ''}; a snippet of the "
+            f"network is {protocol.snippet_frames} frames",
+            stage="window",
+        )
     start = request.start_frame or 0
     end = length if request.end_frame is None else request.end_frame
     if start >= length or end <= start:
@@ -123,3 +147,55 @@ def request_positions(request: ClipRequest, index: VideoIndex) -> npt.NDArray[np
             stage="window",
         )
     return positions
+
+
+@dataclass(frozen=True)
+class StreamHead:
+    """What comes before the frames: the stretch that there is, and the video's length."""
+
+    start_frame: int
+    end_frame: int
+    video_frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChunk:
+    """Some neighbouring frames.
+
+    Attributes
+    ----------
+    first : int
+        Position of the first of them.
+    frames : ndarray of uint8, shape=(n, crop, crop, 3)
+    pts_seconds : ndarray of float64, shape=(n,)
+    """
+
+    first: int
+    frames: npt.NDArray[np.uint8]
+    pts_seconds: npt.NDArray[np.float64]
+
+
+def stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
+    """Decode every frame of a stretch, a few at a time; first comes its :class:`StreamHead`.
+
+    Errors as :func:`read_clip`.
+    """
+    try:
+        yield from _stream_clip(request)
+    except ClipError as error:
+        raise ClipError(one_line(str(error)), stage=error.stage, detail=error.detail) from None
+
+
+def _stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
+    before = check_source(request.video)
+    index = read_index(request.video)
+    check_index(request.video, index)
+    start = request.start_frame or 0
+    end = min(index.num_frames, request.end_frame or index.num_frames)
+    yield StreamHead(start, end, index.num_frames)
+    with VideoReader(request.video, PIXEL_PRESETS[request.protocol.pixels], index=index) as reader:
+        for first in range(start, end, _CHUNK_FRAMES):
+            positions = np.arange(first, min(first + _CHUNK_FRAMES, end), dtype=np.int64)
+            window = reader.read(positions)
+            yield FrameChunk(first, window.frames, window.pts_seconds)
+    check_unchanged(request.video, before)

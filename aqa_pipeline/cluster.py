@@ -7,17 +7,20 @@ videos, the weights and the cache under the same paths.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.config import DEVICE, ExtractConfig
 from aqa_pipeline.dask_cluster import connect
+from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extract import ExtractSummary, extract, i3d_backbone
+from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone
 from aqa_pipeline.extract_plan import plan_extraction
+from aqa_pipeline.find_precision import find_precision
 from aqa_pipeline.fingerprint import Fingerprint, cache_folder
 from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.plan import fingerprint_of
@@ -43,6 +46,8 @@ class ClusterJob:
         What the machine that asks expects; a worker with other software or weights refuses.
     config : ExtractConfig
     retry_failed : bool
+    device : str
+        As a user names it; ``auto``: what each worker has.
     """
 
     manifest_path: Path
@@ -51,6 +56,7 @@ class ClusterJob:
     fingerprint: Fingerprint
     config: ExtractConfig
     retry_failed: bool = False
+    device: str = DEVICE
 
 
 def extract_on_cluster(
@@ -104,7 +110,19 @@ def extract_shard(job: ClusterJob, shard: Shard) -> ExtractSummary:
     """
     _allow_children()
     manifest = read_manifest(job.manifest_path)
-    fingerprint = fingerprint_of(manifest.protocol, weights_sha256=weights_identity(job.weights))
+    weights_sha256 = weights_identity(job.weights)
+    device = device_name(job.device)
+    precision = find_precision(
+        job.fingerprint.precision,
+        device=device,
+        manifest=manifest,
+        cache_root=job.cache_root,
+        weights=job.weights,
+        weights_sha256=weights_sha256,
+    )
+    fingerprint = fingerprint_of(
+        manifest.protocol, weights_sha256=weights_sha256, precision=precision
+    )
     differing = fingerprint.differences(job.fingerprint)
     if differing:
         raise CacheError(
@@ -119,8 +137,16 @@ def extract_shard(job: ClusterJob, shard: Shard) -> ExtractSummary:
         shard=shard,
         retry_failed=job.retry_failed,
     )
-    backbone = i3d_backbone(job.weights, manifest.protocol)
-    return extract(plan, backbone=backbone, config=job.config)
+    backbone = i3d_backbone(
+        job.weights,
+        manifest.protocol,
+        device=device,
+        precision=precision,
+        num_clips=sum(len(item.views) for item in plan.to_do),
+    )
+    workers = job.config.workers or default_workers(device)
+    config = dataclasses.replace(job.config, workers=workers)
+    return extract(plan, backbone=backbone, config=config)
 
 
 def _allow_children() -> None:

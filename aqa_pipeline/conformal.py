@@ -31,6 +31,8 @@ FloatArray = npt.NDArray[np.float64]
 #: Residuals beyond the interval, at the least, before a group is trusted with one of its own:
 #: with fewer, its width is the mood of one or two clips.
 _BEYOND = 5
+#: Clips beyond this many are thinned out where they are taken in pairs.
+_MOST_IN_PAIRS = 1500
 
 
 def check_coverage(coverage: float) -> None:
@@ -102,6 +104,30 @@ def coverage_spread(
     tail = (1 - level) / 2
     low, high = (float(inside.ppf(p)) / num_clips for p in (tail, 1 - tail))
     return float(inside.mean()) / num_clips, low, high
+
+
+def difference_errors(
+    residuals: npt.ArrayLike, *, scale_a: float = 1.0, scale_b: float = 1.0
+) -> FloatArray:
+    """Errors of a predicted difference: those of the calibrating clips, taken in pairs.
+
+    Parameters
+    ----------
+    residuals : array_like, shape=(n,)
+        Signed, true minus predicted, in label points.
+    scale_a, scale_b : float
+        Score points a label point is worth, for the first and the second clip of a pair.
+
+    Returns
+    -------
+    ndarray of float64, shape=(n * (n - 1),)
+        In score points, both orders of each pair.
+    """
+    values = np.asarray(residuals, dtype=np.float64)
+    values = values[:: max(1, -(-len(values) // _MOST_IN_PAIRS))]
+    errors = scale_a * values[:, None] - scale_b * values[None, :]
+    pairs: FloatArray = errors[~np.eye(len(values), dtype=bool)]
+    return pairs
 
 
 def _rank(count: int, coverage: float) -> int:

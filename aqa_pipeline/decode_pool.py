@@ -44,6 +44,8 @@ _ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alon
 _LOOK_SECONDS = 2.0  #: between two looks at whether a pool still works
 #: On top of the clip's time: for the start of a process, and the way there and back.
 _GRACE_SECONDS = 30.0
+#: Added to a worker's niceness: where cores are few, the network keeps them.
+_NICER = 5
 _END_SECONDS = 10.0  #: a pool that does not end in this time is left to itself
 
 
@@ -160,8 +162,10 @@ def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
     return runs
 
 
-def _tie_to_parent() -> None:
-    """End this process as soon as its parent is gone, even in the middle of a hung decode."""
+def _start_worker() -> None:
+    """Make way for the network; end as soon as the parent does, even in a hung decode."""
+    if hasattr(os, "nice"):
+        os.nice(_NICER)
     parent = parent_process()
     if parent is None:
         return
@@ -246,9 +250,15 @@ class DecodePool:
         """Decode all runs; yields clips as they are done, each lane's in order.
 
         Decoding goes on while the caller works on what it was given, never more than a
-        few clips ahead of it. A run is only asked for when a lane is free for it.
+        few clips ahead of it. A run is only asked for when a lane is free for it, the
+        first ones before this returns.
         """
         waiting = iter(runs)
+        for lane in self._lanes:
+            self._fill(lane, waiting)
+        return self._decoded(waiting)
+
+    def _decoded(self, waiting: Iterator[Sequence[DecodeTask]]) -> Iterator[Decoded]:
         while True:
             for lane in self._lanes:
                 self._fill(lane, waiting)
@@ -324,7 +334,7 @@ class DecodePool:
 
 
 def _new_pool() -> ProcessPool:
-    return ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_tie_to_parent)
+    return ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_start_worker)
 
 
 def _discard(pool: ProcessPool) -> Thread:

@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
-import torch
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aqa_pipeline.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+#: One of these is there wherever a driver is through which torch could see a GPU: NVIDIA's,
+#: NVIDIA's for Jetson, AMD's, Windows' for Linux.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/kfd", "/dev/dxg")
+
+
+def device_name(name: str) -> str:
+    """The device a user asked for, ``cpu``, ``cuda`` or ``cuda:N``; errors as :func:`find_device`.
+
+    torch is not imported where it is clear without: a finished extraction says so in a
+    second.
+    """
+    may_have_gpu = sys.platform != "linux" or any(Path(path).exists() for path in _DRIVERS)
+    if name == "cpu" or (name == "auto" and not may_have_gpu):
+        return "cpu"
+    return str(find_device(name))
+
+
+def share_cores() -> None:
+    """Let torch's threads sleep, not spin, while they wait for one another on a CPU.
+
+    A thread that spins keeps its core from whatever the other one waits for: a decoder, or
+    another program. With others at work the network is three times as fast this way; with
+    none it is as fast (docs/performance.md). Must come before torch is imported; what the
+    user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def find_device(name: str) -> torch.device:
@@ -22,6 +55,8 @@ def find_device(name: str) -> torch.device:
     SetupError
         If there is no such GPU.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

@@ -18,6 +18,7 @@ import torch
 
 from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.calibration import measure_intervals
 from aqa_pipeline.clips import Part, feature_set, load_features
 from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
 from aqa_pipeline.errors import DataError
@@ -165,6 +166,9 @@ def measure(
     if "best_relative_l2_of_any_epoch" in run.config:
         # The literature reports its best rho and its best R-l2, each of an epoch of its own.
         heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
+    intervals = measure_intervals(run.calibration, predictions.clips, ensemble)
+    if intervals is not None:
+        result["intervals"] = intervals
     by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
     if by_difficulty is not None:
         result["difficulty_alone"] = {

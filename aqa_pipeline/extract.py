@@ -12,6 +12,7 @@ Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,16 +23,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from aqa_pipeline.backbone import Backbone, Encode, i3d_backbone
 from aqa_pipeline.claims import Claims
-from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
+from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
+from aqa_pipeline.encode_stream import encode_stream
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extract_plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
 from aqa_pipeline.failures import Failure, FailureLog, read_failures
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fingerprint import ensure_cache, machine_facts
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.views import cut_view
 
 __all__ = [
@@ -49,13 +51,6 @@ _log = logging.getLogger(__name__)
 
 _CLAMPS_TOLD = 5  #: more clamped clips than this are only counted
 _POLL_SECONDS = 1.0  #: between two looks at what another process has in hand
-
-#: Frames of one clip, uint8 (window_frames, crop, crop, 3), to snippet features, float32
-#: (snippets, dim).
-Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-
-#: Loads the network; called only when there is a clip to extract.
-Backbone = Callable[[], Encode]
 
 #: Told ``(clips done, clips in all)``, failed ones included.
 Advance = Callable[[int, int], None]
@@ -93,9 +88,10 @@ class ExtractSummary:
         return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
 
 
-def default_workers() -> int:
-    """Decoding processes for this machine: the network needs most of the cores."""
-    return max(1, min(8, (os.cpu_count() or 1) // 4))
+def default_workers(device: str = "cpu") -> int:
+    """Decoding processes for this machine: the network, if it is on the CPU, needs most cores."""
+    cores = os.cpu_count() or 1
+    return max(1, min(8, cores // 4) if device == "cpu" else min(16, cores - 1))
 
 
 def extract(
@@ -142,7 +138,7 @@ def extract(
     _note_missing(plan, summary)
     advance(summary.num_done, summary.num_wanted)
     if plan.to_do:
-        _Extraction(plan, summary, config, advance).run(backbone())
+        _Extraction(plan, summary, config, advance).run(backbone)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -174,14 +170,14 @@ class _Extraction:
         self._items = {item.clip.clip_id: item for item in plan.to_do}
         self._left_to_others: list[ClipToDo] = []
         self._unwritten: list[str] = []  # keys of clips that only the writer's memory holds
-        self._writer = SegmentWriter(plan.folder, plan.fingerprint, config=config, machine=_facts())
+        ensure_cache(plan.folder, plan.fingerprint)
         self._log = FailureLog(plan.folder)
         self._claims = Claims(plan.folder)
         self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
         planned_with = plan.cache.segments if plan.cache else []
         self._known_segments = {segment.path for segment in planned_with}
 
-    def run(self, encode: Encode) -> None:
+    def run(self, backbone: Backbone) -> None:
         workers = self._config.workers or default_workers()
         timeout = self._config.clip_timeout_seconds
         to_do: Sequence[ClipToDo] = self._plan.to_do
@@ -190,14 +186,19 @@ class _Extraction:
         with (
             self._claims,
             DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,
-            self._writer,
+            contextlib.ExitStack() as stack,
         ):
+            encode: Encode | None = None
             while to_do:
                 self._left_to_others = []
-                for decoded in pool.decode(self._claimed_runs(to_do)):
-                    self._take(decoded, encode)
+                decoded = pool.decode(self._claimed_runs(to_do))
+                if encode is None:  # the first clips are decoded while it is loaded
+                    encode = backbone()
+                    writer = stack.enter_context(self._new_writer(encode))
+                for clip, features in encode_stream(decoded, self._windows, encode):
+                    self._take(clip, features, writer)
                 # Others may be waiting for what is only in memory here.
-                self._writer.flush()
+                writer.flush()
                 self._give_back()
                 to_do = self._left_to_others
                 if to_do:
@@ -265,12 +266,31 @@ class _Extraction:
             shifts=tuple(sorted({view.shift for view in item.views})),
         )
 
-    def _take(self, decoded: Decoded, encode: Encode) -> None:
+    def _windows(self, decoded: Decoded) -> list[npt.NDArray[np.uint8]]:
+        task, clip = decoded.task, decoded.clip
+        if clip is None:
+            return []
+        return [
+            cut_view(clip.frames, view, positions=task.positions, union=task.union)
+            for view in self._items[task.clip_id].views
+        ]
+
+    def _new_writer(self, encode: Encode) -> SegmentWriter:
+        machine = {**_facts(), **getattr(encode, "facts", {})}
+        plan = self._plan
+        return SegmentWriter(plan.folder, plan.fingerprint, config=self._config, machine=machine)
+
+    def _take(
+        self,
+        decoded: Decoded,
+        features: Sequence[npt.NDArray[np.float32]],
+        writer: SegmentWriter,
+    ) -> None:
         item = self._items[decoded.task.clip_id]
         try:
-            features = _encoded(decoded, item, encode)
+            row = _clip_features(decoded, item, features)
             self._unwritten.append(item.key)
-            if self._writer.add(features):
+            if writer.add(row):
                 self._give_back()
         except ClipError as error:
             failure = _failure(item.clip.clip_id, error, item, decoded.attempts)
@@ -291,15 +311,11 @@ class _Extraction:
         self._advance(self._summary.num_done, self._summary.num_wanted)
 
 
-def _encoded(decoded: Decoded, item: ClipToDo, encode: Encode) -> ClipFeatures:
+def _clip_features(
+    decoded: Decoded, item: ClipToDo, features: Sequence[npt.NDArray[np.float32]]
+) -> ClipFeatures:
     if decoded.clip is None:
         raise decoded.error or ClipError(f"{item.clip.video}: not decoded", stage="decode")
-    task, frames = decoded.task, decoded.clip.frames
-    union = task.union
-    # One view after the other: the network's batch has the same shape for all of them.
-    features = [
-        encode(cut_view(frames, view, positions=task.positions, union=union)) for view in item.views
-    ]
     return ClipFeatures(
         clip_id=item.clip.clip_id,
         source_id=item.source_id,
@@ -345,35 +361,3 @@ def _facts() -> dict[str, str | int | float | bool | None]:
     import torch
 
     return machine_facts(device="cpu", threads=torch.get_num_threads())
-
-
-def i3d_backbone(weights: Path, protocol: Protocol) -> Backbone:
-    """The fast form of I3D for a protocol's clips.
-
-    Returns
-    -------
-    callable
-        Raises SetupError when called and the weights are missing or damaged.
-    """
-    pixels = PIXEL_PRESETS[protocol.pixels]
-    index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
-
-    def load() -> Encode:
-        import torch
-
-        from aqa_pipeline.i3d import normalise
-        from aqa_pipeline.i3d_fast import fast_form
-        from aqa_pipeline.weights import load_i3d
-
-        network = fast_form(load_i3d(weights)[0])
-
-        def encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            snippets = torch.from_numpy(frames[index])  # (snippets, frames, crop, crop, 3)
-            features: npt.NDArray[np.float32] = network.features(
-                normalise(snippets, pixels)
-            ).numpy()
-            return features
-
-        return encode
-
-    return load

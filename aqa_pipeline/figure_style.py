@@ -43,7 +43,7 @@ _NAME_LENGTH = 26
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
-_STYLE: Any = {  # matplotlib's stubs want literal keys
+STYLE: Any = {  # matplotlib's stubs want literal keys
     "svg.fonttype": "none",
     "svg.hashsalt": "aqa",
     "font.size": 11,
@@ -76,7 +76,7 @@ def house_figure(height: float) -> Iterator[tuple[Figure, Axes]]:
 
     The figure must be turned into text inside the block: half of the style counts then.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         # One inch of matplotlib's SVG is 72 user units.
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         yield figure, figure.subplots()
@@ -113,6 +113,13 @@ def svg_text(figure: Figure, alt: str, key: str) -> str:
     root.set("role", "img")
     root.set("aria-label", alt)
     return ET.tostring(root, encoding="unicode")
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as a PNG picture on white, for slides and mails; twice as fine as on a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _adapt(attributes: dict[str, str], key: str) -> None:

@@ -23,6 +23,7 @@ from aqa_pipeline.figure_style import (
     ORANGE,
     house_figure,
     line_styles,
+    png_bytes,
     shortened,
     svg_text,
 )
@@ -282,48 +283,8 @@ def tree(path: TreePath, *, key: str) -> str:
     chosen leaf's interval.
     """
     layers, count = path.num_layers, len(path.leaf_prob)
-    with house_figure(66 + 31 * layers) as (figure, axes):
-        for layer in range(1, layers + 1):
-            width, row = count >> layer, (layers - layer + 0.06, 0.88)
-            prob = path.node_prob(layer)
-            axes.broken_barh(
-                [(node * width, width) for node in range(len(prob))],
-                row,
-                facecolors=[(BLUE, 0.08 + 0.62 * min(float(value), 1.0)) for value in prob],
-                edgecolors=GRID,
-                linewidths=0.6,
-            )
-            first = path.node(layer) * width
-            axes.broken_barh(
-                [(first, width)], row, facecolor="none", edgecolor=ORANGE, linewidth=1.8, zorder=3
-            )
-            # A narrow cell's number would stick out of the figure at its ends.
-            x = float(np.clip(first + width / 2, 0.06 * count, 0.94 * count))
-            axes.text(
-                x,
-                layers - layer + 0.5,
-                f"{prob[path.node(layer)]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=10,
-                zorder=5,
-            )
-        at = path.leaf + float(np.clip(path.place, 0, 1))
-        axes.plot([at], [-0.12], marker="^", markersize=7, color=ORANGE, clip_on=False, zorder=6)
-        axes.set(xlim=(0, count), ylim=(-0.3, layers))
-        axes.grid(visible=False)
-        axes.spines[["left", "bottom"]].set_visible(False)
-        step = max(1, count // 16)
-        ticks = list(range(0, count + 1, step))
-        axes.set_xticks(
-            ticks, [f"{path.edges[i]:.3g}".replace("-", "−") for i in ticks], rotation=90
-        )
-        axes.tick_params(length=0)
-        axes.set_yticks(
-            [layers - layer + 0.5 for layer in range(1, layers + 1)],
-            [f"layer {layer}" for layer in range(1, layers + 1)],
-        )
-        axes.set_xlabel("bounds of the leaves (label points)")
+    with house_figure(_tree_height(path)) as (figure, axes):
+        _draw_tree(axes, path)
         left, right = path.interval
         return svg_text(
             figure,
@@ -332,6 +293,60 @@ def tree(path: TreePath, *, key: str) -> str:
             f"from {left:.4g} to {right:.4g} label points, place {path.place:.2f}.",
             key,
         )
+
+
+def tree_png(path: TreePath) -> bytes:
+    """The same tree as a PNG picture."""
+    with house_figure(_tree_height(path)) as (figure, axes):
+        _draw_tree(axes, path)
+        return png_bytes(figure)
+
+
+def _tree_height(path: TreePath) -> float:
+    return 66 + 31 * path.num_layers
+
+
+def _draw_tree(axes: Axes, path: TreePath) -> None:
+    layers, count = path.num_layers, len(path.leaf_prob)
+    for layer in range(1, layers + 1):
+        width, row = count >> layer, (layers - layer + 0.06, 0.88)
+        prob = path.node_prob(layer)
+        axes.broken_barh(
+            [(node * width, width) for node in range(len(prob))],
+            row,
+            facecolors=[(BLUE, 0.08 + 0.62 * min(float(value), 1.0)) for value in prob],
+            edgecolors=GRID,
+            linewidths=0.6,
+        )
+        first = path.node(layer) * width
+        axes.broken_barh(
+            [(first, width)], row, facecolor="none", edgecolor=ORANGE, linewidth=1.8, zorder=3
+        )
+        # A narrow cell's number would stick out of the figure at its ends.
+        x = float(np.clip(first + width / 2, 0.06 * count, 0.94 * count))
+        axes.text(
+            x,
+            layers - layer + 0.5,
+            f"{prob[path.node(layer)]:.2f}",
+            ha="center",
+            va="center",
+            fontsize=10,
+            zorder=5,
+        )
+    at = path.leaf + float(np.clip(path.place, 0, 1))
+    axes.plot([at], [-0.12], marker="^", markersize=7, color=ORANGE, clip_on=False, zorder=6)
+    axes.set(xlim=(0, count), ylim=(-0.3, layers))
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    step = max(1, count // 16)
+    ticks = list(range(0, count + 1, step))
+    axes.set_xticks(ticks, [f"{path.edges[i]:.3g}".replace("-", "−") for i in ticks], rotation=90)
+    axes.tick_params(length=0)
+    axes.set_yticks(
+        [layers - layer + 0.5 for layer in range(1, layers + 1)],
+        [f"layer {layer}" for layer in range(1, layers + 1)],
+    )
+    axes.set_xlabel("bounds of the leaves (label points)")
 
 
 def rho_intervals(rows: Mapping[str, tuple[float, float, float]], *, key: str) -> str:

@@ -1,9 +1,10 @@
 """What a cached feature depends on, as one short name.
 
-Two extractions with equal fingerprints give equal numbers (bit for bit on one CPU, to
-a stated tolerance elsewhere), so their features may lie in one folder. Everything that
-changes the numbers is part of the fingerprint; everything that should not (the machine,
-the version of torch) is only recorded, and a difference there is worth a warning.
+Two extractions with equal fingerprints give equal numbers (bit for bit on one CPU with
+one version of the program, to 1e-4 of the largest elsewhere), so their features may lie in
+one folder. Everything that changes the numbers is part of the fingerprint; everything that
+should not (the machine, the version of torch) is only recorded, and a difference there is
+worth a warning.
 
 Not part of it: which clips and which views a cache holds. Those can grow.
 """
@@ -30,7 +31,8 @@ FORMAT_VERSION = 1
 FILE_NAME = "fingerprint.json"
 
 #: Raise by one in the commit that makes decoding, resizing, cropping or the network
-#: compute other numbers from the same settings. Old caches then no longer match.
+#: compute other numbers from the same settings, beyond rounding (1e-4 of the largest
+#: feature). Old caches then no longer match.
 ARITHMETIC_VERSION = 1
 
 #: JSON values only, so that facts can be written as they are.

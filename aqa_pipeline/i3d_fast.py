@@ -18,10 +18,24 @@ pool without a copy    SAME adds ``before`` positions in front, which torch's ow
                        padding does, and what it adds behind is what ``ceil_mode``
                        adds; both ignore the added positions
 ReLU in place          nobody reads the map before it
+no joining copy        the four branches of a Mixed block write, through their ReLU,
+                       into their channels of its output
+1x1x1 as pictures      torch's convolution of pictures is quicker than its
+                       convolution of volumes, and a kernel of one position cannot
+                       tell them apart
+a snippet at a time    through the layers with large maps, which then stay near the
+                       cache and use the same memory again; nothing crosses snippets
+Winograd               the large 3x3x3 convolutions with a quarter of the
+                       multiplications, :mod:`aqa_pipeline.winograd`; float32 only
 =====================  ==========================================================
+
+What each of them gives is in docs/performance.md. Tried and left out, because they were
+no quicker: see there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +50,7 @@ from aqa_pipeline.i3d import (
     pad_same,
     same_padding,
 )
+from aqa_pipeline.winograd import Scratch, WinogradConv
 
 
 @torch.no_grad()
@@ -75,6 +90,27 @@ def join(units: list[Unit]) -> nn.Conv3d:
     return conv
 
 
+def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """``conv(x)``; a 1x1x1 kernel runs as a convolution of pictures, T x H by W.
+
+    Parameters
+    ----------
+    conv : nn.Conv3d
+    x : Tensor, shape=(N, in, T, H, W)
+
+    Returns
+    -------
+    Tensor, shape=(N, out, T', H', W')
+    """
+    if conv.kernel_size != (1, 1, 1):
+        y: Tensor = conv(x)
+        return y
+    n, c, t, h, w = x.shape
+    pictures = x.permute(0, 2, 3, 4, 1).reshape(n, t * h, w, c).permute(0, 3, 1, 2)
+    pictures = F.conv2d(pictures, conv.weight[..., 0], conv.bias)  # (N, out, T * H, W)
+    return pictures.permute(0, 2, 3, 1).reshape(n, t, h, w, -1).permute(0, 4, 1, 2, 3)
+
+
 def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """SAME max pool of a channels-last map in two steps, space then time.
 
@@ -108,57 +144,86 @@ def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> 
     return frames.permute(0, 2, 3, 1).reshape(n, -1, h, w, c).permute(0, 4, 1, 2, 3)
 
 
+#: The layers with large maps take so many pixels (frames x height x width) at once on a CPU:
+#: one snippet of 224 x 224. Maps then stay near the cache, and their memory is used again
+#: instead of being asked for, and cleared, anew.
+_LARGE_MAPS_PIXELS = 16 * 224 * 224
+
+
+class ReluConv(nn.Module):
+    """A folded unit: convolution, then ReLU in place or into ``out``."""
+
+    def __init__(self, units: list[Unit]) -> None:
+        super().__init__()
+        self.conv = join(units)
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """As :meth:`aqa_pipeline.winograd.WinogradConv.forward`."""
+        y = convolve(self.conv, x)
+        if out is None:
+            return y.relu_()
+        torch.clamp_min(y.permute(0, 2, 3, 4, 1), 0, out=out)
+        return out.permute(0, 4, 1, 2, 3)
+
+
+def large_conv(unit: Unit, scratch: Scratch | None) -> nn.Module:
+    """A 3x3x3 unit with many channels; without scratch memory a direct convolution."""
+    return WinogradConv(*fold(unit), scratch) if scratch else ReluConv([unit])
+
+
 class FastMixed(nn.Module):
     """A Mixed block with the three 1x1x1 convolutions on its input joined."""
 
-    def __init__(self, mixed: Mixed) -> None:
+    def __init__(self, mixed: Mixed, scratch: Scratch | None = None) -> None:
         super().__init__()
         self.widths = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1a, mixed.b2a)]
+        self.ends = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1b, mixed.b2b, mixed.b3)]
         self.joined = join([mixed.b0, mixed.b1a, mixed.b2a])
-        self.b1b = join([mixed.b1b])
-        self.b2b = join([mixed.b2b])
-        self.b3 = join([mixed.b3])
+        self.b1b = large_conv(mixed.b1b, scratch)
+        self.b2b = ReluConv([mixed.b2b])
+        self.b3 = ReluConv([mixed.b3])
 
     def forward(self, x: Tensor) -> Tensor:
-        b0, b1, b2 = self.joined(x).relu_().split(self.widths, dim=1)
-        b3 = max_pool(x, kernel=(3, 3), stride=(1, 1))
-        branches = (b0, self.b1b(b1).relu_(), self.b2b(b2).relu_(), self.b3(b3).relu_())
-        return torch.cat(branches, dim=1)  # (N, b0 + b1b + b2b + b3, T, H, W)
+        n, _, t, h, w = x.shape
+        out = x.new_empty(n, t, h, w, sum(self.ends))
+        to_b0, to_b1, to_b2, to_b3 = torch.split(out, self.ends, dim=-1)
+        b0, b1, b2 = torch.split(convolve(self.joined, x), self.widths, dim=1)
+        torch.clamp_min(b0.permute(0, 2, 3, 4, 1), 0, out=to_b0)
+        self.b1b(b1.relu_(), to_b1)
+        self.b2b(b2.relu_(), to_b2)
+        self.b3(max_pool(x, kernel=(3, 3), stride=(1, 1)), to_b3)
+        return out.permute(0, 4, 1, 2, 3)  # (N, b0 + b1b + b2b + b3, T, H, W)
 
 
 class FastI3D(nn.Module):
     """Inference only; made by :func:`fast_form`."""
 
-    def __init__(self, model: I3D) -> None:
+    def __init__(self, model: I3D, *, winograd: bool) -> None:
         super().__init__()
-        self.conv_1a = join([model.conv_1a])
-        self.conv_2b = join([model.conv_2b])
-        self.conv_2c = join([model.conv_2c])
-        self.mixed_3b = FastMixed(model.mixed_3b)
-        self.mixed_3c = FastMixed(model.mixed_3c)
-        self.mixed_4b = FastMixed(model.mixed_4b)
-        self.mixed_4c = FastMixed(model.mixed_4c)
-        self.mixed_4d = FastMixed(model.mixed_4d)
-        self.mixed_4e = FastMixed(model.mixed_4e)
-        self.mixed_4f = FastMixed(model.mixed_4f)
-        self.mixed_5b = FastMixed(model.mixed_5b)
-        self.mixed_5c = FastMixed(model.mixed_5c)
+        scratch = Scratch() if winograd else None
+        self.conv_1a = ReluConv([model.conv_1a])
+        self.conv_2b = ReluConv([model.conv_2b])
+        self.conv_2c = large_conv(model.conv_2c, scratch)
+        self.mixed_3b = FastMixed(model.mixed_3b, scratch)
+        self.mixed_3c = FastMixed(model.mixed_3c, scratch)
+        self.mixed_4b = FastMixed(model.mixed_4b, scratch)
+        self.mixed_4c = FastMixed(model.mixed_4c, scratch)
+        self.mixed_4d = FastMixed(model.mixed_4d, scratch)
+        self.mixed_4e = FastMixed(model.mixed_4e, scratch)
+        self.mixed_4f = FastMixed(model.mixed_4f, scratch)
+        self.mixed_5b = FastMixed(model.mixed_5b, scratch)
+        self.mixed_5c = FastMixed(model.mixed_5c, scratch)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def feature_map(self, x: Tensor) -> Tensor:
         """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
         check_input(x)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
-        x = self.conv_1a(x).relu_()  # (N, 64, 8, 112, 112)
-        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
-        x = self.conv_2b(x).relu_()
-        x = self.conv_2c(x).relu_()  # (N, 192, 8, 56, 56)
-        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
-        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
-        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
-        x = max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
+        at_once = snippets_at_once(*x.shape[2:]) if x.device.type == "cpu" else len(x)
+        return self._feature_map(torch.split(x, at_once))
+
+    def _feature_map(self, parts: Iterable[Tensor]) -> Tensor:
+        x = torch.cat([self._large_maps(part) for part in parts])
         x = self.mixed_4b(x)  # (N, 512, 4, 14, 14)
         x = self.mixed_4c(x)
         x = self.mixed_4d(x)
@@ -168,6 +233,18 @@ class FastI3D(nn.Module):
         x = self.mixed_5b(x)
         last_map: Tensor = self.mixed_5c(x)  # (N, 1024, 2, 7, 7)
         return last_map
+
+    def _large_maps(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)
+        x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 64, 8, 56, 56)
+        x = self.conv_2b(x)
+        x = self.conv_2c(x)  # (N, 192, 8, 56, 56)
+        x = max_pool(x, kernel=(1, 3), stride=(1, 2))  # (N, 192, 8, 28, 28)
+        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
+        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
+        return max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
 
     def features(self, x: Tensor) -> Tensor:
         """One vector a snippet, as :meth:`aqa_pipeline.i3d.I3D.features`.
@@ -181,13 +258,42 @@ class FastI3D(nn.Module):
         -------
         Tensor, shape=(N, 1024)
         """
-        return self.feature_map(x).mean(dim=(2, 3, 4))
+        return _pooled(self.feature_map(x))
+
+    @torch.inference_mode()
+    def features_of_parts(self, parts: Iterable[Tensor]) -> Tensor:
+        """:meth:`features` of snippets that are made when they are asked for, a few at a time.
+
+        Parameters
+        ----------
+        parts : iterable of Tensor, shape=(n, 3, T, H, W)
+            See :func:`snippets_at_once` for n.
+
+        Returns
+        -------
+        Tensor, shape=(sum of n, 1024)
+        """
+        return _pooled(self._feature_map(parts))
 
 
-def fast_form(model: I3D) -> FastI3D:
+def _pooled(last_map: Tensor) -> Tensor:
+    # Summed in float32 also where the map is in half precision.
+    return last_map.mean(dim=(2, 3, 4), dtype=torch.float32)
+
+
+def snippets_at_once(frames: int, height: int, width: int) -> int:
+    """How many snippets of a size go through the layers with large maps together on a CPU."""
+    return max(1, _LARGE_MAPS_PIXELS // (frames * height * width))
+
+
+def fast_form(model: I3D, *, winograd: bool = True) -> FastI3D:
     """The quick form of a trained network; later changes of ``model`` do not reach it.
 
-    On two cores about twice as fast as ``model`` (10 snippets of 16 frames, at 112 and at
-    224 pixels).
+    Parameters
+    ----------
+    model : I3D
+    winograd : bool
+        Off for a GPU, whose own library chooses among such algorithms, and for anything
+        but float32. Costs four times the memory of the kernels, 150 MB in all.
     """
-    return FastI3D(model)
+    return FastI3D(model, winograd=winograd)

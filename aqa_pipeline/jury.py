@@ -59,7 +59,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class _Panel:
-    """The exemplars of one group on the device: half (K, H, M), label (K, M)."""
+    """The exemplars of one group on the device: half (K, M, H), label (K, M)."""
 
     rows: npt.NDArray[np.int64]
     half: Tensor
@@ -128,6 +128,34 @@ class Jury:
                 label, leaf = head.direct_value(clip)
         return Verdict(rows, fallback, label.cpu().numpy(), leaf.cpu().numpy())
 
+    def delta(
+        self,
+        query: npt.NDArray[np.float32],
+        exemplar: npt.NDArray[np.float32],
+        *,
+        exemplar_label: float,
+    ) -> npt.NDArray[np.float64]:
+        """How much better each head finds one clip than another (contrastive heads).
+
+        Parameters
+        ----------
+        query, exemplar : ndarray of float32, shape=(S, D)
+        exemplar_label : float
+            Known or predicted, in label points (Eq. 4 takes it as an input).
+
+        Returns
+        -------
+        ndarray of float64, shape=(K,), in label points
+        """
+        head = self.run.head
+        assert isinstance(head, Head)
+        a, b = (torch.from_numpy(clip[None]).to(head.device) for clip in (query, exemplar))
+        label = torch.full((head.num_models, 1), exemplar_label, dtype=torch.float64)
+        with torch.no_grad():
+            root = head.root(head.halves(a).query, head.halves(b).exemplar, label.to(head.device))
+            difference: npt.NDArray[np.float64] = head.trunk.value(root)[0][:, 0].cpu().numpy()
+        return difference
+
     def _panel(self, rows: npt.NDArray[np.int64]) -> _Panel:
         group = int(self._groups[rows[0]])
         if group not in self._panels:
@@ -143,13 +171,13 @@ class Jury:
 
 def _compare(head: Head, clip: Tensor, panel: _Panel) -> tuple[Tensor, Tensor]:
     """Votes of every exemplar of a panel on one clip: labels and leaves, (K, M) each."""
-    query_half = head.halves(clip).query  # (K, H, 1)
+    query_half = head.halves(clip).query  # (K, 1, H)
     labels, leaves = [], []
     for start in range(0, len(panel.rows), _PAIRS_PER_PASS):
         part = slice(start, start + _PAIRS_PER_PASS)
-        half, label = panel.half[:, :, part], panel.label[:, part]
+        half, label = panel.half[:, part], panel.label[:, part]
         delta, leaf = head.trunk.value(
-            head.root(query_half.expand(-1, -1, half.shape[2]), half, label)
+            head.root(query_half.expand(-1, half.shape[1], -1), half, label)
         )
         labels.append(label + delta)
         leaves.append(leaf)

@@ -19,12 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aqa_pipeline.stacked_linear import (
-    fresh_grad,
-    give_grad,
-    write_bias_grad,
-    write_weight_grad,
-)
+from aqa_pipeline.stacked_linear import bias_gradient, gradient, weight_gradient
 
 
 def leaf_path(
@@ -123,14 +118,16 @@ class _LeafPath(torch.autograd.Function):
         leaf_weight, leaf_bias, weights, biases = ctx.parameters
         hidden = ctx.shape[2]
         log_prob_grad, place_grad = log_prob_grad.flatten(), place_grad.flatten()
-        leaf_weight_grad = fresh_grad(leaf_weight).zero_()
-        leaf_weight_grad.view(-1, hidden).index_add_(
-            0, leaf_row, features[-1] * place_grad.unsqueeze(1)
-        )
-        give_grad(leaf_weight, leaf_weight_grad)
-        leaf_bias_grad = fresh_grad(leaf_bias).zero_()
-        leaf_bias_grad.view(-1).index_add_(0, leaf_row, place_grad)
-        give_grad(leaf_bias, leaf_bias_grad)
+
+        def write_leaf_weight(out: Tensor) -> None:
+            of_pairs = features[-1] * place_grad.unsqueeze(1)
+            out.zero_().view(-1, hidden).index_add_(0, leaf_row, of_pairs)
+
+        def write_leaf_bias(out: Tensor) -> None:
+            out.zero_().view(-1).index_add_(0, leaf_row, place_grad)
+
+        of_leaves = gradient(leaf_weight, write_leaf_weight), gradient(leaf_bias, write_leaf_bias)
+        of_layers: list[Tensor | None] = []  # from the last layer up: bias, weight
         grad = weight_row * place_grad.unsqueeze(1)  # (K * B, H)
         for layer in reversed(range(len(weights))):
             row, side, longest = ctx.places[layer]
@@ -144,7 +141,7 @@ class _LeafPath(torch.autograd.Function):
             out_grad[row, 2 * hidden] = -turned * step
             out_grad[row, 2 * hidden + 1] = turned * step
             out_grad = out_grad.view(-1, longest, 2 * hidden + 2)
-            write_weight_grad(weight, out_grad, inputs[layer])
-            write_bias_grad(biases[layer], out_grad)
+            of_layers.append(bias_gradient(biases[layer], out_grad))
+            of_layers.append(weight_gradient(weight, out_grad, inputs[layer]))
             grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1)[row]
-        return grad.view(ctx.shape), *(None,) * (3 + 2 * len(weights))
+        return grad.view(ctx.shape), None, *of_leaves, *reversed(of_layers)

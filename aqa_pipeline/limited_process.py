@@ -10,6 +10,7 @@ module, so that a notebook or a script of three lines can use it as it is.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -104,7 +105,8 @@ class LimitedProcess:
                 self._receive(_START_SECONDS)
                 self._is_ready = True
             assert self._connection is not None
-            self._connection.send((work, argument, is_stream))
+            # Paths are meant from where the caller is by now.
+            self._connection.send((os.getcwd(), work, argument, is_stream))
             while True:
                 kind, value = self._receive(self._seconds)
                 if kind == Answer.ITEM:

@@ -42,10 +42,11 @@ def main(handle: int, memory_bytes: int) -> None:
     connection.send((Answer.READY, None))
     while True:
         try:
-            work, argument, is_stream = connection.recv()
+            folder, work, argument, is_stream = connection.recv()
         except EOFError:
             return
         try:
+            os.chdir(folder)
             for item in work(argument) if is_stream else _once(work, argument):
                 connection.send((Answer.ITEM, item))
             connection.send((Answer.END, None))

@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aqa_pipeline import __version__
+from aqa_pipeline.calibration import interval_sentence
 from aqa_pipeline.case_study import Case, cases, rescore
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.files import write_text_atomically
@@ -281,6 +282,8 @@ def _notes(record: RunRecord) -> list[str]:
             f"{exemplars['clips_with_nearest_key']} test clips have no exemplar of their {key}; "
             "the nearest one voted."
         )
+    if record.metrics.get("intervals"):
+        notes.append(f"{interval_sentence(record.metrics['intervals'])}.")
     return notes
 
 

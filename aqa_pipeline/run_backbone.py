@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from aqa_pipeline.backbone import Encode, i3d_backbone
+from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.exchange import imported_fingerprint
-from aqa_pipeline.extract import Encode, i3d_backbone
-from aqa_pipeline.plan import BACKBONE_DIM, fingerprint_of
+from aqa_pipeline.plan import fingerprint_of
+from aqa_pipeline.precision import FLOAT32, PRECISIONS
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.weights import find_weights, weights_identity
 
+_log = logging.getLogger(__name__)
 
-def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
+
+def load_backbone(
+    runs: Sequence[Run],
+    weights: Path | None = None,
+    *,
+    protocol: Protocol | None = None,
+    device: str = "cpu",
+) -> Encode:
     """Load the backbone of a run, or of the runs of its categories and folds.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    weights : Path or None
+        As for :func:`backbone_weights`, with its errors.
+    protocol : Protocol or None
+        How a window is cut into snippets; None: as the run says.
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    CacheError
+        Also if the features were cut in another way than the run's protocol says.
+    """
+    path = backbone_weights(runs, weights)
+    run = runs[0]
+    precision = _precision(run)
+    if device == "cpu" and precision != FLOAT32:
+        _log.warning(
+            "%s: its features were made in %s on a GPU; here they are made in float32, which "
+            "differs in the third digit",
+            run.folder,
+            precision,
+        )
+        precision = FLOAT32
+    return i3d_backbone(path, protocol or run.protocol, device=device, precision=precision)()
+
+
+def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
+    """The weights that made the features of a run, or of the runs of its categories and folds.
 
     Parameters
     ----------
@@ -25,8 +68,7 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
     Raises
     ------
     CacheError
-        If the features came from another program, from other weights, or were cut in another
-        way than the run's protocol says.
+        If the features came from another program or from other weights.
     SetupError
         If there are no weights, or they are damaged.
     """
@@ -44,7 +86,6 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
             f"{run.folder}: its features were imported, not extracted here, so no video can be "
             "turned into such features; score clips of its manifest with `aqa evaluate`"
         )
-    _check_settings(run)
     path = weights or own_weights(run) or find_weights()
     found = weights_identity(path)
     if found != wanted:
@@ -52,24 +93,28 @@ def load_backbone(runs: Sequence[Run], weights: Path | None = None) -> Encode:
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return i3d_backbone(path, run.protocol)()
+    return path
 
 
 def own_weights(run: Run) -> Path | None:
     """Weights that lie in the run folder (of a fine-tuned backbone), or None."""
-    name = run.config.get("backbone")
-    return run.folder / name if isinstance(name, str) and name else None
+    name = run.config["cache"].get("weights_file")
+    return run.folder / name if name else None
 
 
-def _check_settings(run: Run) -> None:
-    """Whether the protocol in the run folder is how the features were made."""
-    if run.exemplars.features.shape[2] != BACKBONE_DIM:
-        return  # a network of a test
-    wanted = run.config["cache"]["fingerprint_sha256"]
-    here = fingerprint_of(run.protocol, weights_sha256=run.config["cache"]["weights_sha256"])
-    if here.sha256 != wanted:
-        raise CacheError(
-            f"{run.folder}: its features ({run.config['cache']['folder']}) were extracted with "
-            "other settings than its protocol says or this program uses; extract and fit again "
-            "to score videos with it"
+def _precision(run: Run) -> str:
+    """What the features were computed in, if the run's protocol is how they were made.
+
+    The run folder holds the hash of their fingerprint, and the protocol has all of it but this.
+    """
+    cache = run.config["cache"]
+    for precision in PRECISIONS:
+        here = fingerprint_of(
+            run.protocol, weights_sha256=cache["weights_sha256"], precision=precision
         )
+        if here.sha256 == cache["fingerprint_sha256"]:
+            return precision
+    raise CacheError(
+        f"{run.folder}: its features ({cache['folder']}) were extracted with other settings than "
+        "its protocol says or this program uses; extract and fit again to score videos with it"
+    )

@@ -18,7 +18,8 @@ A prediction is the one that ``aqa evaluate`` makes for the same clip, to the bi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,18 +28,19 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, read_clip
+from aqa_pipeline.backbone import Backbone, Encode
+from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, one_line, read_clip, stream_clip
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.extract import Encode
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import load_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
+from aqa_pipeline.slide import Slid, slide, snippet_protocol
 
 
 class Scorer:
@@ -49,8 +51,11 @@ class Scorer:
     runs : sequence of Run
         See :func:`aqa_pipeline.run_folder.run_folders`.
     encode : callable
-        The backbone, see :data:`aqa_pipeline.extract.Encode`.
+        The backbone, see :data:`aqa_pipeline.backbone.Encode`.
     config : ScoreConfig
+    snippet_backbone : callable or None
+        Loads the backbone for snippets that do not overlap
+        (:func:`aqa_pipeline.slide.snippet_protocol`); only :meth:`slide` needs it.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class Scorer:
         encode: Encode,
         *,
         config: ScoreConfig = ScoreConfig(),  # noqa: B008 - frozen
+        snippet_backbone: Backbone | None = None,
     ) -> None:
         check_coverage(config.coverage)
         self.config, self.encode = config, encode
+        self._snippet_backbone = snippet_backbone
         self._assessors: dict[str, Assessor] = {}
         for category in dict.fromkeys(_part(run).category or "" for run in runs):
             own = [run for run in runs if (_part(run).category or "") == category]
@@ -110,7 +117,15 @@ class Scorer:
         found = find_device(device)
         runs = [read_run(own, device=found) for own in run_folders(folder)]
         check_coverage(coverage)
-        scorer = cls(runs, load_backbone(runs, weights), config=config)
+        snippets = snippet_protocol(runs[0].protocol)
+        scorer = cls(
+            runs,
+            load_backbone(runs, weights, device=str(found)),
+            config=config,
+            snippet_backbone=lambda: load_backbone(
+                runs, weights, protocol=snippets, device=str(found)
+            ),
+        )
         scorer._reader.start()
         return scorer
 
@@ -118,6 +133,11 @@ class Scorer:
     def categories(self) -> tuple[str, ...]:
         """Categories with heads of their own; one empty text where there are none."""
         return tuple(self._assessors)
+
+    @property
+    def any_run(self) -> Run:
+        """One of the runs, for what all of them agree in."""
+        return next(iter(self._assessors.values())).protocol_run
 
     def runs(self, category: str = "") -> list[Run]:
         """The runs that score a category: one, or one a fold.
@@ -192,13 +212,61 @@ class Scorer:
         request = self.request(
             video, start_frame=start_frame, end_frame=end_frame, category=category
         )
-        try:
+        with _naming(request.video):
             clip: ClipFrames = self._reader.call(read_clip, request)
-        except ClipError as error:
-            if error.stage in ("timeout", "worker"):  # the process does not know of what
-                raise ClipError(f"{video}: {error}", stage=error.stage) from None
-            raise
         return clip
+
+    def slide(
+        self,
+        video: str | Path,
+        *,
+        stride: int = ScoreConfig.stride_frames,
+        start_frame: int | None = None,
+        end_frame: int | None = None,
+        category: str = "",
+        difficulty: float | None = None,
+        columns: Mapping[str, str] | None = None,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Slid:
+        """Score every window of a long video, which is decoded once, in bounded memory.
+
+        Parameters
+        ----------
+        video : str or Path
+        stride : int
+            Frames from one window to the next.
+        start_frame, end_frame : int or None
+            Half-open stretch of the video; None: all of it.
+        category, difficulty, columns
+            As :meth:`score`; the same for every window.
+        advance : callable
+            Told ``(windows done, windows in all)``.
+
+        Raises
+        ------
+        ClipError
+            If the video cannot be read.
+        UsageError
+            If the video is shorter than a window, or the run has none of a fixed length.
+        """
+        assessor = self.assessor(category)
+        facts = ClipFacts(category, difficulty, columns or {})
+        assessor.key(facts)
+        request = self.request(
+            video, start_frame=start_frame, end_frame=end_frame, category=category
+        )
+        if self._snippet_backbone is None:
+            raise UsageError("this scorer was made without a backbone for single snippets")
+        with _naming(request.video):
+            return slide(
+                self._reader.stream(stream_clip, request),
+                assessor,
+                self._snippet_backbone(),
+                request=request,
+                facts=facts,
+                stride=stride,
+                advance=advance,
+            )
 
     def score_frames(
         self,
@@ -285,6 +353,18 @@ class Scorer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _naming(video: Path) -> Iterator[None]:
+    """The decoding process does not know of which video it died."""
+    try:
+        yield
+    except ClipError as error:
+        if error.stage in ("timeout", "worker"):
+            sentence = one_line(f"{video}: {error}")
+            raise ClipError(sentence, stage=error.stage) from None
+        raise
 
 
 def _part(run: Run) -> Part:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from aqa_pipeline.stacked_linear import write_in_place
+
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 
@@ -37,6 +39,7 @@ class StackedAdam:
         weight_decays: Sequence[float],
     ) -> None:
         self._parameters = list(parameters)
+        write_in_place(self._parameters)
         self._settings = list(zip(learning_rates, weight_decays, strict=True))
         self._mean = [torch.zeros_like(p) for p in self._parameters]
         self._square = [torch.zeros_like(p) for p in self._parameters]

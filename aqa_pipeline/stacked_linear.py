@@ -1,9 +1,10 @@
-"""Linear layers side by side, whose gradients are written where the last ones were.
+"""Linear layers side by side, whose gradients may be written where the last ones were.
 
 A step at batch 4 is bound by memory, not by arithmetic: a gradient that autograd puts into
 fresh memory costs two to three times the product that makes it, and one in another order than
-its weight is copied on top. Here the product is written straight into a buffer that a
-parameter keeps; otherwise the functions behave as autograd does (a second gradient is added).
+its weight is copied on top. Parameters that :func:`write_in_place` has marked keep a buffer
+that their gradients are written into; with all others the functions behave as autograd does,
+so that hooks (several processes that share their gradients) and other graphs work.
 
 Conventions
 -----------
@@ -15,10 +16,20 @@ B, I, O
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def write_in_place(parameters: Iterable[nn.Parameter]) -> None:
+    """Let gradients of these parameters be written into memory that they keep.
+
+    For an optimiser that owns them: ``.grad`` is overwritten by the next step's gradient.
+    """
+    for parameter in parameters:
+        parameter._grad_buffer = None  # type: ignore[attr-defined]
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,46 +61,58 @@ class _StackedLinear(torch.autograd.Function):
         return torch.baddbmm(bias.view(-1, *bias.shape[-2:]).mT, x, by_layer.mT)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        grad = grad.contiguous()
-        write_weight_grad(ctx.weight, grad, ctx.x)
-        if ctx.bias is not None:
-            write_bias_grad(ctx.bias, grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        grad, weight = grad.contiguous(), ctx.weight
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = torch.bmm(grad, ctx.weight.view(-1, *ctx.weight.shape[-2:]))
-        return x_grad, None, None
+            x_grad = torch.bmm(grad, weight.view(-1, *weight.shape[-2:]))
+        bias_grad = None if ctx.bias is None else bias_gradient(ctx.bias, grad)
+        return x_grad, weight_gradient(weight, grad, ctx.x), bias_grad
 
 
-def write_weight_grad(weight: Tensor, out_grad: Tensor, x: Tensor) -> None:
-    """Give a weight its gradient, ``out_grad.T @ x``; shapes (N, B, O) and (N, B, I)."""
-    buffer = fresh_grad(weight)
-    torch.bmm(out_grad.mT, x, out=buffer.view(-1, *weight.shape[-2:]))
-    give_grad(weight, buffer)
+def weight_gradient(weight: Tensor, out_grad: Tensor, x: Tensor) -> Tensor | None:
+    """``out_grad.T @ x``, of shapes (N, B, O) and (N, B, I); see :func:`gradient`."""
+
+    def write(out: Tensor) -> None:
+        torch.bmm(out_grad.mT, x, out=out.view(-1, *weight.shape[-2:]))
+
+    return gradient(weight, write)
 
 
-def write_bias_grad(bias: Tensor, out_grad: Tensor) -> None:
-    """Give a bias its gradient, the sum over the batch; shape (N, B, O)."""
-    buffer = fresh_grad(bias)
-    torch.sum(out_grad, dim=1, out=buffer.view(len(out_grad), -1))
-    give_grad(bias, buffer)
+def bias_gradient(bias: Tensor, out_grad: Tensor) -> Tensor | None:
+    """The sum over the batch, of shape (N, B, O); see :func:`gradient`."""
+
+    def write(out: Tensor) -> None:
+        torch.sum(out_grad, dim=1, out=out.view(len(out_grad), -1))
+
+    return gradient(bias, write)
 
 
-def fresh_grad(parameter: Tensor) -> Tensor:
-    """Memory for a gradient of a parameter; hand it back with :func:`give_grad`."""
-    if parameter.grad is None:
-        kept: Tensor | None = getattr(parameter, "_grad_buffer", None)
-        if kept is not None and kept.shape == parameter.shape:
-            return kept
-    return torch.empty_like(parameter, memory_format=torch.contiguous_format)
+def gradient(parameter: Tensor, write: Callable[[Tensor], None]) -> Tensor | None:
+    """What a backward function returns for a parameter.
 
+    Parameters
+    ----------
+    parameter : Tensor
+    write : callable
+        Writes the gradient into a contiguous tensor of the parameter's shape.
 
-def give_grad(parameter: Tensor, grad: Tensor) -> None:
-    """Set a parameter's gradient, or add to it."""
+    Returns
+    -------
+    Tensor or None
+        None where the gradient is not wanted, or has been put in its place already.
+    """
     if not parameter.requires_grad:
-        return
+        return None
+    in_place = hasattr(parameter, "_grad_buffer")
+    kept: Tensor | None = parameter._grad_buffer if in_place and parameter.grad is None else None
+    if kept is None or kept.shape != parameter.shape:
+        kept = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    write(kept)
+    if not in_place:
+        return kept
     if parameter.grad is None:
-        parameter.grad = grad
-        parameter._grad_buffer = grad  # type: ignore[attr-defined]
+        parameter.grad = parameter._grad_buffer = kept
     else:
-        parameter.grad += grad
+        parameter.grad += kept
+    return None

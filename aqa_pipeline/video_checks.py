@@ -9,6 +9,7 @@ these checks let through is decoded in a process with limits
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from aqa_pipeline.video_index import MAX_PICTURE_PIXELS, VideoIndex
 
 #: Between the sides of a picture: a panorama is let through, a line is not.
 _MAX_ASPECT = 10
+_LEAST_PIXELS = 16  #: of either side; nothing can be seen in less
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -37,8 +41,10 @@ _SIGNATURES = (
     (b"\x89PNG\r\n", _PICTURE),
     (b"\xff\xd8\xff", _PICTURE),
     (b"BM", _PICTURE),
-    (b"<svg", _PICTURE),
+    (b"<svg", "an SVG drawing"),
     (b"<?xml", "an XML text"),
+    (b"<!doctype", "a web page: the download went wrong"),
+    (b"<html", "a web page: the download went wrong"),
     (b"%PDF-", "a PDF document"),
     (b"PK\x03\x04", "a zip archive: unpack it first"),
     (b"\x7fELF", "a program"),
@@ -64,29 +70,36 @@ def check_source(path: Path) -> SourceState:
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise ClipError(f"{_shown(path)}: no such video", stage="open") from None
+        if _ADDRESS.match(str(path)):
+            raise ClipError(
+                f"{path} is an address, not a file: download it first", stage="open"
+            ) from None
+        raise ClipError(f"{path}: no such video", stage="open") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise ClipError(f"{_shown(path)}: cannot be read ({reason})", stage="open") from None
+        raise ClipError(f"{path}: cannot be read ({reason})", stage="open") from None
     if stat.S_ISDIR(found.st_mode):
         list_frames(path)
         return None
     for is_kind, name in _KINDS:
         if is_kind(found.st_mode):
-            raise ClipError(f"{_shown(path)} is {name}, not a video file", stage="open")
+            raise ClipError(f"{path} is {name}, not a video file", stage="open")
     if found.st_size == 0:
-        raise ClipError(f"{_shown(path)} has zero bytes: copy or download it again", stage="open")
+        raise ClipError(f"{path} has zero bytes: copy or download it again", stage="open")
     try:
         with path.open("rb") as file:
-            beginning = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+            meaning = plainly(file.read(64))
     except OSError as error:
-        raise ClipError(
-            f"{_shown(path)}: cannot be read ({error.strerror})", stage="open"
-        ) from None
-    for signature, meaning in _SIGNATURES:
-        if beginning.startswith(signature):
-            raise ClipError(f"{_shown(path)} is {meaning}", stage="open")
+        raise ClipError(f"{path}: cannot be read ({error.strerror})", stage="open") from None
+    if meaning is not None:
+        raise ClipError(f"{path} is {meaning}", stage="open")
     return found.st_size, found.st_mtime_ns
+
+
+def plainly(beginning: bytes) -> str | None:
+    """What a file that begins so plainly is instead of a video; None where it is not plain."""
+    start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for sign, what in _SIGNATURES if start.startswith(sign.lower())), None)
 
 
 def check_unchanged(path: Path, before: SourceState) -> None:
@@ -105,34 +118,49 @@ def check_unchanged(path: Path, before: SourceState) -> None:
         found = None
     if found is None or (found.st_size, found.st_mtime_ns) != before:
         raise ClipError(
-            f"{_shown(path)} changed while it was read: wait until it is written, then try again",
+            f"{path} changed while it was read: wait until it is written, then try again",
             stage="open",
         )
 
 
 def check_index(path: Path, index: VideoIndex) -> None:
-    """Refuse pictures of a size or shape that no clip has.
+    """Refuse pictures of a size or shape that no clip has, before one is decoded.
+
+    Those of a frame folder are looked at as they are decoded.
 
     Raises
     ------
     ClipError
         ``open``.
     """
-    width, height = index.width, index.height
-    if path.is_dir():  # each picture is looked at as it is decoded
-        return
+    if not path.is_dir():
+        check_picture(index.width, index.height, where=str(path))
+
+
+def check_picture(width: int, height: int, *, where: str) -> None:
+    """Refuse a picture of a size or shape that no clip has.
+
+    Parameters
+    ----------
+    width, height : int
+        In pixels.
+    where : str
+        The video, for the message.
+
+    Raises
+    ------
+    ClipError
+        ``open``.
+    """
     if width < 1 or height < 1:
-        raise ClipError(f"{_shown(path)}: its pictures have no size", stage="open")
-    if width * height > MAX_PICTURE_PIXELS or max(width, height) > _MAX_ASPECT * min(width, height):
         raise ClipError(
-            f"{_shown(path)}: its pictures are {width} x {height} pixels; at most "
-            f"{MAX_PICTURE_PIXELS / 1e6:.0f} million, and one side at most {_MAX_ASPECT} times "
-            "the other, are taken",
+            f"{where}: its pictures have no size, or one that is too large to be read", stage="open"
+        )
+    short, long = sorted((width, height))
+    if short < _LEAST_PIXELS or long > _MAX_ASPECT * short or short * long > MAX_PICTURE_PIXELS:
+        raise ClipError(
+            f"{where}: its pictures are {width} x {height} pixels; taken are sides of "
+            f"{_LEAST_PIXELS} pixels or more, one at most {_MAX_ASPECT} times the other, and at "
+            f"most {MAX_PICTURE_PIXELS / 1e6:.0f} million pixels",
             stage="open",
         )
-
-
-def _shown(path: Path) -> str:
-    """A path as one line, whatever is in it."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)

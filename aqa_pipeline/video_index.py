@@ -156,7 +156,12 @@ def open_container(
     # A stream with no decoder has no codec context in PyAV.
     streams = [stream for stream in streams if getattr(stream, "codec_context", None) is not None]
     if not streams:
-        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
+        kinds = sorted(
+            {
+                "cover art" if stream.disposition & not_video else str(stream.type)
+                for stream in container.streams
+            }
+        ) or ["nothing"]
         container.close()
         raise ClipError(
             f"{path} has no video stream that can be decoded (it holds: {', '.join(kinds)})",

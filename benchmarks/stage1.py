@@ -1,81 +1,121 @@
-"""The backbone's inference form against its readable form, in one process, by turns.
+"""Stage one: the network, the whole extraction, decoding and memory.
 
-Both get the same snippets and the same drawn weights; what counts is the ratio, because
-machines are shared. Seconds are the median of the rounds.
+    python benchmarks/stage1.py                    # all of it, a few minutes
+    python benchmarks/stage1.py --part network --json
+
+network     the form that extraction runs against a plain eager I3D (plain_i3d.py) with the
+            same weights, by turns in one process, and against the matrix product measured
+            between them: what counts are the ratios, because machines are shared.
+extraction  `aqa extract` over files written here, its clips a second against the network
+            alone on the same frames, by turns; what decoding alone would give.
+memory      the largest memory of all processes together during `aqa extract`, for a short
+            video and for a broadcast ten times as long with as many clips.
+
+On a GPU give --device cuda; all but the matrix product are then measured there.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import torch
 
-from aqa_pipeline.i3d import I3D
-from aqa_pipeline.i3d_fast import fast_form
+PARTS = ("network", "extraction", "memory")
+Row = dict[str, Any]
 
 
-def drawn_weights() -> I3D:
-    """A network whose activations neither vanish nor explode; speed does not depend on more."""
-    torch.manual_seed(0)
-    model = I3D().eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 5:
-            torch.nn.init.kaiming_normal_(parameter)
-    return model
-
-
-def seconds(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
-    started = time.perf_counter()
-    call(x)
-    return time.perf_counter() - started
+def show(result: Row) -> None:
+    print(f"{result['threads']} threads, device {result['device']}")
+    if "network" in result:
+        print("\nthe network, seconds a snippet of 16 frames")
+        print("size   plain    ours  ratio  of matrix product  relative error")
+        for row in result["network"]:
+            print(
+                f"{row['size']:4d}  {row['plain_seconds']:6.3f}  {row['fast_seconds']:6.3f}  "
+                f"{row['ratio']:5.2f}  {row['fraction_of_matrix_product']:17.2f}  "
+                f"{row['relative_error']:14.1e}"
+            )
+        print(f"matrix product: {result['network'][-1]['matrix_product_gflops']:.0f} GFLOP/s")
+    if "extraction" in result:
+        row = result["extraction"]
+        print(f"\nextraction of {row['clips']} clips, 640x360 to 224x224")
+        print(f"  from files     {row['clips_per_second']:8.3f} clips/s")
+        print(f"  network alone  {row['network_alone_clips_per_second']:8.3f} clips/s")
+        print(f"  slower by      {row['slower_by']:8.1%}")
+        print(f"  decoding alone {row['decode_frames_per_second']:8.0f} frames/s of one process")
+    if "memory" in result:
+        print("\nlargest memory of aqa extract, all processes")
+        for row in result["memory"]:
+            print(
+                f"  {row['clips']} clips in {row['video_minutes']:.1f} min of {row['picture']}: "
+                f"{row['peak_gigabytes']:.2f} GB"
+            )
 
 
 @click.command()
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--size", "sizes", type=int, multiple=True, default=(112, 224), show_default=True)
 @click.option("--snippets", default=10, show_default=True, help="Batch, as in one clip.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--clips", default=20, show_default=True, help="Clips of the extraction.")
+@click.option("--minutes", default=30, show_default=True, help="Longest video for the memory.")
+@click.option("--memory-clips", default=8, show_default=True)
+@click.option("--picture", default="320x180", show_default=True, help="For the memory.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", default="float32", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
-@torch.inference_mode()
-def main(sizes: tuple[int, ...], snippets: int, rounds: int, as_json: bool) -> None:
-    """Time both forms of I3D on snippets of 16 frames."""
-    readable = drawn_weights()
-    fast = fast_form(readable)
-    rows = []
-    for size in sizes:
-        x = torch.rand(snippets, 3, 16, size, size) * 2 - 1
-        channels_last = x.contiguous(memory_format=torch.channels_last_3d)
-        error = (fast.features(channels_last) - readable.features(x)).abs().max()
-        scale = readable.features(x).abs().max()
-        taken = np.array(
-            [
-                (seconds(readable.features, x), seconds(fast.features, channels_last))
-                for _ in range(rounds)
+def main(
+    parts: tuple[str, ...],
+    sizes: tuple[int, ...],
+    snippets: int,
+    rounds: int,
+    clips: int,
+    minutes: int,
+    memory_clips: int,
+    picture: str,
+    device: str,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Measure stage one."""
+    # Not at the top: decoding processes import this file again, and want none of it.
+    import torch
+    from stage1_files import extraction, memory, write_weights
+    from stage1_network import drawn_weights, network
+
+    model = drawn_weights()
+    result: Row = {"threads": torch.get_num_threads(), "device": device, "cores": os.cpu_count()}
+    if "network" in parts:
+        result["network"] = [
+            network(model, size=size, snippets=snippets, rounds=rounds) for size in sizes
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        weights = write_weights(root / "weights.safetensors", model)
+        if "extraction" in parts:
+            result["extraction"] = extraction(
+                root / "e", weights, clips=clips, rounds=rounds, device=device, precision=precision
+            )
+        if "memory" in parts:
+            size = tuple(int(n) for n in picture.split("x"))
+            result["memory"] = [
+                memory(
+                    root / str(frames),
+                    weights,
+                    clips=memory_clips,
+                    num_frames=frames,
+                    size=size,  # type: ignore[arg-type]
+                )
+                for frames in (minutes * 150, minutes * 1500)
             ]
-        )
-        plain, quick = np.median(taken, axis=0) / snippets
-        rows.append(
-            {
-                "size": size,
-                "readable_seconds": plain,
-                "fast_seconds": quick,
-                "ratio": plain / quick,
-                "relative_error": float(error / scale),
-            }
-        )
     if as_json:
-        print(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=2))
-        return
-    print(f"{torch.get_num_threads()} threads, seconds a snippet of 16 frames")
-    print("size  readable  inference form  ratio  relative error")
-    for row in rows:
-        print(
-            f"{row['size']:4d}  {row['readable_seconds']:8.3f}  {row['fast_seconds']:14.3f}  "
-            f"{row['ratio']:5.2f}  {row['relative_error']:14.1e}"
-        )
+        print(json.dumps(result, indent=2))
+    else:
+        show(result)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,19 @@ from __future__ import annotations
 import click
 
 from .cache import cache
+from .compare import compare
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .extract import extract
+from .finetune import finetune
 from .fit_head import fit_head
 from .manifest import manifest
+from .predict import predict
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .sweep import sweep
 from .weights import weights
 
@@ -27,7 +32,12 @@ def add_all(group: click.Group) -> None:
         cache,
         fit_head,
         sweep,
+        finetune,
         evaluate,
+        predict,
+        compare,
+        explain,
+        serve,
         report,
         reproduce,
         doctor,

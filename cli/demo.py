@@ -39,6 +39,9 @@ def demo(
     it makes stays: manifests/demo.csv, cache/demo, runs/demo. What is there is not made
     again.
     """
+    from aqa_pipeline.device import share_cores
+
+    share_cores()
     import torch
 
     from aqa_pipeline.datasets.demo import PROTOCOL, ceiling, write_demo

@@ -55,6 +55,7 @@ def _show_run(metrics: dict[str, Any], ceiling: dict[str, float] | None) -> None
         rows,
         title=f"{metrics['num_test']} test clips, {metrics['num_train']} training clips",
     )
+    _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
     _show_range(metrics)
     lowest = metrics["heads"].get("relative_l2_best_of_any_epoch")
@@ -81,6 +82,7 @@ def _show_averages(metrics: dict[str, Any]) -> None:
     folds = len(metrics["parts"]) // len(metrics["categories"])
     title = f"{metrics['method']}, {_seeds(metrics)}" + (f", {folds} folds" if folds > 1 else "")
     print_table(["", "Spearman", "R-l2 x100"], rows, title=title)
+    _show_intervals(metrics)
     click.echo(f"protocol: {metrics['selection']}")
     _show_range(metrics)
 
@@ -88,6 +90,13 @@ def _show_averages(metrics: dict[str, Any]) -> None:
 def _show_range(metrics: dict[str, Any]) -> None:
     if metrics["relative_l2_range"] != "evaluated set":  # what every published number divides by
         click.echo(f"R-l2 by the range of the {metrics['relative_l2_range']}")
+
+
+def _show_intervals(metrics: dict[str, Any]) -> None:
+    from aqa_pipeline.calibration import interval_sentence
+
+    if metrics.get("intervals"):
+        click.echo(interval_sentence(metrics["intervals"]))
 
 
 def _seeds(metrics: dict[str, Any]) -> str:

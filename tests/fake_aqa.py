@@ -77,7 +77,7 @@ def use_fake_network() -> None:
     """From here on the real command loads the fake network, and does not ask torch anything."""
     from aqa_pipeline import extract
 
-    extract.i3d_backbone = lambda weights, protocol: lambda: slow_encode
+    extract.i3d_backbone = lambda weights, protocol, **_: lambda: slow_encode
     extract._facts = lambda: {"cpu": "fake"}
 
 

@@ -25,11 +25,12 @@ LAYERS = {
             novelty pair_edges pairs shards snippets views
         """,
         2: """
-            aggregations atomic bank calibration claims clip_frames device exchange_files
-            failures feature_cache file_memo files fingerprint frame_folder gart hdf5 heads i3d
-            i3d_fast leaf_paths leaf_search manifest pickles project protocol run_folder segment
-            segment_writer source stacked_linear store svr table trunks video video_checks
-            video_frames video_index vote weight_files weight_layouts weights
+            aggregations atomic bank batched_encoder calibration claims clip_frames clip_media
+            compile_trial device exchange_files failures feature_cache file_memo files fingerprint
+            frame_folder gart hdf5 heads heat_map i3d i3d_fast leaf_paths leaf_search manifest
+            pickles precision project protocol run_folder segment segment_writer shown_clip source
+            stacked_linear store svr table trunks video video_checks video_frames video_index vote
+            weight_files weight_layouts weights winograd
         """,
     }.items()
 }
@@ -37,10 +38,13 @@ NUMPY_ONLY = LAYERS[1]
 #: Library -> the modules that may import it.
 DOORS = {
     "h5py": {"bank", "exchange_files", "hdf5", "store"},
-    "av": {"decode_check", "video", "video_frames", "video_index", "datasets.demo"},
+    "av": {"clip_media", "decode_check", "video", "video_frames", "video_index", "datasets.demo"},
+    "captum": {"grad_cam"},
     "click": set(),
     "pebble": {"decode_pool"},
     "sklearn": {"svr_training"},
+    "starlette": {"serve.app"},
+    "uvicorn": {"serve.server"},
 }
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from aqa_pipeline.device import find_device
+from aqa_pipeline.device import device_name, find_device, share_cores
 from aqa_pipeline.errors import SetupError, UsageError
 
 
@@ -48,3 +53,48 @@ def test_a_gpu_that_is_not_there(name: str, seen: str) -> None:
 def test_a_name_that_is_no_device(name: str) -> None:
     with pytest.raises(UsageError, match="is none of auto, cpu, cuda"):
         find_device(name)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "driver", "expected"),
+    [
+        (1, "auto", True, "cuda"),
+        (1, "auto", False, "cpu"),  # no driver: torch is not even asked
+        (0, "auto", True, "cpu"),
+        (1, "cpu", True, "cpu"),
+        (2, "cuda:1", False, "cuda:1"),
+    ],
+    indirect=["gpus"],
+)
+@pytest.mark.usefixtures("gpus")
+def test_the_name_of_a_device(
+    name: str, driver: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    there = str(tmp_path) if driver else str(tmp_path / "none")
+    monkeypatch.setattr("aqa_pipeline.device._DRIVERS", (there,))
+    assert device_name(name) == expected
+
+
+def test_a_cpu_is_named_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from aqa_pipeline import device\n"
+        "device._DRIVERS = ()\n"
+        "sys.platform = 'linux'\n"
+        "assert device.device_name('auto') == device.device_name('cpu') == 'cpu'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

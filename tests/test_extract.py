@@ -14,7 +14,7 @@ import pytest
 from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extract import Encode, ExtractSummary, extract
+from aqa_pipeline.extract import Encode, ExtractSummary, default_workers, extract
 from aqa_pipeline.extract_plan import estimate, plan_extraction
 from aqa_pipeline.failures import Failure, FailureLog
 from aqa_pipeline.feature_cache import FeatureCache
@@ -289,3 +289,14 @@ def test_the_size_of_a_feature_is_that_of_the_network() -> None:
     from aqa_pipeline.i3d import FEATURE_DIM
 
     assert BACKBONE_DIM == FEATURE_DIM
+
+
+@pytest.mark.parametrize(
+    ("cores", "beside_a_cpu_network", "beside_a_gpu"), [(2, 1, 1), (16, 4, 15), (128, 8, 16)]
+)
+def test_decoders_leave_the_cores_to_a_network_that_needs_them(
+    monkeypatch: pytest.MonkeyPatch, cores: int, beside_a_cpu_network: int, beside_a_gpu: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert default_workers() == beside_a_cpu_network
+    assert default_workers("cuda:0") == beside_a_gpu

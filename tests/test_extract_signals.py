@@ -48,7 +48,9 @@ def processes_of(session: int) -> list[str]:
         ["ps", "-eo", "sess=,pid=,stat=,args="], capture_output=True, text=True, check=True
     )
     lines = [line.split(None, 3) for line in shown.stdout.splitlines()]
-    return [" ".join(line) for line in lines if line[0] == str(session) and line[2][0] != "Z"]
+    # A name in brackets has no memory any more: that one is ending.
+    living = [line for line in lines if line[2][0] != "Z" and not line[3].startswith("[")]
+    return [" ".join(line) for line in living if line[0] == str(session)]
 
 
 def wait_for_segments(root: Path, process: subprocess.Popen[str], *, count: int = 2) -> None:

@@ -9,10 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aqa_pipeline import i3d_fast
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.i3d import I3D, Mixed, Unit, max_pool_same
-from aqa_pipeline.i3d_fast import FastMixed, fast_form, fold, join, max_pool
+from aqa_pipeline.i3d_fast import (
+    FastMixed,
+    ReluConv,
+    convolve,
+    fast_form,
+    fold,
+    join,
+    max_pool,
+    snippets_at_once,
+)
 from aqa_pipeline.weights import load_i3d
+from aqa_pipeline.winograd import Scratch
 from tests.random_i3d import random_i3d
 
 
@@ -50,6 +61,40 @@ def test_joined_1x1x1_convolutions(model: I3D) -> None:
             assert_same(part, unit(x), relative=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_1x1x1_convolutions_as_pictures(model: I3D, layout: torch.memory_format) -> None:
+    conv = join([model.conv_2b])
+    x = torch.randn(2, 64, 3, 4, 5).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        found = convolve(conv, x)
+        assert_same(found, conv(x), relative=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_relu_into_some_channels_of_a_larger_map(model: I3D) -> None:
+    unit = model.conv_2b
+    x = channels_last(torch.randn(1, 64, 2, 3, 4))
+    whole = torch.full((1, 2, 3, 4, 70), -1.0)
+    with torch.inference_mode():
+        ReluConv([unit])(x, whole[..., 3:67])
+        assert_same(whole[..., 3:67].permute(0, 4, 1, 2, 3), unit(x), relative=1e-5)
+    assert (whole[..., :3] == -1).all()
+    assert (whole[..., 67:] == -1).all()
+
+
+def test_snippets_one_at_a_time_are_the_batch(model: I3D, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = fast_form(model)
+    x = channels_last(torch.randn(5, 3, 9, 64, 65))
+    monkeypatch.setattr(i3d_fast, "_LARGE_MAPS_PIXELS", 5 * 9 * 64 * 65)
+    together = fast.features(x)
+    monkeypatch.setattr(i3d_fast, "_LARGE_MAPS_PIXELS", 2 * 9 * 64 * 65)
+    assert snippets_at_once(9, 64, 65) == 2
+    assert_same(fast.features(x), together, relative=1e-5)
+    parts = (x[first : first + 2] for first in (0, 2, 4))
+    assert torch.equal(fast.features_of_parts(parts), fast.features(x))
+    assert snippets_at_once(16, 1000, 1000) == 1
+
+
 def test_stride_two_is_left_to_hand_padding(model: I3D) -> None:
     assert join([model.conv_1a]).padding == (0, 0, 0)
     assert join([model.conv_2c]).padding == (1, 1, 1)
@@ -70,11 +115,13 @@ def test_max_pool_in_two_steps_is_equal_to_the_bit(
     assert torch.equal(max_pool(x, kernel=kernel, stride=stride), plain)
 
 
-def test_mixed_block(model: I3D) -> None:
+@pytest.mark.parametrize("scratch", [None, Scratch()])
+def test_mixed_block(model: I3D, scratch: Scratch | None) -> None:
     x = torch.randn(2, 256, 3, 6, 5).relu()
     before = x.clone()
+    fast = FastMixed(model.mixed_3c, scratch)
     with torch.inference_mode():
-        assert_same(FastMixed(model.mixed_3c)(channels_last(x)), model.mixed_3c(x), relative=1e-5)
+        assert_same(fast(channels_last(x)), model.mixed_3c(x), relative=1e-5)
     assert torch.equal(x, before)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from aqa_pipeline.config import Recipe
 from aqa_pipeline.gart import Gart, leaf_losses, true_leaf_losses
+from aqa_pipeline.stacked_linear import write_in_place
 
 
 def a_tree(*seeds: int, num_groups: int = 8) -> Gart:
@@ -26,11 +27,13 @@ def gradients(tree: Gart) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("recipe", ["default", "official"])
-@pytest.mark.parametrize("batch", [1, 13])
+@pytest.mark.parametrize(("batch", "in_place"), [(1, False), (13, False), (13, True)])
 def test_the_way_to_the_leaf_and_its_gradient_equal_those_of_the_whole_tree(
-    batch: int, recipe: Recipe
+    batch: int, in_place: bool, recipe: Recipe
 ) -> None:
     tree = a_tree(1, 2, 3)
+    if in_place:
+        write_in_place(tree.parameters())
     root, leaf, place = some_pairs(3, batch)
     found = []
     for whole in (True, False):
@@ -52,8 +55,11 @@ def test_the_way_to_the_leaf_and_its_gradient_equal_those_of_the_whole_tree(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_a_second_gradient_is_added_to_the_first() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_second_gradient_is_added_to_the_first(in_place: bool) -> None:
     tree = a_tree(1)
+    if in_place:
+        write_in_place(tree.parameters())
     root, leaf, _ = some_pairs(1, 6)
     tree.at_leaf(root, leaf)[0].sum().backward()  # type: ignore[no-untyped-call]
     once = gradients(tree)
@@ -64,6 +70,7 @@ def test_a_second_gradient_is_added_to_the_first() -> None:
 
 def test_memory_that_is_used_again_holds_nothing_of_the_step_before() -> None:
     tree = a_tree(1)
+    write_in_place(tree.parameters())
     root, leaf, _ = some_pairs(1, 6)
     tree.at_leaf(root, leaf)[1].sum().backward()  # type: ignore[no-untyped-call]
     expected = gradients(tree)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from aqa_pipeline.stacked_linear import stacked_linear
+from aqa_pipeline.stacked_linear import stacked_linear, write_in_place
 
 
-def test_values_and_gradients_equal_autograds() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_values_and_gradients_equal_autograds(in_place: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 4, 3, generator=generator, requires_grad=True)
     weight = torch.nn.Parameter(torch.randn(2, 3, 5, 3, generator=generator))
     bias = torch.nn.Parameter(torch.randn(2, 3, 5, 1, generator=generator))
     wanted = torch.randn(6, 4, 5, generator=generator)
+    if in_place:
+        write_in_place([weight, bias])
 
     def gradients(out: torch.Tensor) -> list[torch.Tensor]:
         for tensor in (x, weight, bias):
@@ -42,3 +46,16 @@ def test_a_frozen_weight_keeps_no_gradient() -> None:
     assert weight.grad is None
     assert x.grad is not None
     assert (x.grad == 4).all()
+
+
+def test_hooks_are_called_for_parameters_that_nobody_marked() -> None:
+    weight = torch.nn.Parameter(torch.ones(1, 4, 3))
+    called = []
+    weight.register_hook(lambda grad: called.append(grad.shape))  # type: ignore[no-untyped-call]
+    stacked_linear(torch.ones(1, 2, 3), weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert called == [weight.shape]
+    (of_x,) = torch.autograd.grad(
+        stacked_linear(x := torch.ones(1, 2, 3, requires_grad=True), weight).sum(), x
+    )
+    assert (of_x == 4).all()
+    assert (weight.grad == 2).all(), "a gradient of something else leaves it alone"

@@ -11,10 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Interpolation
 
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.video import VideoReader, read_index
+from aqa_pipeline.video import VideoReader, _Crop, planes_are_equal, read_index
 from tests.videos import frame_number, frame_numbers, picture, write_folder, write_video
 
 SMALL = PixelPreset("small", crop=48, short_side=48)
@@ -425,3 +426,56 @@ def test_awkward_real_files(name: str) -> None:
         else:
             with pytest.raises(ClipError, match="damaged at or before the frames"):
                 reader.read(np.arange(num_frames))
+
+
+def noise(size: tuple[int, int], pixel_format: str, *, colorspace: int = 0) -> av.VideoFrame:
+    frame = av.VideoFrame(*size, pixel_format)
+    rng = np.random.default_rng(0)
+    for plane in frame.planes:
+        plane.update(rng.integers(0, 256, plane.buffer_size, dtype=np.uint8).tobytes())
+    if colorspace:
+        frame.colorspace = colorspace
+    return frame
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p"])
+@pytest.mark.parametrize("colorspace", [0, 1])  # unspecified, and that of HD television
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((640, 360), (455, 256)),
+        ((1280, 720), (455, 256)),
+        ((640, 480), (341, 256)),
+        ((641, 361), (455, 256)),
+        ((454, 256), (455, 256)),
+        ((300, 170), (229, 129)),
+    ],
+)
+def test_resizing_to_planes_is_equal_to_the_bit_where_it_is_done(
+    pixel_format: str, colorspace: int, size: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    frame = noise(size, pixel_format, colorspace=colorspace)
+    width, height = resized
+    assert planes_are_equal(frame, width=width, height=height)
+    found = _Crop(PixelPreset("x", crop=100, size=resized))(frame, where="")
+    rgb = frame.reformat(
+        width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+    ).to_ndarray()
+    top, left = (height - 100) // 2, (width - 100) // 2
+    assert np.array_equal(found, rgb[top : top + 100, left : left + 100])
+
+
+@pytest.mark.parametrize(
+    ("size", "pixel_format", "resized"),
+    [
+        ((640, 360), "yuv420p", (456, 256)),  # pairs of pixels share a colour
+        ((176, 128), "yuv420p", (455, 256)),  # enlarged: a level apart
+        ((455, 256), "yuv420p", (455, 256)),  # not resized: another function
+        ((640, 360), "yuv420p10le", (455, 256)),
+    ],
+)
+def test_other_pictures_are_resized_to_rgb(
+    size: tuple[int, int], pixel_format: str, resized: tuple[int, int]
+) -> None:
+    frame = noise(size, pixel_format)
+    assert not planes_are_equal(frame, width=resized[0], height=resized[1])

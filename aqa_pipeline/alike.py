@@ -1,0 +1,175 @@
+"""Which exemplars are most like a clip, and their pictures.
+
+Conventions
+-----------
+distance
+    Root mean square difference of the snippet features of two clips, each feature in standard
+    deviations over the training clips: about 1.4 for two clips that have nothing in common.
+    Snippets are compared with those at the same place.
+shown exemplars
+    The one most like the clip, and the one most like it on the other side of its score: of a
+    clip beside a better one and a worse one more can be seen than of a number.
+
+A run folder holds the exemplars' features and scores, not their pictures: these come from
+the videos of the project's manifest, where they are still there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.clip_frames import ClipRequest
+from aqa_pipeline.errors import AqaError
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.project import Project
+from aqa_pipeline.run_folder import Run
+
+_log = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+Frames = npt.NDArray[np.uint8]
+
+#: Nearer than this is the clip itself: it is no company for itself.
+_SAME = 1e-3
+
+#: Gives the frames of a clip as they are shown.
+ReadFrames = Callable[[ClipRequest], Frames]
+
+
+@dataclass(frozen=True, eq=False)
+class ShownExemplar:
+    """An exemplar to stand beside a clip.
+
+    Attributes
+    ----------
+    row : int
+        Position in the run's exemplars.
+    clip_id, category : str
+    score, difficulty : float
+    distance : float
+        See above.
+    is_nearest : bool
+    frames : ndarray of uint8, shape=(window_frames, H, W, 3), or None
+    without_frames : str
+        Why there are none, or nothing.
+    """
+
+    row: int
+    clip_id: str
+    category: str
+    score: float
+    difficulty: float
+    distance: float
+    is_nearest: bool
+    frames: Frames | None
+    without_frames: str
+
+
+def distances(pool: FeatureSet, features: npt.NDArray[np.float32]) -> FloatArray:
+    """Distance of a clip to every clip of the pool, shape=(N,); features (S, D)."""
+    std = pool.features.std(axis=(0, 1), dtype=np.float64)
+    # A constant feature carries nothing; it must not become 0 / 0.
+    scale = np.where(std > 1e-6, std, 1.0).astype(np.float32)
+    difference = (pool.features - features) / scale
+    mean_square = np.einsum("nsd,nsd->n", difference, difference) / features.size
+    root: FloatArray = np.sqrt(mean_square.astype(np.float64))
+    return root
+
+
+def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: float) -> list[int]:
+    """The exemplars to show: the nearest of ``rows``, then the nearest on the other side.
+
+    Parameters
+    ----------
+    pool : FeatureSet
+    distance : ndarray of float64, shape=(N,)
+    rows : array_like of int, shape=(M,)
+        Exemplars that may be shown; never the clip itself.
+    score : float
+        Of the clip, in points.
+
+    Returns
+    -------
+    list of int
+        None, one or two positions in the pool.
+    """
+    others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > _SAME]
+    by_distance = sorted(others, key=lambda i: distance[i])
+    if not by_distance:
+        return []
+    nearest = by_distance[0]
+    is_above = pool.score[nearest] > score
+    other_side = [i for i in by_distance if (pool.score[i] > score) != is_above]
+    return [nearest, *other_side[:1]]
+
+
+def shown_exemplars(
+    run: Run,
+    distance: FloatArray,
+    rows: npt.ArrayLike,
+    *,
+    score: float,
+    project: Project,
+    read: ReadFrames,
+) -> list[ShownExemplar]:
+    """The exemplars to show, with their pictures where these can be reached.
+
+    Parameters
+    ----------
+    run : Run
+    distance : ndarray of float64, shape=(N,)
+        Of :func:`distances` to the run's exemplars.
+    rows, score
+        As for :func:`choose`.
+    project : Project
+        Its manifest says where the run's clips are.
+    read : callable
+    """
+    pool, reason = run.exemplars, ""
+    requests: dict[str, ClipRequest] = {}
+    try:
+        requests = _requests(run, project)
+    except AqaError as error:
+        _log.info("no pictures of exemplars: %s", error)
+        reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
+    shown: list[ShownExemplar] = []
+    for row in choose(pool, distance, rows, score):
+        frames, why = None, reason
+        clip_id = pool.clip_id[row]
+        if clip_id in requests:
+            try:
+                frames = read(requests[clip_id])
+            except AqaError as error:
+                _log.info("no pictures of %s: %s", clip_id, error)
+                why = "its video cannot be read"
+        elif not reason:
+            why = "the manifest no longer has it"
+        shown.append(
+            ShownExemplar(
+                row=row,
+                clip_id=clip_id,
+                category=pool.category[row],
+                score=float(pool.score[row]),
+                difficulty=float(pool.difficulty[row]),
+                distance=float(distance[row]),
+                is_nearest=not shown,
+                frames=frames,
+                without_frames=why,
+            )
+        )
+    return shown
+
+
+def _requests(run: Run, project: Project) -> dict[str, ClipRequest]:
+    manifest = read_manifest(project.manifest_path(str(run.config.get("dataset"))))
+    # The protocol the head was fitted with, whatever the file says by now.
+    return {
+        clip.clip_id: ClipRequest(clip.video, run.protocol, clip.start_frame, clip.end_frame)
+        for clip in manifest.clip_list()
+    }

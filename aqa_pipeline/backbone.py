@@ -1,0 +1,134 @@
+"""The network as stage one uses it: frames of a clip in, features of its snippets out.
+
+On a CPU the batch is exactly one clip's snippets, so that no feature depends on which
+clips were extracted beside it; on a GPU several clips share one
+(:mod:`aqa_pipeline.batched_encoder`). Nothing is loaded before the first clip needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from aqa_pipeline.config import PIXEL_PRESETS, Protocol
+from aqa_pipeline.snippets import snippet_index
+
+if TYPE_CHECKING:
+    import torch
+
+    from aqa_pipeline.batched_encoder import BatchedEncoder
+    from aqa_pipeline.i3d import I3D
+
+#: Frames of one clip, uint8 (window_frames, crop, crop, 3), to snippet features, float32
+#: (snippets, dim).
+Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+
+#: Loads the network; called only when there is a clip to extract.
+Backbone = Callable[[], Encode]
+
+
+def i3d_backbone(
+    weights: Path,
+    protocol: Protocol,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    num_clips: int = 0,
+) -> Backbone:
+    """The fast form of I3D for a protocol's clips.
+
+    Parameters
+    ----------
+    weights : Path
+    protocol : Protocol
+    device : str
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    precision : str
+        One of ``float32``, ``tf32``, ``bf16``, ``fp16``; all but the first need a GPU, see
+        :mod:`aqa_pipeline.precision`.
+    num_clips : int
+        How many there are to extract, as far as known: on a GPU the network is compiled
+        where that would pay.
+
+    Returns
+    -------
+    callable
+        Raises SetupError when called and the weights are missing or damaged, or the GPU
+        has too little memory. What it returns takes one clip at a time; on a GPU it is a
+        :class:`~aqa_pipeline.batched_encoder.BatchedEncoder`.
+    """
+
+    def load() -> Encode:
+        import torch
+
+        from aqa_pipeline.weights import load_i3d
+
+        model, _ = load_i3d(weights)
+        where = torch.device(device)
+        if where.type == "cpu":
+            return _on_cpu(model, protocol)
+        return _on_gpu(model, protocol, where, precision, num_clips)
+
+    return load
+
+
+def _on_cpu(model: I3D, protocol: Protocol) -> Encode:
+    import torch
+
+    from aqa_pipeline.i3d import normalise
+    from aqa_pipeline.i3d_fast import fast_form, snippets_at_once
+
+    network = fast_form(model)
+    pixels = PIXEL_PRESETS[protocol.pixels]
+    index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
+
+    at_once = snippets_at_once(protocol.snippet_frames, pixels.crop, pixels.crop)
+    parts = [index[first : first + at_once] for first in range(0, len(index), at_once)]
+
+    def encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        # Each part (n, snippet_frames, crop, crop, 3): all at once would be 100 MB of floats.
+        snippets = (normalise(torch.from_numpy(frames[part]), pixels) for part in parts)
+        features: npt.NDArray[np.float32] = network.features_of_parts(snippets).numpy()
+        return features
+
+    return encode
+
+
+def _on_gpu(
+    model: I3D, protocol: Protocol, device: torch.device, precision: str, num_clips: int
+) -> BatchedEncoder:
+    import torch
+
+    from aqa_pipeline.batched_encoder import BatchedEncoder
+    from aqa_pipeline.compile_trial import compiled_if_it_pays
+    from aqa_pipeline.i3d_fast import fast_form
+    from aqa_pipeline.precision import set_precision
+
+    dtype = set_precision(precision)
+    # Shapes repeat, so that trying out the library's algorithms once pays at once.
+    torch.backends.cudnn.benchmark = True
+    network = fast_form(model, winograd=False)
+    network.to(device=device, dtype=dtype)
+    encoder = BatchedEncoder(
+        network.features,
+        pixels=PIXEL_PRESETS[protocol.pixels],
+        index=snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames),
+        window_frames=protocol.window_frames,
+        device=device,
+        dtype=dtype,
+        facts={
+            "device": str(device),
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        },
+    )
+    encoder.find_batch()
+    num_batches = num_clips * len(protocol.snippet_starts) / encoder.batch
+    example = encoder.example(encoder.batch)
+    encoder.network = compiled_if_it_pays(network.features, example, num_batches=num_batches)
+    return encoder

@@ -1,0 +1,198 @@
+"""Which of two clips is better, and how sure that is.
+
+The difference of the two predicted scores is what counts. How far such a difference is off, and
+how often it has the right sign, is known from the calibrating clips, taken in pairs
+(:mod:`aqa_pipeline.order_confidence`). A contrastive head can also put the two clips side by
+side, each once as the query and once as the exemplar (Eq. 3); that answer is given beside the
+other and is not calibrated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aqa_pipeline.assessor import Assessor, ClipFacts
+from aqa_pipeline.conformal import conformal_quantile, difference_errors
+from aqa_pipeline.errors import ClipError, UsageError
+from aqa_pipeline.manifest import KNOWN, read_manifest
+from aqa_pipeline.order_confidence import OrderConfidence
+from aqa_pipeline.predict import WantedClip, score_clips
+from aqa_pipeline.project import Project
+from aqa_pipeline.scored import Scored
+from aqa_pipeline.scorer import Scorer
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two scored clips beside each other.
+
+    Attributes
+    ----------
+    a, b : Scored
+    difference : float
+        Score of ``a`` minus score of ``b``, in points.
+    interval : (float, float) or None
+        Holds the true difference as often as ``coverage`` says; None without calibration.
+    coverage : float
+    probability : float or None
+        That the judges would give ``a`` more; None without calibration.
+    side_by_side : float or None
+        What the heads say of the difference when they see both clips at once, in points; None
+        for heads that do not compare, and for clips that may not be compared.
+    """
+
+    a: Scored
+    b: Scored
+    difference: float
+    interval: tuple[float, float] | None
+    coverage: float
+    probability: float | None
+    side_by_side: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "a": self.a.as_dict(),
+            "b": self.b.as_dict(),
+            "difference": self.difference,
+            "interval": None if self.interval is None else list(self.interval),
+            "coverage": self.coverage,
+            "probability_a_is_better": self.probability,
+            "side_by_side": self.side_by_side,
+        }
+
+
+def compare(
+    assessor: Assessor, a: Scored, b: Scored, facts: tuple[ClipFacts, ClipFacts]
+) -> Comparison:
+    """Compare two clips that the same heads scored.
+
+    Parameters
+    ----------
+    assessor : Assessor
+    a, b : Scored
+    facts : (ClipFacts, ClipFacts)
+        What they were scored with.
+
+    Raises
+    ------
+    UsageError
+        If they are of two categories: their scores cannot be compared.
+    """
+    if a.category != b.category:
+        raise UsageError(
+            f"{a.category!r} and {b.category!r} are scored on scales of their own; compare clips "
+            "of one category"
+        )
+    difference = a.score - b.score
+    scales = [assessor.scale(own) for own in facts]
+    interval = probability = None
+    calibration = assessor.calibration
+    if calibration is not None and len(calibration) > 1:
+        confidence = OrderConfidence(calibration.score, calibration.prediction, calibration.scale)
+        probability = confidence.probability(difference, scale_a=scales[0], scale_b=scales[1])
+        errors = difference_errors(calibration.residual, scale_a=scales[0], scale_b=scales[1])
+        half = conformal_quantile(np.abs(errors), assessor.coverage)
+        if math.isfinite(half):
+            interval = (difference - half, difference + half)
+    return Comparison(
+        a=a,
+        b=b,
+        difference=difference,
+        interval=interval,
+        coverage=assessor.coverage,
+        probability=probability,
+        side_by_side=assessor.side_by_side(a, b, facts),
+    )
+
+
+def compare_clips(scorer: Scorer, a: WantedClip, b: WantedClip) -> Comparison:
+    """Score two clips and compare them.
+
+    Raises
+    ------
+    ClipError
+        If one cannot be read.
+    UsageError
+        If a fact is missing, or they are of two categories.
+    """
+    outcomes = list(score_clips(scorer, [a, b]))
+    for outcome in outcomes:
+        if outcome.scored is None:
+            raise ClipError(outcome.error)
+    first, second = (outcome.scored for outcome in outcomes)
+    assert first is not None
+    assert second is not None
+    facts = [ClipFacts(own.category, own.difficulty, own.columns) for own in (a, b)]
+    return compare(scorer.assessor(a.category), first, second, (facts[0], facts[1]))
+
+
+def find_clip(
+    scorer: Scorer,
+    name: str,
+    *,
+    project: Project,
+    start_frame: int | None = None,
+    end_frame: int | None = None,
+    category: str | None = None,
+    difficulty: float | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> WantedClip:
+    """The clip that a name means: a video that is there, else a clip id of the run's data set.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    name : str
+    project : Project
+        Where the data set's manifest lies.
+    start_frame, end_frame, category, difficulty, columns
+        What is given beside the name; it goes before what the manifest says.
+
+    Raises
+    ------
+    ClipError
+        If it is neither.
+    """
+    clip = WantedClip(
+        name=name,
+        video=Path(name),
+        start_frame=start_frame,
+        end_frame=end_frame,
+        category=category or "",
+        difficulty=difficulty,
+        columns=columns or {},
+    )
+    if clip.video.exists():
+        return clip
+    dataset = scorer.any_run.config["dataset"]
+    path = project.manifest_path(dataset)
+    if not path.exists():
+        raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")
+    manifest = read_manifest(path)
+    rows = manifest.clips[manifest.clips["clip_id"] == name]
+    if rows.empty:
+        raise ClipError(f"{name}: no such video, and no clip of that id in {path}")
+    row = rows.iloc[0].to_dict()
+    free = {str(c): str(v) for c, v in row.items() if c not in KNOWN and v}
+
+    def given(value: Any, column: str, kind: Any) -> Any:
+        return value if value is not None or pd.isna(row[column]) else kind(row[column])
+
+    return WantedClip(
+        name=name,
+        video=manifest.video_path(str(row["video"])),
+        start_frame=given(start_frame, "start_frame", int),
+        end_frame=given(end_frame, "end_frame", int),
+        category=category or str(row["category"]),
+        difficulty=given(difficulty, "difficulty", float),
+        columns={**free, **clip.columns},
+        known_score=float(row["score"]),
+    )

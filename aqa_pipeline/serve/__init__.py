@@ -1,0 +1,14 @@
+"""A local page that scores clips: drop a video, see its score and the reasons.
+
+============  ===================================================================
+``uploads``   taking a file in: size, first bytes, a name of our own
+``jobs``      one after the other, in one thread
+``guard``     who may ask, and what every answer carries
+``fields``    what is asked about a clip
+``app``       the addresses
+``server``    all of it together, and the socket
+============  ===================================================================
+
+What was uploaded is decoded in a process with limits of time and memory
+(:mod:`aqa_pipeline.limited_process`), and deleted when its job has ended.
+"""

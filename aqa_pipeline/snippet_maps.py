@@ -1,0 +1,122 @@
+"""The backbone's last map of every snippet of a clip, instead of its mean alone.
+
+The score needs the mean over the map's positions, the heat-map needs the map: one pass gives
+both, and the features are those that :func:`aqa_pipeline.extract.i3d_backbone` gives, to the
+bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aqa_pipeline.config import PIXEL_PRESETS, Protocol
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.grad_cam import layer_cam
+from aqa_pipeline.i3d import I3D, normalise
+from aqa_pipeline.i3d_fast import fast_form
+from aqa_pipeline.run_folder import Run
+from aqa_pipeline.snippets import snippet_index
+from aqa_pipeline.weights import load_i3d
+
+FloatArray = npt.NDArray[np.float32]
+Frames = npt.NDArray[np.uint8]
+
+
+class HasMaps(TypingProtocol):
+    """A backbone in its inference form, such as :class:`aqa_pipeline.i3d_fast.FastI3D`."""
+
+    def feature_map(self, x: Tensor) -> Tensor: ...
+
+
+class MapEncoder:
+    """A backbone for a protocol's clips.
+
+    Parameters
+    ----------
+    network : HasMaps
+        On the device.
+    protocol : Protocol
+    device : torch.device
+    """
+
+    def __init__(self, network: HasMaps, protocol: Protocol, device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._pixels = PIXEL_PRESETS[protocol.pixels]
+        self._index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
+
+    def snippets(self, frames: Frames) -> Tensor:
+        """The network's input, shape=(S, 3, T, H, W); frames (window_frames, H, W, 3)."""
+        return normalise(torch.from_numpy(frames[self._index]).to(self._device), self._pixels)
+
+    def maps(self, frames: Frames) -> Tensor:
+        """Last map of each snippet, shape=(S, D, T', H', W')."""
+        return self._network.feature_map(self.snippets(frames))
+
+    def __call__(self, frames: Frames) -> FloatArray:
+        """Snippet features, shape=(S, D): what :data:`aqa_pipeline.extract.Encode` asks for."""
+        return features_of(self.maps(frames))
+
+
+def features_of(maps: Tensor) -> FloatArray:
+    """Snippet features from their maps, (S, D, T', H', W') -> (S, D)."""
+    features: FloatArray = maps.mean(dim=(2, 3, 4)).cpu().numpy()
+    return features
+
+
+def map_encoder(weights: Path, protocol: Protocol, device: torch.device) -> MapEncoder:
+    """The quick form of I3D.
+
+    Raises
+    ------
+    SetupError
+        If the weights are missing or damaged.
+    """
+    return MapEncoder(fast_form(load_i3d(weights)[0]).to(device), protocol, device)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCam:
+    """Grad-CAM on a chosen layer of the readable form of I3D.
+
+    Attributes
+    ----------
+    network : I3D
+    encoder : MapEncoder
+        Makes the input.
+    layer : str
+    """
+
+    network: I3D
+    encoder: MapEncoder
+    layer: str
+
+    def __call__(
+        self,
+        frames: Frames,
+        runs: Sequence[Run],
+        clips: Sequence[FeatureSet],
+        exemplars: Sequence[npt.NDArray[np.int64]],
+    ) -> FloatArray:
+        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
+        snippets = self.encoder.snippets(frames)
+        cams = [
+            layer_cam(
+                self.network,
+                lambda number: snippets[number : number + 1],
+                run,
+                clip,
+                rows,
+                layer=self.layer,
+            )
+            for run, clip, rows in zip(runs, clips, exemplars, strict=True)
+        ]
+        mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
+        return mean

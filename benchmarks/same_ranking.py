@@ -1,0 +1,96 @@
+"""Whether the quick form of the backbone ranks clips as the plain one does.
+
+    aqa demo && python benchmarks/same_ranking.py [PROJECT]
+
+Decodes the demo's test clips, takes their features with both forms, and scores both with
+the heads of runs/demo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from plain_i3d import PlainI3D
+from stage1_files import tasks_of
+
+from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.clips import Part, feature_set
+from aqa_pipeline.config import PIXEL_PRESETS
+from aqa_pipeline.decode_pool import decode_clip
+from aqa_pipeline.evaluate import predict_clips
+from aqa_pipeline.i3d import normalise
+from aqa_pipeline.labels import LabelScale
+from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.metrics import spearman
+from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.snippets import snippet_index
+from aqa_pipeline.weights import find_weights, load_i3d
+
+
+def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarray]:
+    """Features of clips, shape=(clips, snippets, dim), in both forms."""
+    protocol = manifest.protocol
+    pixels = PIXEL_PRESETS[protocol.pixels]
+    index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
+    plain = PlainI3D(load_i3d(weights)[0])
+    encode = i3d_backbone(weights, protocol)()
+    tasks = {task.clip_id: task for task in tasks_of(manifest, Path("cache/video-index"))}
+    features: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
+    for clip_id in rows["clip_id"]:
+        frames = decode_clip(tasks[clip_id]).frames
+        snippets = normalise(torch.from_numpy(frames[index]), pixels).contiguous()
+        features["plain"].append(plain.features(snippets).numpy())
+        features["ours"].append(encode(frames))
+    return {name: np.stack(values) for name, values in features.items()}
+
+
+@click.command()
+@click.argument("project", type=click.Path(path_type=Path, exists=True), default=Path())
+@click.option("--clips", type=int, default=None, help="Only the first so many test clips.")
+@click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
+def main(project: Path, clips: int | None, as_json: bool) -> None:
+    """Compare the rankings of both forms."""
+    os.chdir(project)
+    manifest = read_manifest(Path("manifests/demo.csv"))
+    train, rows = (Part().rows(manifest, side) for side in ("train", "test"))
+    rows = rows.iloc[:clips]
+    run = read_run(Path("runs/demo"), device=torch.device("cpu"))
+    labels = LabelScale.of(
+        manifest.protocol,
+        train_scores=train["score"].to_numpy(dtype=float),
+        train_categories=train["category"].tolist(),
+    )
+    features = both_features(manifest, rows, find_weights(None))
+    scores = {
+        name: predict_clips(run, feature_set(rows, values, manifest, labels)).per_head
+        for name, values in features.items()
+    }
+    true = rows["score"].to_numpy(dtype=float)
+    rho = {name: [spearman(true, head) for head in heads] for name, heads in scores.items()}
+    error = np.abs(features["ours"] - features["plain"]).max() / np.abs(features["plain"]).max()
+    result = {
+        "clips": len(rows),
+        "relative_error_of_features": float(error),
+        "rho_plain": float(np.mean(rho["plain"])),
+        "rho_ours": float(np.mean(rho["ours"])),
+        "largest_difference_of_rho": float(
+            max(abs(a - b) for a, b in zip(rho["plain"], rho["ours"], strict=True))
+        ),
+        "rho_between": float(min(map(spearman, scores["plain"], scores["ours"]))),
+        "largest_difference_points": float(np.abs(scores["plain"] - scores["ours"]).max()),
+    }
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):30s} {value:.6g}")
+
+
+if __name__ == "__main__":
+    main()

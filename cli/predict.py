@@ -1,0 +1,200 @@
+"""``aqa predict``: the score of a video that nobody has seen before."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aqa_pipeline.config import ScoreConfig
+from aqa_pipeline.project import Project
+
+from .console import number, print_json, print_table, progress, say_error, say_warning
+from .options import device_option, json_option, pass_project, weights_option
+from .score_options import coverage_option, fact_options, timeout_option
+
+_EXEMPLARS_SHOWN = 5  #: of those with the lowest, and of those with the highest vote
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument(
+    "videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@fact_options
+@coverage_option
+@click.option("--slide", is_flag=True, help="Score every window of one long video.")
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=ScoreConfig.stride_frames,
+    help="Frames from one window of --slide to the next.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="With --slide: draw the score over time to this .png, .svg or .pdf.",
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Also write one row a clip (with --slide: a window) to this file.",
+)
+@timeout_option
+@weights_option
+@device_option
+@json_option
+@click.pass_context
+@pass_project
+def predict(
+    project: Project,
+    ctx: click.Context,
+    run: Path,
+    videos: tuple[Path, ...],
+    facts: dict[str, Any],
+    coverage: float,
+    slide: bool,
+    stride: int,
+    plot: Path | None,
+    csv_file: Path | None,
+    clip_timeout: float,
+    weights: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score each VIDEO with the run folder RUN (a path, or a name in runs/).
+
+    A VIDEO is a file, a folder of numbered pictures, a folder of videos, or a .csv with a
+    column video and, where needed, start_frame, end_frame, category, difficulty. The clip
+    ends at --end, or where the video ends.
+
+    The score comes with an interval that holds the true one as often as --coverage says, with
+    the known performances it was compared with, and with warnings: a video unlike the training
+    clips, or shorter than the window, or of a difficulty that no known performance has.
+    """
+    from aqa_pipeline.atomic import atomic_path
+    from aqa_pipeline.predict import WantedClip, outcomes_table, score_clips, wanted_clips
+    from aqa_pipeline.scorer import Scorer
+
+    common = WantedClip(name="", video=Path(), **facts)
+    clips = wanted_clips(videos, common)
+    folder = project.run_path(run)
+    with Scorer.load(
+        folder, weights=weights, device=device, coverage=coverage, decode_seconds=clip_timeout
+    ) as scorer:
+        if slide:
+            from .slide import show_slide
+
+            show_slide(
+                scorer,
+                clips,
+                stride=stride,
+                plot=plot,
+                csv_file=csv_file,
+                as_json=as_json,
+            )
+            return
+        if len(clips) == 1:
+            outcomes = list(score_clips(scorer, clips))
+        else:
+            with progress("predict", unit="clips") as advance:
+                outcomes = list(score_clips(scorer, clips, advance=advance))
+    if csv_file is not None:
+        with atomic_path(csv_file) as temporary:
+            outcomes_table(outcomes).to_csv(temporary, index=False)
+    if as_json:
+        print_json(_json(project.shown(folder), outcomes))
+    elif len(outcomes) == 1 and outcomes[0].scored is not None:
+        _show_one(outcomes[0])
+    else:
+        _show_many([outcome for outcome in outcomes if outcome.scored is not None])
+    failed = [outcome for outcome in outcomes if outcome.scored is None]
+    for outcome in failed:
+        say_error(outcome.error)
+    if failed:
+        ctx.exit(3)
+
+
+def _json(run: str, outcomes: list[Any]) -> dict[str, Any]:
+    return {
+        "run": run,
+        "clips": [
+            {"clip_id": o.clip.name, "known_score": o.clip.known_score, **o.scored.as_dict()}
+            for o in outcomes
+            if o.scored is not None
+        ],
+        "failed": [
+            {"clip_id": o.clip.name, "video": o.clip.video, "error": o.error}
+            for o in outcomes
+            if o.scored is None
+        ],
+    }
+
+
+def _show_one(outcome: Any) -> None:
+    scored = outcome.scored
+    click.echo(
+        f"{_line(outcome.clip.name)}: frames {scored.start_frame} to {scored.end_frame - 1} of "
+        f"{scored.video_frames}"
+    )
+    known = outcome.clip.known_score
+    click.echo(
+        f"score {number(scored.score, 2)}"
+        + (f"   {100 * scored.coverage:g} % interval {interval(scored)}" if scored.interval else "")
+        + (f"   judges gave {known:g}" if known is not None else "")
+    )
+    votes = sorted(scored.exemplars, key=lambda vote: vote.vote)
+    if votes:
+        shown = votes
+        if len(votes) > 2 * _EXEMPLARS_SHOWN:
+            shown = [*votes[:_EXEMPLARS_SHOWN], None, *votes[-_EXEMPLARS_SHOWN:]]
+        print_table(
+            ["compared with", "its difficulty", "its score", "so this one"],
+            [_vote_row(vote, len(votes)) for vote in shown],
+        )
+    for warning in scored.warnings:
+        say_warning(warning)
+
+
+def _vote_row(vote: Any, count: int) -> list[str]:
+    if vote is None:
+        return [f"... {count - 2 * _EXEMPLARS_SHOWN} more ...", "", "", ""]
+    name = f"{vote.part} {vote.clip_id}".strip()
+    difficulty = "-" if math.isnan(vote.difficulty) else f"{vote.difficulty:g}"
+    return [_line(name), difficulty, number(vote.score, 2), number(vote.vote, 2)]
+
+
+def _show_many(outcomes: list[Any]) -> None:
+    if not outcomes:
+        return
+    with_known = any(outcome.clip.known_score is not None for outcome in outcomes)
+    rows = []
+    for outcome in outcomes:
+        scored, known = outcome.scored, outcome.clip.known_score
+        row = [_line(outcome.clip.name), number(scored.score, 2), interval(scored)]
+        rows.append([*row, number(known, 2)] if with_known else row)
+    coverage = f"{100 * outcomes[0].scored.coverage:g} % interval"
+    header = ["", "score", coverage]
+    print_table([*header, "judges"] if with_known else header, rows)
+    for outcome in outcomes:
+        for warning in outcome.scored.warnings:
+            say_warning(f"{_line(outcome.clip.name)}: {warning}")
+
+
+def interval(scored: Any) -> str:
+    """An interval for a table; a dash where there is none."""
+    if scored.interval is None:
+        return "-"
+    low, high = scored.interval
+    return f"{low:.2f} .. {high:.2f}"
+
+
+def _line(text: str) -> str:
+    from aqa_pipeline.clip_frames import one_line
+
+    return one_line(text)

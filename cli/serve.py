@@ -1,0 +1,79 @@
+"""``aqa serve``: a local page that scores clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from aqa_pipeline.config import ServeConfig
+from aqa_pipeline.project import Project
+
+from .console import say
+from .options import device_option, pass_project, weights_option
+from .score_options import coverage_option, timeout_option
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=ServeConfig.port, help="0: any.")
+@click.option(
+    "--host",
+    default=ServeConfig.host,
+    help="Address to listen on; any but the default lets others send videos to this machine.",
+)
+@click.option(
+    "--max-mb",
+    type=click.IntRange(min=1),
+    default=ServeConfig.max_megabytes,
+    help="Largest video that is taken.",
+)
+@coverage_option
+@timeout_option
+@weights_option
+@device_option
+@pass_project
+def serve(
+    project: Project,
+    run: Path,
+    port: int,
+    host: str,
+    max_mb: int,
+    coverage: float,
+    clip_timeout: float,
+    weights: Path | None,
+    device: str,
+) -> None:
+    """Open a page on this machine where clips can be dropped, scored by the run folder RUN.
+
+    Shows the score with its interval, the clip beside its exemplars, what each part of it won
+    or lost, and the run's report. A video is decoded in a process with limits of time and
+    memory, and deleted once it is scored. Ctrl-C ends it.
+    """
+    from aqa_pipeline.explain import load_explainer
+    from aqa_pipeline.serve.server import listen, serve
+
+    config = ServeConfig(host=host, port=port, max_megabytes=max_mb)
+    listening = listen(config)
+    folder = project.run_path(run)
+    say("loading the run and its backbone")
+    with (
+        listening,
+        load_explainer(
+            folder,
+            project=project,
+            weights=weights,
+            device=device,
+            coverage=coverage,
+            decode_seconds=clip_timeout,
+        ) as explainer,
+    ):
+        try:
+            serve(folder, explainer, listening, project=project, config=config, ready=_tell)
+        except KeyboardInterrupt:
+            say("stopped")
+            raise SystemExit(130) from None
+
+
+def _tell(address: str) -> None:
+    click.echo(f"open {address} in a browser; Ctrl-C ends it")

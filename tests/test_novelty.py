@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aqa_pipeline.novelty import Familiarity
+
+
+def test_a_training_clip_is_at_no_distance_and_is_named() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 3, 16))
+    familiar = Familiarity(features)
+    distance, place = familiar.nearest(features[7])
+    assert place == 7
+    assert distance < 1e-4
+
+
+def test_about_one_in_a_hundred_clips_like_the_training_clips_is_beyond_the_limit() -> None:
+    clips = np.random.default_rng(1).normal(size=(3000, 1, 12))
+    familiar = Familiarity(clips[:1000])
+    beyond = np.mean([familiar.nearest(clip)[0] > familiar.limit for clip in clips[1000:]])
+    assert 0.003 < beyond < 0.025
+
+
+def test_another_scene_is_far_whatever_the_scale_of_the_features() -> None:
+    clips = np.random.default_rng(2).normal(size=(101, 2, 12)) * np.logspace(-3, 3, 12)
+    familiar = Familiarity(clips[:100])
+    assert familiar.nearest(clips[100] + 5 * np.logspace(-3, 3, 12))[0] > 2 * familiar.limit
+
+
+def test_distances_of_two_clips_by_hand() -> None:
+    familiar = Familiarity(np.array([[[0.0, 1.0]], [[2.0, 1.0]]]))
+    # The first dimension has mean 1 and spread 1, the second is constant.
+    assert familiar.limit == pytest.approx(2 / np.sqrt(2))
+    distance, place = familiar.nearest(np.array([[3.0, 1.0]]))
+    assert distance == pytest.approx(1 / np.sqrt(2))
+    assert place == 1
+
+
+def test_one_training_clip_makes_nothing_unusual() -> None:
+    assert Familiarity(np.zeros((1, 2, 3))).limit == float("inf")
+
+
+def test_many_clips_are_thinned_out_and_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aqa_pipeline.novelty._MOST_CLIPS", 10)
+    features = np.random.default_rng(0).normal(size=(25, 1, 8))
+    distance, place = Familiarity(features).nearest(features[6])
+    assert distance < 1e-4
+    assert place == 6
