@@ -105,14 +105,17 @@ def gradient(parameter: Tensor, write: Callable[[Tensor], None]) -> Tensor | Non
     if not parameter.requires_grad:
         return None
     in_place = hasattr(parameter, "_grad_buffer")
-    kept: Tensor | None = parameter._grad_buffer if in_place and parameter.grad is None else None
+    kept: Tensor | None = None
+    if parameter.grad is None:
+        kept = getattr(parameter, "_grad_buffer", None)
     if kept is None or kept.shape != parameter.shape:
         kept = torch.empty_like(parameter, memory_format=torch.contiguous_format)
     write(kept)
     if not in_place:
         return kept
     if parameter.grad is None:
-        parameter.grad = parameter._grad_buffer = kept
+        parameter.grad = kept
+        parameter._grad_buffer = kept  # type: ignore[attr-defined]
     else:
         parameter.grad += kept
     return None
