@@ -168,6 +168,7 @@ class HeadConfig:
     #: mean over the snippets is the paper's
     aggregation: Literal["mean", "ordered", "attention", "lstm"] = "ordered"
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
+    dropout: float = 0.0  #: share of the root feature that is dropped in training
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
     #: spread of a score's target distribution, as a part of the label range (usdl) or of the
     #: marks' range (musdl)
@@ -226,6 +227,35 @@ class FitConfig:
     #: or of every clip of the class.
     relative_l2_range: RangeOf = "evaluated"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
+    #: Train on a drawn view of each clip, of all that the cache holds (``aqa extract --views``).
+    views: bool = False
+
+
+@dataclass(frozen=True)
+class StackMember:
+    """What may differ between models that train side by side."""
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+
+    @classmethod
+    def of(cls, config: FitConfig, head: HeadConfig) -> StackMember:
+        """What a fit asks of each of its models."""
+        return cls(config.learning_rate, config.weight_decay, head.dropout)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep looks for the best settings of stage two."""
+
+    #: ``auto``: the grid where every dimension is listed and no number of trials is given
+    search: Literal["auto", "grid", "random", "tpe"] = "auto"
+    trials: int | None = None  #: None: the whole grid, or 32
+    seed: int = 0  #: of the draws of points; heads have :attr:`FitConfig.seed`
+    jobs: int | None = None  #: processes; None: one a core, or one for a GPU
+    stack: int | None = None  #: most models side by side; None: chosen from free memory
+    early_stop: bool = True  #: give up trials below the median at 1/4 and 1/2 of the epochs
 
 
 #: Where fine-tuning begins: this part of the backbone and all after it learn. ``all`` is ``stem``.
@@ -300,5 +330,5 @@ class ScoreConfig:
     coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
     stride_frames: int = 10  #: from one window of a long video to the next
     decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
-    #: that decoding may take beyond the bare process; an 8K video takes about 1 GiB
+    #: that decoding may take beyond the bare process; an 8K video takes half a GiB
     decode_memory_bytes: int = 3 * 2**30

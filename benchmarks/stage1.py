@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 def show(result: Row) -> None:
-    print(f"{result['threads']} threads, device {result['device']}")
+    print(f"{result['threads']} threads (waiting: {result['waiting']}), device {result['device']}")
     if "network" in result:
         print("\nthe network, seconds a snippet of 16 frames")
         print("size   plain    ours  ratio  of matrix product  relative error")
@@ -60,7 +60,8 @@ def show(result: Row) -> None:
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--size", "sizes", type=int, multiple=True, default=(112, 224), show_default=True)
 @click.option("--snippets", default=10, show_default=True, help="Batch, as in one clip.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Of the network.")
+@click.option("--turns", default=2, show_default=True, help="Of the extraction.")
 @click.option("--clips", default=20, show_default=True, help="Clips of the extraction.")
 @click.option("--minutes", default=30, show_default=True, help="Longest video for the memory.")
 @click.option("--memory-clips", default=8, show_default=True)
@@ -73,6 +74,7 @@ def main(
     sizes: tuple[int, ...],
     snippets: int,
     rounds: int,
+    turns: int,
     clips: int,
     minutes: int,
     memory_clips: int,
@@ -82,6 +84,9 @@ def main(
     as_json: bool,
 ) -> None:
     """Measure stage one."""
+    from aqa_pipeline.device import share_cores
+
+    share_cores()  # as `aqa extract` does, before torch is imported
     # Not at the top: decoding processes import this file again, and want none of it.
     import torch
     from stage1_files import extraction, memory, write_weights
@@ -89,6 +94,7 @@ def main(
 
     model = drawn_weights()
     result: Row = {"threads": torch.get_num_threads(), "device": device, "cores": os.cpu_count()}
+    result["waiting"] = os.environ["OMP_WAIT_POLICY"]
     if "network" in parts:
         result["network"] = [
             network(model, size=size, snippets=snippets, rounds=rounds) for size in sizes
@@ -98,7 +104,7 @@ def main(
         weights = write_weights(root / "weights.safetensors", model)
         if "extraction" in parts:
             result["extraction"] = extraction(
-                root / "e", weights, clips=clips, rounds=rounds, device=device, precision=precision
+                root / "e", weights, clips=clips, rounds=turns, device=device, precision=precision
             )
         if "memory" in parts:
             size = tuple(int(n) for n in picture.split("x"))

@@ -18,6 +18,7 @@ from .predict import predict
 from .report import report
 from .reproduce import reproduce
 from .serve import serve
+from .sweep import sweep
 from .weights import weights
 
 
@@ -30,6 +31,7 @@ def add_all(group: click.Group) -> None:
         extract,
         cache,
         fit_head,
+        sweep,
         finetune,
         evaluate,
         predict,

@@ -56,10 +56,10 @@ def plain_gradients(
             ]
             of_query, of_exemplar = (head.embed(f.view(1, 1, -1)) for f in features)
             hidden = (
-                torch.bmm(head.query_weight, of_query)
-                + torch.bmm(head.exemplar_weight, of_exemplar)
-                + head.label_weight * (label[exemplar] / head.epsilon).float()
-                + head.bias
+                torch.bmm(of_query, head.query_weight.mT)
+                + torch.bmm(of_exemplar, head.exemplar_weight.mT)
+                + head.label_weight.mT * (label[exemplar] / head.epsilon).float()
+                + head.bias.mT
             )
             delta = (label[query] - label[exemplar]).view(1, 1)
             loss = head.trunk.losses(hidden.relu(), delta).sum() / (2 * len(PAIRS))

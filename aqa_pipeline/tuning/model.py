@@ -190,8 +190,8 @@ class PairModel(nn.Module):
         query, exemplar = torch.cat([pairs, pairs.flip(1)]).T  # (2 B,) each
         halves = self.head.halves(features)
         root = self.head.root(
-            halves.query[:, :, query],
-            halves.exemplar[:, :, exemplar],
+            halves.query[:, query],
+            halves.exemplar[:, exemplar],
             label[exemplar].unsqueeze(0),
         )
         target = (label[query] - label[exemplar]).unsqueeze(0)  # (1, 2 B)

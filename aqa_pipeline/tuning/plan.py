@@ -24,7 +24,7 @@ from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.pairs import ExemplarKeys
 from aqa_pipeline.plan import LocatedClip, locate, video_index_folder
 from aqa_pipeline.protocol import without_difficulty
-from aqa_pipeline.train import checked_labels
+from aqa_pipeline.stack import checked_labels
 from aqa_pipeline.tuning.bank import ValidationPlan
 from aqa_pipeline.tuning.clips import crop_jitter
 from aqa_pipeline.tuning.draws import Augmentation
