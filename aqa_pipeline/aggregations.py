@@ -6,7 +6,7 @@ K, B, S, D
     Models in the stack, clips, snippets of a clip, dimension of a snippet feature. Every
     parameter has the leading dimension K.
 features : Tensor of float32, shape=(K, B, S, D)
-    Standardised; each module maps them to shape (K, ``out_dim``, B).
+    Standardised; each module maps them to shape (K, B, ``out_dim``).
 
 Source: the mean is the paper's (Sec. 4.1); the LSTM is the way of C3D-LSTM (the paper's
 reference 21); the others are ours.
@@ -43,8 +43,8 @@ class MeanSnippets(Aggregation):
         self.out_dim = feature_dim
 
     def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, D, B)."""
-        return features.mean(dim=2).transpose(1, 2)
+        """(K, B, S, D) -> (K, B, D)."""
+        return features.mean(dim=2)
 
 
 class OrderedSnippets(Aggregation):
@@ -70,11 +70,11 @@ class OrderedSnippets(Aggregation):
         self.out_dim = num_snippets * reduced_dim
 
     def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, S * P, B)."""
+        """(K, B, S, D) -> (K, B, S * P)."""
         num_models, batch, snippets, dim = features.shape
         rows = features.reshape(num_models, batch * snippets, dim)
         reduced = torch.baddbmm(self.bias, rows, self.weight).relu()  # (K, B * S, P)
-        return reduced.view(num_models, batch, self.out_dim).transpose(1, 2)  # (K, S * P, B)
+        return reduced.view(num_models, batch, self.out_dim)
 
 
 class AttentionSnippets(Aggregation):
@@ -102,15 +102,14 @@ class AttentionSnippets(Aggregation):
         self.out_dim = out_dim
 
     def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, P, B)."""
+        """(K, B, S, D) -> (K, B, P)."""
         num_models, _, snippets, _ = features.shape
         rows = torch.bmm(features.flatten(1, 2), self.weight)  # (K, B * S, P)
         values = rows.view(num_models, -1, snippets, self.out_dim) + self.position.unsqueeze(1)
         values = values.relu()  # (K, B, S, P)
         scores = torch.bmm(values.flatten(1, 2), self.score_weight)  # (K, B * S, 1)
         share = scores.view(num_models, -1, snippets, 1).softmax(dim=2)
-        pooled = (share * values).sum(dim=2)  # (K, B, P)
-        return pooled.transpose(1, 2)
+        return (share * values).sum(dim=2)  # (K, B, P)
 
 
 class LstmSnippets(Aggregation):
@@ -131,7 +130,7 @@ class LstmSnippets(Aggregation):
         self.out_dim = out_dim
 
     def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) -> (K, P, B)."""
+        """(K, B, S, D) -> (K, B, P)."""
         num_models, batch, snippets, _ = features.shape
         # The input's share of all gates in one product; only the state's goes step by step.
         gates = torch.baddbmm(self.bias, features.flatten(1, 2), self.input_weight)
@@ -142,7 +141,7 @@ class LstmSnippets(Aggregation):
             enter, keep, new, leave = step.chunk(4, dim=2)  # (K, B, P) each
             cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
             state = leave.sigmoid() * cell.tanh()
-        return state.transpose(1, 2)
+        return state
 
 
 def aggregation(

@@ -109,14 +109,14 @@ def load_split(
     return SplitClips(
         train=dataclasses.replace(
             feature_set(train, features[: len(train)], manifest, labels),
-            video=_videos_apart(train["video"].tolist(), test["video"].tolist()),
+            video=videos_apart(train["video"].tolist(), test["video"].tolist()),
         ),
         test=feature_set(test, features[len(train) :], manifest, labels),
         labels=labels,
     )
 
 
-def _videos_apart(train: Sequence[str], test: Sequence[str]) -> npt.NDArray[np.int64] | None:
+def videos_apart(train: Sequence[str], test: Sequence[str]) -> npt.NDArray[np.int64] | None:
     """Number of each training clip's video, if videos are what the split was made by.
 
     None where a training video has test clips too, or every clip has a video of its own.

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.config import DEVICE, ExtractConfig
+from aqa_pipeline.dask_cluster import connect
 from aqa_pipeline.device import device_name
-from aqa_pipeline.errors import CacheError, SetupError
+from aqa_pipeline.errors import CacheError
 from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.find_precision import find_precision
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 #: Shards for each worker: the quick ones take over from the slow at the end.
 _SHARDS_A_WORKER = 2
-_CONNECT_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,10 @@ def extract_on_cluster(
     CacheError
         A worker's software or weights are not those of this machine.
     """
-    try:
-        from distributed import Client
-        from joblib import Parallel, delayed, parallel_config
-    except ImportError as error:
-        raise SetupError(
-            f"--backend dask needs the extra dask ({error}): type `pip install aqa-pipeline[dask]`"
-        ) from None
-    try:
-        client = Client(  # type: ignore[no-untyped-call]
-            scheduler, timeout=_CONNECT_SECONDS, set_as_default=False
-        )
-    except (OSError, ValueError, TimeoutError) as error:
-        raise SetupError(f"no dask scheduler at {scheduler} ({error}); is it running?") from None
-    with client:
-        num_workers = len(client.nthreads())  # type: ignore[no-untyped-call]
-        if not num_workers:
-            raise SetupError(f"the dask scheduler at {scheduler} has no workers yet")
-        count = num_workers * _SHARDS_A_WORKER
+    from joblib import Parallel, delayed, parallel_config
+
+    with connect(scheduler) as client:
+        count = len(client.nthreads()) * _SHARDS_A_WORKER
         advance(0, count)
         results = []
         with parallel_config(backend="dask", client=client):

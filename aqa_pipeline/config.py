@@ -48,13 +48,15 @@ class PixelPreset:
 #: ``kinetics`` is what the I3D weights were trained with (inputs in [-1, 1]).
 #: ``core`` is the published CoRe run: a swapped argument made frames 256 wide and 455
 #: high, and ImageNet statistics were used although the weights expect [-1, 1].
-#: ``demo`` is the small size at which the demo fits in minutes on two cores.
+#: ``demo`` is the small size at which the demo fits in minutes on two cores, ``tiny`` the
+#: smallest the network takes, for fine-tuning without a GPU.
 PIXEL_PRESETS: dict[str, PixelPreset] = {
     preset.name: preset
     for preset in (
         PixelPreset("kinetics", crop=224, short_side=256),
         PixelPreset("core", crop=224, size=(256, 455), mean=IMAGENET_MEAN, std=IMAGENET_STD),
         PixelPreset("demo", crop=112, short_side=128),
+        PixelPreset("tiny", crop=64, short_side=72),
     )
 }
 
@@ -166,6 +168,7 @@ class HeadConfig:
     #: mean over the snippets is the paper's
     aggregation: Literal["mean", "ordered", "attention", "lstm"] = "ordered"
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
+    dropout: float = 0.0  #: share of the root feature that is dropped in training
     standardise: bool = True  #: features to zero mean, unit variance (training part only)
     #: spread of a score's target distribution, as a part of the label range (usdl) or of the
     #: marks' range (musdl)
@@ -224,6 +227,73 @@ class FitConfig:
     #: or of every clip of the class.
     relative_l2_range: RangeOf = "evaluated"
     use_difficulty: bool = True  #: False: the starred methods of the paper's tables
+    #: Train on a drawn view of each clip, of all that the cache holds (``aqa extract --views``).
+    views: bool = False
+
+
+@dataclass(frozen=True)
+class StackMember:
+    """What may differ between models that train side by side."""
+
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+
+    @classmethod
+    def of(cls, config: FitConfig, head: HeadConfig) -> StackMember:
+        """What a fit asks of each of its models."""
+        return cls(config.learning_rate, config.weight_decay, head.dropout)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep looks for the best settings of stage two."""
+
+    #: ``auto``: the grid where every dimension is listed and no number of trials is given
+    search: Literal["auto", "grid", "random", "tpe"] = "auto"
+    trials: int | None = None  #: None: the whole grid, or 32
+    seed: int = 0  #: of the draws of points; heads have :attr:`FitConfig.seed`
+    jobs: int | None = None  #: processes; None: one a core, or one for a GPU
+    stack: int | None = None  #: most models side by side; None: chosen from free memory
+    early_stop: bool = True  #: give up trials below the median at 1/4 and 1/2 of the epochs
+
+
+#: Where fine-tuning begins: this part of the backbone and all after it learn. ``all`` is ``stem``.
+Unfreeze = Literal["all", "stem", "mixed_3", "mixed_4", "mixed_5"]
+
+#: The part of fine-tuning that is fitting a head. The learning rate is the head's (Sec. 4.1).
+FINETUNE_FIT = FitConfig(epochs=20, batch_size=4, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Backbone and head trained together: what changes the numbers, beside :class:`FitConfig`."""
+
+    unfreeze: Unfreeze = "all"
+    backbone_learning_rate: float = 1e-4  #: Adam; Sec. 4.1
+    warmup_steps: int = 0  #: learning rates rise from 0 over these
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: float | None = None  #: longest gradient, all parameters together; None: any
+    #: ``auto``: bfloat16 or float16 on a GPU, as it can; float32 on a CPU
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    flip: bool = True  #: half of the clips are mirrored
+    shift_frames: int | None = None  #: a clip is shifted by up to this many; None: the protocol's
+    crop_jitter: int | None = None  #: pixels the crop may lie off the centre; None: to the edge
+
+
+@dataclass(frozen=True)
+class FinetuneMachine:
+    """How fine-tuning uses the machine; the numbers change by rounding at most."""
+
+    #: pairs that go through the network together; None: as many as memory takes
+    pairs_at_once: int | None = None
+    checkpointing: bool = False  #: compute activations twice instead of keeping them
+    save_every: int = 50  #: steps between two saved states
+    workers: int | None = None  #: decoding processes; None: chosen from the cores
+    clip_timeout_seconds: float = ExtractConfig.clip_timeout_seconds
+    #: decoded frames kept between epochs, in GiB; None: a quarter of the free memory
+    frame_memory_gib: float | None = None
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,5 +330,5 @@ class ScoreConfig:
     coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
     stride_frames: int = 10  #: from one window of a long video to the next
     decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
-    #: that decoding may take beyond the bare process; an 8K video takes about 1 GiB
+    #: that decoding may take beyond the bare process; an 8K video takes half a GiB
     decode_memory_bytes: int = 3 * 2**30

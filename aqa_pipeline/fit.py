@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from aqa_pipeline import __version__
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
@@ -142,8 +144,18 @@ def fit_head(
         manifest = dataclasses.replace(manifest, protocol=without_difficulty(manifest.protocol))
     protocol = manifest.protocol
     clips = load_split(manifest, cache, part, published_ranges=literature)
+    views = None
+    if fit_config.views:
+        averaged = head_config.aggregation == "mean"
+        views = load_views(manifest, cache, clips.train.clip_id, averaged=averaged)
     trained = _train(
-        clips, protocol, head_config=head_config, config=fit_config, device=device, advance=advance
+        clips,
+        protocol,
+        head_config=head_config,
+        config=fit_config,
+        device=device,
+        views=views,
+        advance=advance,
     )
     fingerprint = cache.identity.fingerprint
     run = Run(
@@ -212,10 +224,13 @@ def _train(
     head_config: HeadConfig,
     config: FitConfig,
     device: torch.device,
+    views: npt.NDArray[np.float32] | None,
     advance: Advance,
 ) -> TrainedHeads[Any]:
     test = clips.test if config.protocol == "literature" else None
     if head_config.is_svr:
+        if views is not None:
+            raise UsageError(f"{head_config.kind} sees each clip once; leave out --views")
         return train_svrs(
             clips.train,
             head_config=head_config,
@@ -232,5 +247,6 @@ def _train(
         epsilon=protocol.epsilon,
         device=device,
         test=test,
+        views=views,
         advance=advance,
     )

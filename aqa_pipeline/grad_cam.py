@@ -74,8 +74,8 @@ def expected_score(
         label = label.expand(head.num_models, -1)  # (K, M)
         with torch.no_grad():
             pool = torch.from_numpy(run.exemplars.features[rows]).to(head.device)
-            exemplar = head.halves(pool).exemplar  # (K, H, M)
-        query = head.halves(features.unsqueeze(0)).query.expand(-1, -1, len(rows))
+            exemplar = head.halves(pool).exemplar  # (K, M, H)
+        query = head.halves(features.unsqueeze(0)).query.expand(-1, len(rows), -1)
         value = _expected(head, head.root(query, exemplar, label)) + label
     elif isinstance(head, Head):
         value = _expected(head, head.direct_root(features.unsqueeze(0)))
@@ -87,7 +87,7 @@ def expected_score(
 
 
 def _expected(head: Head, root: Tensor) -> Tensor:
-    """Expected target of root features, (K, H, B) -> (K, B), in label points."""
+    """Expected target of root features, (K, B, H) -> (K, B), in label points."""
     trunk = head.trunk
     if not isinstance(trunk, GartTrunk):
         return trunk.value(root).target

@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.errors import DataError
+from aqa_pipeline.pair_edges import PairLabels
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -46,15 +47,23 @@ def round_deltas(deltas: npt.ArrayLike) -> FloatArray:
     return rounded
 
 
-def _check(deltas: FloatArray, num_groups: int) -> None:
+def _check_groups(num_groups: int) -> None:
     if num_groups < 2 or num_groups & (num_groups - 1):
         raise DataError(
             f"num_groups is {num_groups}; a binary tree needs a power of two, 2 or more"
         )
-    if not deltas.size:
+
+
+def _check_count(count: int) -> None:
+    if not count:
         raise DataError(
             "no pair of training clips to make groups from: at least 2 clips are needed"
         )
+
+
+def _check(deltas: FloatArray, num_groups: int) -> None:
+    _check_groups(num_groups)
+    _check_count(deltas.size)
     if not np.isfinite(deltas).all():
         raise DataError("a score difference is not a finite number; check the manifest's scores")
 
@@ -87,7 +96,39 @@ def eq5_edges(deltas: npt.ArrayLike, *, num_groups: int) -> FloatArray:
     return np.partition(rounded, np.unique(positions))[positions]
 
 
-def symmetric_edges(deltas: npt.ArrayLike, *, num_groups: int, score_range: float) -> FloatArray:
+def eq5_edges_of_pairs(pairs: PairLabels, *, num_groups: int) -> FloatArray:
+    """:func:`eq5_edges` of all pairs in both orders, which need not be listed.
+
+    Parameters
+    ----------
+    pairs : PairLabels
+    num_groups : int
+        R, a power of two.
+
+    Returns
+    -------
+    ndarray of float64, shape=(num_groups + 1,)
+
+    Raises
+    ------
+    DataError
+        As :func:`eq5_edges`.
+    """
+    count = len(pairs)
+    _check_groups(num_groups)
+    _check_count(count)
+    positions = (2 * count - 1) * np.arange(num_groups + 1) // num_groups
+    # The list of both orders is the magnitudes, mirrored: first those with a minus.
+    mirrored = positions < count
+    places = np.where(mirrored, count - 1 - positions, positions - count)
+    magnitudes = round_deltas(pairs.magnitudes_at(places))
+    # No -0.0, which listed pairs do not have either.
+    return np.where(mirrored, -magnitudes, magnitudes) + 0.0
+
+
+def symmetric_edges(
+    deltas: npt.ArrayLike | PairLabels, *, num_groups: int, score_range: float
+) -> FloatArray:
     """Equal-mass groups of |delta|, mirrored at zero (official code: symmetric groups).
 
     ``|delta|`` is cut by Eq. 5 into R / 2 groups; the innermost edge is 0 and the
@@ -95,7 +136,7 @@ def symmetric_edges(deltas: npt.ArrayLike, *, num_groups: int, score_range: floa
 
     Parameters
     ----------
-    deltas : array_like, shape=(T,)
+    deltas : array_like, shape=(T,), or PairLabels
         Differences of the training pairs, in label points; their sign is ignored.
     num_groups : int
         R, a power of two.
@@ -116,11 +157,17 @@ def symmetric_edges(deltas: npt.ArrayLike, *, num_groups: int, score_range: floa
         raise DataError(
             f"score_range is {score_range}; it must be finite and above 0 (are all labels equal?)"
         )
-    magnitudes = np.abs(round_deltas(deltas))
-    _check(magnitudes, num_groups)
     half = num_groups // 2
-    positions = (magnitudes.size - 1) * np.arange(half + 1) // half
-    upper = np.partition(magnitudes, np.unique(positions))[positions]
+    if isinstance(deltas, PairLabels):
+        _check_groups(num_groups)
+        _check_count(len(deltas))
+        positions = (len(deltas) - 1) * np.arange(half + 1) // half
+        upper = round_deltas(deltas.magnitudes_at(positions))
+    else:
+        magnitudes = np.abs(round_deltas(deltas))
+        _check(magnitudes, num_groups)
+        positions = (magnitudes.size - 1) * np.arange(half + 1) // half
+        upper = np.partition(magnitudes, np.unique(positions))[positions]
     upper[0] = 0.0
     upper[-1] = score_range
     # Quantiles beyond the range (labels wider than the protocol says) close up to it.

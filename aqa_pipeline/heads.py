@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.aggregations import aggregation
+from aqa_pipeline.aggregations import MeanSnippets, aggregation
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.gart import uniform_parameter
+from aqa_pipeline.stacked_linear import stacked_linear
 from aqa_pipeline.trunks import Trunk, Value
 
 
 class Halves(NamedTuple):
-    """A clip's part of the root layer, as a query and as an exemplar; shape=(K, H, B) each."""
+    """A clip's part of the root layer, as a query and as an exemplar; shape=(K, B, H) each."""
 
     query: Tensor
     exemplar: Tensor
@@ -140,28 +141,49 @@ class Head(Regressor):
         Parameters
         ----------
         features : Tensor, shape=(N, S, D)
-        rows : Tensor of int64, shape=(K, n)
-            Training clips of each model.
+        rows : Tensor of int64, shape=(K, n) or (s, n)
+            Training clips of each model; with s below K, models 0, s, 2 s, ... share theirs.
         """
         if not self.config.standardise:
             return
-        for k in range(self.num_models):
-            std, mean = torch.std_mean(features[rows[k]], dim=(0, 1), correction=0)
-            self.standardise.mean[k] = mean
+        for s, own in enumerate(rows):
+            std, mean = torch.std_mean(features[own], dim=(0, 1), correction=0)
+            self.standardise.mean[s :: len(rows)] = mean
             # A constant feature carries nothing; it must not become 0 / 0.
-            self.standardise.std[k] = torch.where(std > 1e-6, std, torch.ones_like(std))
+            self.standardise.std[s :: len(rows)] = torch.where(std > 1e-6, std, 1.0)
+
+    def condensed(self, features: Tensor) -> Tensor:
+        """As much of features as this head looks at, (..., S, D) -> (..., S or 1, D).
+
+        For ``mean`` that is their mean: standardisation is linear and can follow.
+        """
+        if isinstance(self.aggregate, MeanSnippets):
+            return features.mean(dim=-2, keepdim=True)
+        return features
+
+    @torch.no_grad()
+    def keep_models(self, rows: Sequence[int]) -> None:
+        """Cut the stack down to some of its models."""
+        index = torch.tensor(rows, device=self.device)
+        for parameter in self.parameters():
+            parameter.grad = None
+            parameter.data = parameter.data[index]
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer[index])
+        self.num_models = len(rows)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, E, B)."""
+        """Aggregated features: (K, B, S, D) or (B, S, D) -> (K, B, E)."""
         vector: Tensor = self.aggregate(self.standardise(features))
         return vector
 
     def halves(self, features: Tensor) -> Halves:
         """Each clip through both halves of the root layer (contrastive heads)."""
-        vector = self.embed(features)  # (K, E, B)
+        vector = self.embed(features)  # (K, B, E)
         return Halves(
-            query=torch.bmm(self.query_weight, vector),
-            exemplar=torch.bmm(self.exemplar_weight, vector),
+            query=stacked_linear(vector, self.query_weight),
+            exemplar=stacked_linear(vector, self.exemplar_weight),
         )
 
     def root(self, query: Tensor, exemplar: Tensor, exemplar_label: Tensor) -> Tensor:
@@ -169,21 +191,21 @@ class Head(Regressor):
 
         Parameters
         ----------
-        query, exemplar : Tensor, shape=(K, H, B)
+        query, exemplar : Tensor, shape=(K, B, H)
             The query half of the queries, the exemplar half of the exemplars.
         exemplar_label : Tensor, shape=(K, B)
             In label points.
 
         Returns
         -------
-        Tensor, shape=(K, H, B)
+        Tensor, shape=(K, B, H)
         """
-        label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(1)  # (K, 1, B)
-        return (query + exemplar + self.label_weight * label + self.bias).relu()
+        label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(2)  # (K, B, 1)
+        return (query + exemplar + label * self.label_weight.mT + self.bias.mT).relu()
 
     def direct_root(self, features: Tensor) -> Tensor:
-        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, H, B)."""
-        return (torch.bmm(self.query_weight, self.embed(features)) + self.bias).relu()
+        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, B, H)."""
+        return stacked_linear(self.embed(features), self.query_weight, self.bias).relu()
 
     def direct_value(self, features: Tensor) -> Value:
         return self.trunk.value(self.direct_root(features))

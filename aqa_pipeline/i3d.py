@@ -51,6 +51,27 @@ MIXED_CHANNELS = {
     "mixed_5c": (832, 384, 192, 384, 48, 128, 128),
 }
 
+Pool = tuple[tuple[int, int, int], tuple[int, int, int]]  # kernel, stride
+
+#: The layers in order, each with the max pool before it; behind them what comes out of 16
+#: frames of 224 x 224 pixels.
+LAYERS: tuple[tuple[str, Pool | None], ...] = (
+    ("conv_1a", None),  # (N, 64, 8, 112, 112)
+    ("conv_2b", ((1, 3, 3), (1, 2, 2))),  # (N, 64, 8, 56, 56)
+    ("conv_2c", None),  # (N, 192, 8, 56, 56)
+    ("mixed_3b", ((1, 3, 3), (1, 2, 2))),  # (N, 256, 8, 28, 28)
+    ("mixed_3c", None),  # (N, 480, 8, 28, 28)
+    ("mixed_4b", ((3, 3, 3), (2, 2, 2))),  # (N, 512, 4, 14, 14)
+    ("mixed_4c", None),
+    ("mixed_4d", None),
+    ("mixed_4e", None),  # (N, 528, 4, 14, 14)
+    ("mixed_4f", None),  # (N, 832, 4, 14, 14)
+    ("mixed_5b", ((2, 2, 2), (2, 2, 2))),  # (N, 832, 2, 7, 7)
+    ("mixed_5c", None),  # (N, 1024, 2, 7, 7)
+)
+
+_POOL_BEFORE = dict(LAYERS)
+
 
 def normalise(frames: Tensor, pixels: PixelPreset) -> Tensor:
     """Decoded frames to the network's input: ``(frames / 255 - mean) / std``.
@@ -207,6 +228,14 @@ class I3D(nn.Module):
         self.mixed_5c = Mixed(*MIXED_CHANNELS["mixed_5c"])
         self.classifier = nn.Conv3d(FEATURE_DIM, NUM_CLASSES, 1)
 
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """One layer of :data:`LAYERS` with the pool before it, on the map of the layer before."""
+        pool = _POOL_BEFORE[name]
+        if pool is not None:
+            x = max_pool_same(x, kernel=pool[0], stride=pool[1])
+        out: Tensor = getattr(self, name)(x)
+        return out
+
     def feature_map(self, x: Tensor) -> Tensor:
         """The last map, Mixed_5c.
 
@@ -225,24 +254,9 @@ class I3D(nn.Module):
             If T < 9, or H or W < 64.
         """
         check_input(x)
-        # The comments follow 16 frames of 224 x 224 pixels.
-        x = self.conv_1a(x)  # (N, 64, 8, 112, 112)
-        x = max_pool_same(x, kernel=(1, 3, 3), stride=(1, 2, 2))  # (N, 64, 8, 56, 56)
-        x = self.conv_2b(x)
-        x = self.conv_2c(x)  # (N, 192, 8, 56, 56)
-        x = max_pool_same(x, kernel=(1, 3, 3), stride=(1, 2, 2))  # (N, 192, 8, 28, 28)
-        x = self.mixed_3b(x)  # (N, 256, 8, 28, 28)
-        x = self.mixed_3c(x)  # (N, 480, 8, 28, 28)
-        x = max_pool_same(x, kernel=(3, 3, 3), stride=(2, 2, 2))  # (N, 480, 4, 14, 14)
-        x = self.mixed_4b(x)  # (N, 512, 4, 14, 14)
-        x = self.mixed_4c(x)
-        x = self.mixed_4d(x)
-        x = self.mixed_4e(x)  # (N, 528, 4, 14, 14)
-        x = self.mixed_4f(x)  # (N, 832, 4, 14, 14)
-        x = max_pool_same(x, kernel=(2, 2, 2), stride=(2, 2, 2))  # (N, 832, 2, 7, 7)
-        x = self.mixed_5b(x)
-        last_map: Tensor = self.mixed_5c(x)  # (N, 1024, 2, 7, 7)
-        return last_map
+        for name, _ in LAYERS:
+            x = self.layer(name, x)
+        return x
 
     def features(self, x: Tensor) -> Tensor:
         """One vector a snippet: the mean of the last map over all its positions.

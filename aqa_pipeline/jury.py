@@ -59,7 +59,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class _Panel:
-    """The exemplars of one group on the device: half (K, H, M), label (K, M)."""
+    """The exemplars of one group on the device: half (K, M, H), label (K, M)."""
 
     rows: npt.NDArray[np.int64]
     half: Tensor
@@ -171,13 +171,13 @@ class Jury:
 
 def _compare(head: Head, clip: Tensor, panel: _Panel) -> tuple[Tensor, Tensor]:
     """Votes of every exemplar of a panel on one clip: labels and leaves, (K, M) each."""
-    query_half = head.halves(clip).query  # (K, H, 1)
+    query_half = head.halves(clip).query  # (K, 1, H)
     labels, leaves = [], []
     for start in range(0, len(panel.rows), _PAIRS_PER_PASS):
         part = slice(start, start + _PAIRS_PER_PASS)
-        half, label = panel.half[:, :, part], panel.label[:, part]
+        half, label = panel.half[:, part], panel.label[:, part]
         delta, leaf = head.trunk.value(
-            head.root(query_half.expand(-1, -1, half.shape[2]), half, label)
+            head.root(query_half.expand(-1, half.shape[1], -1), half, label)
         )
         labels.append(label + delta)
         leaves.append(leaf)

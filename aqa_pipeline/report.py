@@ -33,6 +33,7 @@ from aqa_pipeline.report_drawings import (
     tree_drawing,
 )
 from aqa_pipeline.run_record import ParentRecord, RunRecord, read_record
+from aqa_pipeline.sweep_page import SweepPage, sweep_page
 
 #: Lists longer than this are only counted in the table of settings.
 _MAX_LISTED = 16
@@ -66,6 +67,7 @@ class RunSection:
     cases: list[tuple[Case, Drawing | None]]
     missing: str
     settings: list[tuple[str, str]]
+    sweep: SweepPage | None = None
 
     @property
     def has_tree(self) -> bool:
@@ -82,6 +84,7 @@ class ParentSection:
     categories: list[MetricRow]
     drawings: list[Drawing]
     parts: list[RunSection]
+    sweep: SweepPage | None = None
 
 
 Section = RunSection | ParentSection
@@ -199,6 +202,7 @@ def _section(
         categories=[_plain_row(row["category"], row) for row in categories],
         drawings=comparison_drawings(record.parts, anchor),
         parts=parts,
+        sweep=sweep_page(record.folder, anchor),
     )
 
 
@@ -229,6 +233,7 @@ def _run_section(
         cases=studied,
         missing=missing,
         settings=list(_flattened(record.config)),
+        sweep=sweep_page(record.folder, anchor),
     )
 
 

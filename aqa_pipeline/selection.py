@@ -37,14 +37,21 @@ class Selection:
         The training split.
     pools : sequence of ndarray of int64, length K
         Clips of ``train`` that may be exemplars for each model.
-    num_exemplars : int or None
-        M of Eq. 9.
+    num_exemplars : int or None, or a sequence of sequences of these
+        M of Eq. 9; or, for each model, several M to judge it by.
     seeds : sequence of int, length K
         Of the exemplar draws.
     device : torch.device
 
+    keep_states : bool
+        False: only the numbers are kept, not the models; then :meth:`restore` must not be
+        called.
+
     Attributes
     ----------
+    Lists have an entry for each model; with several M, for each M of the first model, then of
+    the second, and so on.
+
     best_rho : list of float
     best_epoch : list of int
         1-based.
@@ -61,47 +68,82 @@ class Selection:
         judged: Sequence[FeatureSet],
         train: FeatureSet,
         pools: Sequence[IntArray],
-        num_exemplars: int | None,
+        num_exemplars: int | Sequence[Sequence[int | None]] | None,
         seeds: Sequence[int],
         device: torch.device,
+        keep_states: bool = True,
     ) -> None:
-        self._head, self._judged = head, judged
-        self._queries = torch.from_numpy(np.stack([own.features for own in judged])).to(device)
-        self._pool = torch.from_numpy(train.features).to(device)
+        self._head, self._judged = head, list(judged)
+        # Condensed one by one: a stack's queries side by side may be too much at full length.
+        self._queries = torch.stack(
+            [head.condensed(torch.from_numpy(own.features).to(device)) for own in judged]
+        )
+        self._pool = head.condensed(torch.from_numpy(train.features).to(device))
         self._pool_label = torch.from_numpy(train.label).to(device)
-        chosen = []
-        for own, rows, seed in zip(judged, pools, seeds, strict=True):
+        if num_exemplars is None or isinstance(num_exemplars, int):
+            num_exemplars = [[num_exemplars]] * head.num_models
+        votes: list[IntArray] = []  # columns of all M of a model, side by side
+        self._blocks: list[list[slice]] = []  # where each M's columns stand
+        for own, rows, seed, counts in zip(judged, pools, seeds, num_exemplars, strict=True):
             # A clip may be the only one of its group: then the nearest group votes.
             keys = ExemplarKeys.of([train.key[i] for i in rows])
             pool_groups, _ = keys.match([train.key[i] for i in rows])
             query_groups, _ = keys.match(own.key)
-            local = vote_exemplars(
-                query_groups, pool_groups, num_exemplars=num_exemplars, seed=seed
+            chosen = [
+                vote_exemplars(query_groups, pool_groups, num_exemplars=count, seed=seed)
+                for count in counts
+            ]
+            ends = np.cumsum([one.shape[1] for one in chosen]).tolist()
+            self._blocks.append(
+                [slice(end - one.shape[1], end) for end, one in zip(ends, chosen, strict=True)]
             )
-            chosen.append(np.where(local >= 0, rows[local], -1))
-        width = max(c.shape[1] for c in chosen)
-        padded = [np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=-1) for c in chosen]
+            local = np.concatenate(chosen, axis=1)
+            votes.append(np.where(local >= 0, rows[local], -1))
+        width = max(v.shape[1] for v in votes)
+        padded = [np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=-1) for v in votes]
         self._exemplars = torch.from_numpy(np.stack(padded)).to(device)
-        self.best_rho = [math.nan] * head.num_models
-        self.best_relative_l2 = [math.nan] * head.num_models
-        self.best_epoch = [0] * head.num_models
-        self._best = copy.deepcopy(head.state_dict())
+        num_judged = sum(map(len, self._blocks))
+        self.best_rho = [math.nan] * num_judged
+        self.best_relative_l2 = [math.nan] * num_judged
+        self.best_epoch = [0] * num_judged
+        self._best = copy.deepcopy(head.state_dict()) if keep_states else {}
         self.judged_scores: list[npt.NDArray[np.float64]] = []
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Judge these models alone from now on; the head is cut by the caller."""
+        index = torch.tensor(rows, device=self._exemplars.device)
+        self._judged = [self._judged[row] for row in rows]
+        self._queries, self._exemplars = self._queries[index], self._exemplars[index]
+        first = np.cumsum([0, *map(len, self._blocks)]).tolist()
+        judged = [j for row in rows for j in range(first[row], first[row + 1])]
+        self._blocks = [self._blocks[row] for row in rows]
+        for name in ("best_rho", "best_relative_l2", "best_epoch"):
+            values = getattr(self, name)
+            setattr(self, name, [values[j] for j in judged])
+        self._best = {name: value[index] for name, value in self._best.items()}
+        self.judged_scores = [scores[judged] for scores in self.judged_scores]
+
     def keep_best(self, epoch: int) -> list[float]:
-        """Judge every model; copy those that improved. Returns rho, one a model."""
-        predicted = predict_labels(
+        """Judge every model; copy those that improved. Returns rho, one a model and M."""
+        votes = predict_labels(
             self._head,
             queries=self._queries,
             pool=self._pool,
             pool_label=self._pool_label,
             exemplars=self._exemplars,
-        ).mean()
-        state = self._head.state_dict()
-        rhos = []
-        in_points = np.stack([own.to_score(predicted[k]) for k, own in enumerate(self._judged)])
+        )
+        judges, points = [], []
+        for k, (own, blocks) in enumerate(zip(self._judged, self._blocks, strict=True)):
+            for block in blocks:
+                # A direct head has one opinion and no votes to choose from.
+                columns = block if self._head.is_contrastive else slice(None)
+                judges.append(own)
+                points.append(own.to_score(votes.columns(k, columns).mean()[0]))
+        in_points = np.stack(points)
         self.judged_scores.append(in_points)
-        for k, own in enumerate(self._judged):
+        state = self._head.state_dict() if self._best else {}
+        rhos = []
+        for k, own in enumerate(judges):
             scores = in_points[k]
             rhos.append(spearman(own.score, scores))
             error = relative_l2(own.score, scores)

@@ -22,8 +22,9 @@ from aqa_pipeline.division import divide
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.metrics import relative_l2, spearman
+from aqa_pipeline.stack import checked_labels
 from aqa_pipeline.svr import SvrHead, squared_distances
-from aqa_pipeline.train import TrainedHeads, checked_labels
+from aqa_pipeline.train import TrainedHeads
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

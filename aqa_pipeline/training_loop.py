@@ -1,27 +1,51 @@
 """One epoch of training: pairs drawn on the device, both orders, one step a batch.
 
-Everything an epoch needs lies on the device before it starts: features, labels, the
-order of the queries and their exemplars. There is no loop over samples or leaves and no
+Everything an epoch needs lies on the device before it starts: features of every view, labels,
+the order of the queries and their exemplars. There is no loop over samples or leaves and no
 transfer inside an epoch.
 
-Source: Sec. 3.1-3.2 and 4.1; official code: every pair is trained in both orders.
+Source: Sec. 3.1-3.2 and 4.1; official code: every pair is trained in both orders, and every
+clip is seen shifted and flipped by chance (here: in one of its cached views).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.config import FitConfig
+from aqa_pipeline.config import FitConfig, StackMember
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
 from aqa_pipeline.pairs import GroupTable
+from aqa_pipeline.stacked_adam import StackedAdam
+from aqa_pipeline.step_graph import StepRunner
 
 IntArray = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """What one step is made of.
+
+    Attributes
+    ----------
+    query, exemplar : Tensor of int64, shape=(K, B)
+        Clips of the training split; of direct heads, ``exemplar`` is not looked at.
+    query_view, exemplar_view : Tensor of int64, shape=(K, B)
+        The view in which each clip is seen.
+    keep : Tensor of bool, shape=(K, B, 2, H) or empty
+        What dropout leaves of the root feature, in both orders; empty without dropout.
+    """
+
+    query: Tensor
+    exemplar: Tensor
+    query_view: Tensor
+    exemplar_view: Tensor
+    keep: Tensor
 
 
 class TrainingLoop:
@@ -30,8 +54,8 @@ class TrainingLoop:
     Parameters
     ----------
     head : Head
-    features : Tensor, shape=(N, S, D)
-        Of the training split, on the device.
+    features : Tensor, shape=(N, S, D) or (N, V, S, D)
+        Of the training split, on the device; in V views.
     train : FeatureSet
         The training split.
     groups : ndarray of int64, shape=(N,)
@@ -41,6 +65,8 @@ class TrainingLoop:
     config : FitConfig
     generators : sequence of torch.Generator
         One for each model; all draws come from them.
+    members : sequence of StackMember, length K, optional
+        Learning rate, weight decay and dropout of each model; default: those of ``config``.
     """
 
     def __init__(
@@ -52,10 +78,15 @@ class TrainingLoop:
         fit: IntArray,
         config: FitConfig,
         generators: Sequence[torch.Generator],
+        members: Sequence[StackMember] | None = None,
     ) -> None:
         device = features.device
-        self._head, self._features, self._config = head, features, config
-        self._generators = generators
+        members = members or [StackMember.of(config, head.config)] * len(fit)
+        self._head, self._config = head, config
+        self._num_views = features.shape[1] if features.ndim == 4 else 1
+        flat = features.flatten(0, 1) if features.ndim == 4 else features
+        self._features = head.condensed(flat)  # (N * V, S, D)
+        self._generators = list(generators)
         self._label = torch.from_numpy(train.label).to(device)
         self._direct_target = torch.from_numpy(head.trunk.direct_target(train)).to(device)
         self._fit = torch.from_numpy(fit).to(device)  # (K, n)
@@ -63,22 +94,39 @@ class TrainingLoop:
             GroupTable.from_groups(groups[rows], num_groups=int(groups.max()) + 1) for rows in fit
         ]
         width = max(table.members.shape[1] for table in tables)
-        members = np.stack(
+        table = np.stack(
             [np.pad(t.members, ((0, 0), (0, width - t.members.shape[1])), "edge") for t in tables]
         )
-        self._members = torch.from_numpy(members).to(device)  # (K, G, width), rows of fit
+        self._members = torch.from_numpy(table).to(device)  # (K, G, width), rows of fit
         own_groups = groups[fit]  # (K, n)
         size = np.stack([t.size[g] for t, g in zip(tables, own_groups, strict=True)])
         place = np.stack([_place_in_group(g) for g in own_groups])
         self._group = torch.from_numpy(own_groups).to(device)
         self._size = torch.from_numpy(size).to(device)
         self._place = torch.from_numpy(place).to(device)
-        self._optimiser = torch.optim.Adam(
+        self._dropout = [member.dropout for member in members]
+        stays = [1 - share for share in self._dropout]
+        self._stays = self._features.new_tensor(stays).view(-1, 1, 1)  # (K, 1, 1)
+        self._optimiser = StackedAdam(
             head.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
+            learning_rates=[member.learning_rate for member in members],
+            weight_decays=[member.weight_decay for member in members],
         )
+        self._run_step = StepRunner(
+            self._step,
+            state=lambda: [*head.parameters(), *self._optimiser.state()],
+            device=device,
+        )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these models alone; the head is cut by the caller."""
+        index = torch.tensor(rows, device=self._fit.device)
+        for name in ("_fit", "_members", "_group", "_size", "_place", "_stays"):
+            setattr(self, name, getattr(self, name)[index])
+        self._generators = [self._generators[row] for row in rows]
+        self._dropout = [self._dropout[row] for row in rows]
+        self._optimiser.keep(rows)
+        self._run_step.forget()
 
     def _draw_epoch(self) -> tuple[Tensor, Tensor]:
         """Queries in random order and an exemplar for each, as rows of the fit part; (K, n)."""
@@ -96,38 +144,81 @@ class TrainingLoop:
         model = torch.arange(num_models, device=order.device).unsqueeze(1)
         return order, self._members[model, group, choice]
 
+    def _draw_views(self) -> Tensor:
+        """A view for each query and each exemplar, shape=(2, K, n)."""
+        num_models, count = self._fit.shape
+        if self._num_views == 1:
+            return torch.zeros(2, num_models, count, dtype=torch.int64, device=self._fit.device)
+        views = [torch.randint(self._num_views, (2, count), generator=g) for g in self._generators]
+        return torch.stack(views, dim=1).to(self._fit.device)
+
+    def _draw_dropout(self) -> Tensor:
+        """What stays of the root features, shape=(K, n, 2, H); empty where nothing is dropped.
+
+        A model without dropout draws nothing, so that it trains in a stack as it does alone.
+        """
+        count, hidden = self._fit.shape[1], self._head.config.hidden
+        if not any(self._dropout):
+            return torch.empty(len(self._fit), count, 2, 0, dtype=torch.bool)
+        shape = (count, 2, hidden)
+        keep = [
+            torch.rand(shape, generator=g) >= share if share else torch.ones(shape).bool()
+            for share, g in zip(self._dropout, self._generators, strict=True)
+        ]
+        return torch.stack(keep)
+
     def epoch(self) -> Tensor:
         """Train on every query once; mean losses, shape=(2, K): classification, regression."""
-        head = self._head
         order, partner = self._draw_epoch()
         query, exemplar = self._fit.gather(1, order), self._fit.gather(1, partner)
-        total = self._features.new_zeros(2, head.num_models)
+        query_view, exemplar_view = self._draw_views()
+        keep = self._draw_dropout().to(query.device)
+        total = self._features.new_zeros(2, self._head.num_models)
         for start in range(0, query.shape[1], self._config.batch_size):
             part = slice(start, start + self._config.batch_size)
-            if head.is_contrastive:
-                root, target = self._pairs(query[:, part], exemplar[:, part])
-            else:
-                root = head.direct_root(self._features[query[:, part]])
-                target = self._direct_target[query[:, part]]
-            losses = head.trunk.losses(root, target)  # (2, K)
-            self._optimiser.zero_grad(set_to_none=False)
-            # The models share no parameter, so the gradient of the sum is each one's own.
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            self._optimiser.step()
+            whole = Batch(query, exemplar, query_view, exemplar_view, keep)
+            losses = self._run_step(Batch(*(tensor[:, part] for tensor in whole)))
             # The last batch may be smaller.
-            total += losses.detach() * query[:, part].shape[1]
+            total += losses * query[:, part].shape[1]
         return total / query.shape[1]
 
-    def _pairs(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch) -> Tensor:
+        """One step of every model; its losses, shape=(2, K)."""
+        head = self._head
+        root, target = self._pairs(batch) if head.is_contrastive else self._clips(batch)
+        losses = head.trunk.losses(root, target)  # (2, K)
+        self._optimiser.zero_grad()
+        # The models share no parameter, so the gradient of the sum is each one's own.
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        return losses.detach()
+
+    def _seen(self, clips: Tensor, views: Tensor) -> Tensor:
+        """Features of clips in the given views, shape=(K, B, S, D)."""
+        return self._features[clips * self._num_views + views]
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Root features and targets of both orders: a against b, then b against a.
 
-        ``a`` and ``b`` are clips, shape=(K, B); the results have 2 B columns.
+        The results have 2 B columns.
         """
+        a, b = batch.query, batch.exemplar
         queries, exemplars = torch.cat([a, b], dim=1), torch.cat([b, a], dim=1)
-        query_half, exemplar_half = self._head.halves(self._features[queries])
-        of_a, of_b = exemplar_half.chunk(2, dim=2)
-        root = self._head.root(query_half, torch.cat([of_b, of_a], dim=2), self._label[exemplars])
-        return root, self._label[queries] - self._label[exemplars]
+        views = torch.cat([batch.query_view, batch.exemplar_view], dim=1)
+        query_half, exemplar_half = self._head.halves(self._seen(queries, views))
+        of_a, of_b = exemplar_half.chunk(2, dim=1)
+        root = self._head.root(query_half, torch.cat([of_b, of_a], dim=1), self._label[exemplars])
+        keep = batch.keep.transpose(1, 2).flatten(1, 2)  # (K, 2 B, H)
+        return self._dropped(root, keep), self._label[queries] - self._label[exemplars]
+
+    def _clips(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        root = self._head.direct_root(self._seen(batch.query, batch.query_view))
+        return self._dropped(root, batch.keep[:, :, 0]), self._direct_target[batch.query]
+
+    def _dropped(self, root: Tensor, keep: Tensor) -> Tensor:
+        if not keep.shape[2]:
+            return root
+        return root * keep / self._stays
 
 
 def _place_in_group(groups: IntArray) -> IntArray:

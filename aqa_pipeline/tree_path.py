@@ -164,7 +164,7 @@ def tree_path(
             head.halves(query.unsqueeze(0)).query,
             head.halves(exemplar.unsqueeze(0)).exemplar,
             label.expand(head.num_models, 1),
-        )  # (K, H, 1)
+        )  # (K, 1, H)
     trunk = head.trunk
     output = trunk.tree(root)
     return read_path(

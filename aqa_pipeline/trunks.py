@@ -27,9 +27,18 @@ from torch import Tensor, nn
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.gart import Gart, GroupTensors, leaf_losses, uniform_parameter
-from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
+from aqa_pipeline.gart import (
+    Gart,
+    GroupTensors,
+    leaf_losses,
+    true_leaf_losses,
+    uniform_parameter,
+)
+from aqa_pipeline.groups import Groups, eq5_edges, eq5_edges_of_pairs, symmetric_edges
 from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+from aqa_pipeline.leaf_search import best_leaf
+from aqa_pipeline.pair_edges import PairLabels
+from aqa_pipeline.stacked_linear import stacked_linear
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,11 +65,11 @@ class Trunk(nn.Module):
         return clips.label
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        """Losses of root features (K, H, B) against targets (K, B[, J]); shape=(2, K)."""
+        """Losses of root features (K, B, H) against targets (K, B[, J]); shape=(2, K)."""
         raise NotImplementedError
 
     def value(self, root: Tensor) -> Value:
-        """Predictions for root features, shape=(K, H, B)."""
+        """Predictions for root features, shape=(K, B, H)."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
@@ -86,10 +95,33 @@ class GartTrunk(Trunk):
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
         leaf, place = self.groups.leaf_and_place(target)
-        return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
+        if self.recipe == "paper":  # the only one that looks at wrong leaves, too
+            return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
+        log_prob, found = self.tree.at_leaf(root, leaf)
+        return torch.stack(
+            true_leaf_losses(
+                log_prob,
+                found,
+                leaf,
+                place,
+                recipe=self.recipe,
+                num_groups=self.tree.num_groups,
+            )
+        )
 
     def value(self, root: Tensor) -> Value:
-        return Value(*self.groups.delta(self.tree(root)))
+        if root.device.type != "cpu" or torch.is_grad_enabled():
+            return Value(*self.groups.delta(self.tree(root)))
+        tree = self.tree
+        leaf, place = best_leaf(
+            root,
+            list(tree.weights),
+            list(tree.biases),
+            tree.leaf_weight,
+            tree.leaf_bias,
+            reachable=self.groups.reachable,
+        )
+        return Value(self.groups.at(leaf, place.sigmoid() if tree.sigmoid else place), leaf)
 
     def settings(self) -> dict[str, Any]:
         return {"group_edges": self.groups.edges.tolist()}
@@ -122,9 +154,9 @@ class MlpTrunk(Trunk):
         self.register_buffer("spread", torch.tensor(spread, dtype=torch.float64))
 
     def forward(self, root: Tensor) -> Tensor:
-        """Normalised target, (K, H, B) -> (K, B)."""
-        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
-        return torch.baddbmm(self.out_bias, self.out_weight, inner).squeeze(1)
+        """Normalised target, (K, B, H) -> (K, B)."""
+        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        return stacked_linear(inner, self.out_weight, self.out_bias).squeeze(2)
 
     def losses(self, root: Tensor, target: Tensor) -> Tensor:
         wanted = ((target - self.centre[:, None]) / self.spread[:, None]).to(root.dtype)
@@ -182,11 +214,12 @@ class DistributionTrunk(Trunk):
         )
 
     def forward(self, root: Tensor) -> Tensor:
-        """Log-probability of each bin, (K, H, B) -> (K, J, C, B)."""
-        inner = torch.baddbmm(self.bias, self.weight, root).relu()  # (K, H, B)
-        logits = torch.baddbmm(self.out_bias, self.out_weight, inner)  # (K, J * C, B)
+        """Log-probability of each bin, (K, B, H) -> (K, J, C, B)."""
+        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        logits = stacked_linear(inner, self.out_weight, self.out_bias).mT  # (K, J * C, B)
         num_models, _, batch = logits.shape
-        return logits.view(num_models, self.num_judges, -1, batch).log_softmax(dim=2)
+        by_judge = logits.reshape(num_models, self.num_judges, -1, batch)
+        return by_judge.log_softmax(dim=2)
 
     def target_log_prob(self, marks: Tensor) -> Tensor:
         """Log of the Gaussian around each mark over the bins, (K, J, B) -> (K, J, C, B)."""
@@ -217,7 +250,7 @@ class DistributionTrunk(Trunk):
 
 def fit_trunk(
     config: HeadConfig,
-    targets: Sequence[FloatArray],
+    targets: Sequence[FloatArray | PairLabels],
     *,
     score_range: float,
     train: FeatureSet | None = None,
@@ -228,9 +261,9 @@ def fit_trunk(
     Parameters
     ----------
     config : HeadConfig
-    targets : sequence of ndarray of float64, one for each model
-        Differences of the unordered training pairs (contrastive), or the training labels
-        (direct).
+    targets : sequence of ndarray of float64 or PairLabels, one for each model
+        Differences of the unordered training pairs (contrastive), listed or not, or the
+        training labels (direct).
     score_range : float
         Outer edge of symmetric groups, in label points.
     train : FeatureSet, optional
@@ -249,8 +282,9 @@ def fit_trunk(
             for own in targets
         ]
         return GartTrunk(config, groups, generators)
+    listed = [own for own in targets if not isinstance(own, PairLabels)]
     if config.kind == "usdl":
-        bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in targets]
+        bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in listed]
         return DistributionTrunk(config, bins, num_judges=1, rule="all", generators=generators)
     if config.kind == "musdl":
         if train is None:
@@ -264,21 +298,29 @@ def fit_trunk(
             generators=generators,
         )
     # Both orders of a pair are trained, so the mean difference is 0.
-    centre = [0.0 if contrastive else float(own.mean()) for own in targets]
-    spread = [
-        float(np.sqrt(np.mean((own - c) ** 2))) or 1.0
-        for own, c in zip(targets, centre, strict=True)
-    ]
-    return MlpTrunk(config, centre, spread, generators)
+    if contrastive:
+        centre = [0.0] * len(targets)
+        square = [
+            own.mean_square() if isinstance(own, PairLabels) else float(np.mean(own**2))
+            for own in targets
+        ]
+    else:
+        centre = [float(own.mean()) for own in listed]
+        square = [float(np.var(own)) for own in listed]
+    return MlpTrunk(config, centre, [s**0.5 or 1.0 for s in square], generators)
 
 
 def _edges(
     config: HeadConfig,
-    targets: FloatArray,
+    targets: FloatArray | PairLabels,
     *,
     contrastive: bool,
     score_range: float,
 ) -> FloatArray:
+    if isinstance(targets, PairLabels):
+        if config.recipe == "paper":
+            return eq5_edges_of_pairs(targets, num_groups=config.num_groups)
+        return symmetric_edges(targets, num_groups=config.num_groups, score_range=score_range)
     if not contrastive:
         return eq5_edges(targets, num_groups=config.num_groups)
     if config.recipe == "paper":

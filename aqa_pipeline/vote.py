@@ -1,7 +1,8 @@
 """Scoring queries by comparing them with exemplars and letting these vote (Eq. 8-9).
 
 Each clip is projected once through both halves of the root layer; a pair then costs one
-addition and the tree.
+addition and its way through the tree (on a CPU, only the nodes that may hold its best leaf:
+:mod:`aqa_pipeline.leaf_search`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.heads import Head, Regressor
+from aqa_pipeline.heads import Halves, Head, Regressor
 
-#: Pairs that go through the tree at once: bounds the memory of voting with all exemplars.
-_PAIRS_PER_PASS = 2048
+#: Pairs, of all models, that go through the tree at once: bounds the memory of voting.
+_PAIRS_PER_PASS = 4096
+_NUMBERS_PER_PASS = 2**24  #: of standardised features
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,10 @@ class Votes:
 
     label: npt.NDArray[np.float64]
     leaf: npt.NDArray[np.int64]
+
+    def columns(self, model: int, block: slice) -> Votes:
+        """Some of the votes of one head."""
+        return Votes(self.label[[model], :, block], self.leaf[[model], :, block])
 
     def mean(self) -> npt.NDArray[np.float64]:
         """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points.
@@ -84,29 +90,53 @@ def vote(
     Votes
     """
     num_models = head.num_models
-    query_half = head.halves(queries).query  # (K, H, Q)
-    exemplar_half = head.halves(pool).exemplar  # (K, H, N)
     index = exemplars.expand(num_models, *exemplars.shape[-2:])
-    num_queries, num_votes = index.shape[1:]
-    label = np.full((num_models, num_queries, num_votes), np.nan)
-    leaf = np.full((num_models, num_queries, num_votes), -1, dtype=np.int64)
-    if not num_votes:
-        return Votes(label, leaf)
-    per_pass = max(1, _PAIRS_PER_PASS // num_votes)
-    for start in range(0, num_queries, per_pass):
-        part = slice(start, min(start + per_pass, num_queries))
-        chosen = index[:, part].reshape(num_models, -1)  # (K, q * M)
-        rows = chosen.clamp(min=0)
-        exemplar_label = pool_label[rows]  # (K, q * M)
+    shape = index.shape  # (K, Q, M)
+    label = np.full(shape, np.nan).reshape(num_models, -1)
+    leaf = np.full(shape, -1, dtype=np.int64).reshape(num_models, -1)
+    flat = index.flatten(1)
+    present, length = _present(flat.cpu().numpy())
+    if not present.shape[1]:
+        return Votes(label.reshape(shape), leaf.reshape(shape))
+    query_half = _projected(head, queries).query  # (K, Q, H)
+    exemplar_half = _projected(head, pool).exemplar  # (K, N, H)
+    model = torch.arange(num_models, device=index.device).unsqueeze(1)
+    per_pass = max(1, _PAIRS_PER_PASS // num_models)
+    for start in range(0, present.shape[1], per_pass):
+        places = present[:, start : start + per_pass]  # (K, p)
+        position = torch.from_numpy(places).to(index.device)
+        rows = flat.gather(1, position).clamp(min=0)
+        exemplar_label = pool_label[rows]  # (K, p)
         root = head.root(
-            query_half[:, :, part].repeat_interleave(num_votes, dim=2),
-            exemplar_half.gather(2, rows.unsqueeze(1).expand(-1, exemplar_half.shape[1], -1)),
-            exemplar_label,
+            query_half[model, position // shape[2]], exemplar_half[model, rows], exemplar_label
         )
         delta, leaves = head.trunk.value(root)
-        shape = (num_models, -1, num_votes)
-        present = (chosen >= 0).view(shape).cpu().numpy()
-        predicted = (exemplar_label + delta).view(shape).cpu().numpy()
-        label[:, part] = np.where(present, predicted, np.nan)
-        leaf[:, part] = np.where(present, leaves.view(shape).cpu().numpy(), -1)
-    return Votes(label, leaf)
+        predicted = (exemplar_label + delta).cpu().numpy()
+        found = leaves.cpu().numpy()
+        for k in range(num_models):
+            real = max(0, min(length[k] - start, per_pass))
+            label[k, places[k, :real]] = predicted[k, :real]
+            leaf[k, places[k, :real]] = found[k, :real]
+    return Votes(label.reshape(shape), leaf.reshape(shape))
+
+
+def _present(index: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Where each row has an exemplar, filled up to the longest list; and the lists' lengths."""
+    lists = [np.flatnonzero(row >= 0) for row in index]
+    longest = max(map(len, lists))
+    filled = [np.pad(own, (0, longest - len(own))) for own in lists]
+    return np.stack(filled), [len(own) for own in lists]
+
+
+def _projected(head: Head, features: Tensor) -> Halves:
+    """Both halves of many clips, some at a time: a stack standardises each clip K times."""
+    clips = features.shape[-3]
+    per_pass = max(1, _NUMBERS_PER_PASS // (head.num_models * features[..., :1, :, :].numel()))
+    parts = [
+        head.halves(features[..., start : start + per_pass, :, :])
+        for start in range(0, clips, per_pass)
+    ]
+    return Halves(
+        query=torch.cat([part.query for part in parts], dim=1),
+        exemplar=torch.cat([part.exemplar for part in parts], dim=1),
+    )

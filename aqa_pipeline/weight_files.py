@@ -36,7 +36,7 @@ def open_weights(path: Path) -> tuple[Any, dict[str, str]]:
         Usually a dict of tensors or arrays, perhaps nested; nothing is promised of it.
     recorded : dict of str to str
         What is known of its origin: ``source``, ``source_sha256``, ``licence``,
-        ``weights_sha256``, each only if known.
+        ``weights_sha256``, ``parent_sha256``, each only if known.
 
     Raises
     ------
@@ -109,5 +109,5 @@ def _open_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
             tree = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"no known format, or damaged or truncated ({error})") from error
-    known = ("source", "source_sha256", "licence", "weights_sha256")
+    known = ("source", "source_sha256", "licence", "weights_sha256", "parent_sha256")
     return tree, {key: metadata[key] for key in known if key in metadata}

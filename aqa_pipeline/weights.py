@@ -13,6 +13,7 @@ imported in the functions that need it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -61,6 +62,8 @@ class WeightsInfo:
         BatchNorm means and variances: 14,560.
     source, source_sha256, licence : str
         As recorded when the file was converted; empty when not known.
+    parent_sha256 : str
+        ``sha256`` of the weights these were fine-tuned from; empty if they were not.
     """
 
     path: Path
@@ -71,6 +74,7 @@ class WeightsInfo:
     source: str = ""
     source_sha256: str = ""
     licence: str = ""
+    parent_sha256: str = ""
 
 
 def aqa_home() -> Path:
@@ -233,10 +237,30 @@ def convert_weights(source: Path, target: Path | None = None) -> Path:
     SetupError
         As :func:`read_weights`, or if ``target`` cannot be written.
     """
-    from safetensors.torch import save_file
-
     state, info = _read(Path(source))
     target = fetched_path() if target is None else Path(target)
+    write_weights(state, target, dataclasses.replace(info, path=target))
+    return target
+
+
+def write_weights(state: Mapping[str, Tensor], target: Path, info: WeightsInfo) -> None:
+    """Write weights in our layout, in one step.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Of :class:`aqa_pipeline.i3d.I3D`.
+    target : Path
+    info : WeightsInfo
+        Its origin (source, licence, parent) and ``sha256`` are recorded in the file.
+
+    Raises
+    ------
+    SetupError
+        If ``target`` cannot be written.
+    """
+    from safetensors.torch import save_file
+
     metadata = {
         "format_version": "1",
         "source": info.source,
@@ -244,9 +268,10 @@ def convert_weights(source: Path, target: Path | None = None) -> Path:
         "licence": info.licence,
         "weights_sha256": info.sha256,
     }
+    if info.parent_sha256:
+        metadata["parent_sha256"] = info.parent_sha256
     with atomic_path(target) as temporary:
-        save_file(state, temporary, metadata=metadata)
-    return target
+        save_file(dict(state), temporary, metadata=metadata)
 
 
 def fetch_weights(*, again: bool = False) -> Path:

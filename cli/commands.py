@@ -11,12 +11,14 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .extract import extract
+from .finetune import finetune
 from .fit_head import fit_head
 from .manifest import manifest
 from .predict import predict
 from .report import report
 from .reproduce import reproduce
 from .serve import serve
+from .sweep import sweep
 from .weights import weights
 
 
@@ -29,6 +31,8 @@ def add_all(group: click.Group) -> None:
         extract,
         cache,
         fit_head,
+        sweep,
+        finetune,
         evaluate,
         predict,
         compare,

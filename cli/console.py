@@ -13,9 +13,9 @@ import click
 
 
 class Advance(Protocol):
-    """Told how far a job is: ``advance(done, total)``."""
+    """Told how far a job is: ``advance(done, total)``, and what else there is to say of it."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 def _stderr_console() -> Any:
@@ -102,7 +102,8 @@ def log_to_stderr(verbose: int) -> None:
 def progress(label: str, *, unit: str) -> Iterator[Advance]:
     """A progress bar with rate and time left; plain lines where stderr is no terminal.
 
-    Yields a function to call with ``(done, total)``.
+    Yields a function to call with ``(done, total)``, and ``note``, a few words for the end of
+    the line.
     """
     if not sys.stderr.isatty():
         yield _PlainProgress(label, unit)
@@ -124,18 +125,19 @@ def progress(label: str, *, unit: str) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=_stderr_console(),
     )
     with bar:
-        task = bar.add_task(label, total=None, rate="")
+        task = bar.add_task(label, total=None, rate="", note="")
         started = time.monotonic()
         first_done: list[int] = []
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: int, total: int, note: str = "") -> None:
             first_done.append(done) if not first_done else None
             seconds = time.monotonic() - started
             rate = (done - first_done[0]) / seconds if seconds > 0 else 0.0
-            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} {unit}/s")
+            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} {unit}/s", note=note)
 
         _live.append(bar)
         try:
@@ -153,20 +155,23 @@ class _PlainProgress:
         self._label, self._unit = label, unit
         self._started = self._told = time.monotonic()
         self._first: int | None = None
+        self._last = -1  # what was done at the line before
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         first = self._first is None
         if first:
             self._first = done
-        if not first and done < total and now - self._told < self._EVERY_SECONDS:
+        is_end = done >= total and done != self._last
+        if not first and not is_end and now - self._told < self._EVERY_SECONDS:
             return
-        self._told = now
+        self._told, self._last = now, done
         seconds = now - self._started
         rate = (done - (self._first or 0)) / seconds if seconds > 0.5 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
         pace = f", {rate:.2f} {self._unit}/s" if rate > 0 else ""
-        say(f"{self._label}: {done}/{total} {self._unit}{pace}{left}")
+        more = f", {note}" if note else ""
+        say(f"{self._label}: {done}/{total} {self._unit}{pace}{left}{more}")
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -139,6 +139,17 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
     help="Of Adam; 0 in the paper.",
 )
 @click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=HeadConfig.dropout,
+    help="Share of the root feature that is dropped in training.",
+)
+@click.option(
+    "--views/--no-views",
+    default=FitConfig.views,
+    help="Train on a drawn view of each clip, of all that `aqa extract --views` cached.",
+)
+@click.option(
     "--validation-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=FitConfig.validation_fraction,

@@ -33,7 +33,7 @@ def test_the_lstm_equals_torchs_with_the_same_weights() -> None:
             }
         )
         _, (last, _) = single(features[k])
-        torch.testing.assert_close(found[k], last[0].T)
+        torch.testing.assert_close(found[k], last[0])
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def test_attention_equals_a_loop_over_clips() -> None:
         for b in range(B):
             values = (features[k, b] @ attention.weight[k] + attention.position[k]).relu()
             share = (values @ attention.score_weight[k, :, 0]).softmax(dim=0)
-            torch.testing.assert_close(found[k, :, b], share @ values)
+            torch.testing.assert_close(found[k, b], share @ values)
 
 
 @pytest.mark.parametrize("name", ["attention", "lstm", "ordered"])
@@ -56,7 +56,7 @@ def test_the_order_of_the_snippets_is_felt(name: str) -> None:
     config = HeadConfig(aggregation=name, hidden=P, reduced_dim=2)  # type: ignore[arg-type]
     made = aggregation(config, num_snippets=S, feature_dim=D, generators=generators(1, 2))
     features = some_features()
-    assert made(features).shape == (K, made.out_dim, B)
+    assert made(features).shape == (K, B, made.out_dim)
     assert not torch.allclose(made(features), made(features.flip(2)), atol=1e-3)
 
 

@@ -62,16 +62,16 @@ def test_the_divergence_by_hand() -> None:
     edge = math.exp(-2) / (1 + 2 * math.exp(-2))
     middle = 1 - 2 * edge
     divergence = 2 * edge * math.log(3 * edge) + middle * math.log(3 * middle)
-    losses = trunk.losses(torch.zeros(1, 4, 1), torch.tensor([[2.0]], dtype=torch.float64))
+    losses = trunk.losses(torch.zeros(1, 1, 4), torch.tensor([[2.0]], dtype=torch.float64))
     assert losses[0].item() == pytest.approx(divergence, rel=1e-5)
     assert losses[1].item() == 0
-    assert trunk.value(torch.zeros(1, 4, 1)).target.item() == pytest.approx(2.0)
+    assert trunk.value(torch.zeros(1, 1, 4)).target.item() == pytest.approx(2.0)
 
 
 def test_the_divergence_is_a_mean_over_judges_and_clips() -> None:
     trunk = DistributionTrunk(MUSDL, [[0.0, 0.5, 1.0]] * 2, num_judges=2, rule="all",
                               generators=generators(0, 1))  # fmt: skip
-    root = torch.rand(2, 4, 3, generator=generators(5)[0])
+    root = torch.rand(2, 3, 4, generator=generators(5)[0])
     marks = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], dtype=torch.float64).expand(2, 3, 2)
     log_q = trunk(root)
     expected = torch.zeros(2)
@@ -92,7 +92,7 @@ def test_a_sure_network_predicts_what_the_judges_gave_by_their_rule() -> None:
     with torch.no_grad():
         for judge, mark in enumerate(marks):
             trunk.out_bias[0, judge * 21 + int(2 * mark)] = 60.0
-    assert trunk.value(torch.zeros(1, 4, 2)).target.tolist() == [[pytest.approx(21.5)] * 2]
+    assert trunk.value(torch.zeros(1, 2, 4)).target.tolist() == [[pytest.approx(21.5)] * 2]
 
 
 @pytest.mark.parametrize("kind", ["usdl", "musdl"])
@@ -119,7 +119,7 @@ def test_a_trunk_is_built_again_from_its_settings(config: HeadConfig) -> None:
     )
     second = trunk_from_settings(config, first.settings(), generators(5, 6))
     second.load_state_dict(first.state_dict())
-    root = torch.rand(2, 4, 3)
+    root = torch.rand(2, 3, 4)
     assert torch.equal(first.value(root).target, second.value(root).target)
 
 

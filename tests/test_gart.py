@@ -49,12 +49,12 @@ def naive_tree(tree: Gart, model: int, feature: Tensor) -> tuple[list[float], li
 @torch.no_grad()
 def test_the_tree_equals_one_walked_node_by_node(batch: int, sigmoid: bool) -> None:
     tree = small_tree(3, 4, sigmoid=sigmoid)
-    root = torch.rand(2, 5, batch, generator=generators(0)[0])
+    root = torch.rand(2, batch, 5, generator=generators(0)[0])
     output = tree(root)
     assert output.log_prob.shape == output.place.shape == (2, 8, batch)
     for model in range(2):
         for pair in range(batch):
-            log_prob, place = naive_tree(tree, model, root[model, :, pair])
+            log_prob, place = naive_tree(tree, model, root[model, pair])
             assert output.log_prob[model, :, pair].tolist() == pytest.approx(log_prob, abs=1e-5)
             assert output.place[model, :, pair].tolist() == pytest.approx(place, abs=1e-5)
 
@@ -63,13 +63,13 @@ def test_the_tree_equals_one_walked_node_by_node(batch: int, sigmoid: bool) -> N
 @torch.no_grad()
 def test_leaf_probabilities_sum_to_one(num_groups: int) -> None:
     tree = small_tree(0, 1, num_groups=num_groups)
-    root = 100 * torch.rand(2, 5, 7)
+    root = 100 * torch.rand(2, 7, 5)
     torch.testing.assert_close(tree(root).log_prob.exp().sum(dim=1), torch.ones(2, 7))
 
 
 @torch.no_grad()
 def test_a_sigmoid_keeps_the_place_inside_its_interval() -> None:
-    root = 50 * torch.rand(1, 5, 20, generator=generators(0)[0])
+    root = 50 * torch.rand(1, 20, 5, generator=generators(0)[0])
     free, held = (small_tree(0, sigmoid=sigmoid)(root).place for sigmoid in (False, True))
     assert ((held >= 0) & (held <= 1)).all()
     assert not ((free >= 0) & (free <= 1)).all()
@@ -77,7 +77,7 @@ def test_a_sigmoid_keeps_the_place_inside_its_interval() -> None:
 
 def test_no_model_of_a_stack_touches_another() -> None:
     tree = small_tree(0, 1, 2)
-    tree(torch.rand(3, 5, 4)).log_prob[1].sum().backward()
+    tree(torch.rand(3, 4, 5)).log_prob[1].sum().backward()
     for parameter in tree.weights:
         assert parameter.grad is not None
         assert parameter.grad[1].any()

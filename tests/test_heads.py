@@ -50,16 +50,18 @@ def test_eq4_the_halves_add_up_to_one_layer_on_the_concatenation(aggregation: st
     queries, exemplars = some_features(5, seed=1), some_features(5, seed=2)
     label = torch.linspace(10, 25, 10, dtype=torch.float64).view(2, 5)
     root = head.root(head.halves(queries).query, head.halves(exemplars).exemplar, label)
-    assert root.shape == (2, 6, 5)
+    assert root.shape == (2, 5, 6)
     query_vector, exemplar_vector = (
         head.aggregate(head.standardise(x)) for x in (queries, exemplars)
     )
     for k in range(2):
-        joint = torch.cat([exemplar_vector[k], query_vector[k], label[k, None].float() / 30])
+        joint = torch.cat(
+            [exemplar_vector[k], query_vector[k], label[k, :, None].float() / 30], dim=1
+        )
         weight = torch.cat(
             [head.exemplar_weight[k], head.query_weight[k], head.label_weight[k]], dim=1
         )
-        torch.testing.assert_close(root[k], (weight @ joint + head.bias[k]).relu())
+        torch.testing.assert_close(root[k], (joint @ weight.T + head.bias[k].T).relu())
 
 
 @torch.no_grad()
@@ -68,21 +70,21 @@ def test_the_ordered_aggregation_equals_a_loop_over_snippets() -> None:
     assert isinstance(aggregate, OrderedSnippets)
     features = some_features(2, 5)
     vector = aggregate(features)
-    assert vector.shape == (2, S * 2, 5)
+    assert vector.shape == (2, 5, S * 2)
     for k in range(2):
         for clip in range(5):
             parts = [
                 (features[k, clip, s] @ aggregate.weight[k] + aggregate.bias[k, 0]).relu()
                 for s in range(S)
             ]
-            torch.testing.assert_close(vector[k, :, clip], torch.cat(parts))
+            torch.testing.assert_close(vector[k, clip], torch.cat(parts))
 
 
 @torch.no_grad()
 def test_only_the_ordered_aggregation_knows_the_order_of_snippets() -> None:
     features = some_features(1, 5)
     mean, ordered = MeanSnippets(feature_dim=D), small_head(0).aggregate
-    torch.testing.assert_close(mean(features)[0], features[0].mean(dim=1).T)
+    torch.testing.assert_close(mean(features)[0], features[0].mean(dim=1))
     torch.testing.assert_close(mean(features.flip(2)), mean(features))
     assert not torch.allclose(ordered(features.flip(2)), ordered(features))
 

@@ -1,0 +1,207 @@
+"""Fine-tuning: backbone and head trained together, end to end.
+
+A data set is one part, or one for each category, fold, or both, as in stage two. Each part
+gets a tuned backbone of its own, its features in the cache and a complete run folder:
+
+    pairs of clips ─► frames ─► I3D ─► GART ─► loss        tuning.step, tuning.loop
+    best epoch ─► backbone.safetensors ─► feature cache ─► run folder, test read once
+
+Source: Sec. 4.1 (Adam, 1e-3 for the head and 1e-4 for the backbone).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aqa_pipeline.averages import average_parts
+from aqa_pipeline.clips import parts_of
+from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.files import write_json_atomically
+from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.tuning.loop import Tell
+from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
+from aqa_pipeline.tuning.plan import PartPlan, plan_part
+from aqa_pipeline.tuning.start import read_start
+from aqa_pipeline.tuning.state import STATE_FILE, check_settings, read_state
+from aqa_pipeline.tuning.tensorboard import require_tensorboard
+from aqa_pipeline.tuning.training import train_part
+from aqa_pipeline.weights import load_i3d, weights_identity
+
+Advance = Callable[[int, int], None]
+
+
+def plan_finetune(
+    manifest: Manifest,
+    folder: Path,
+    *,
+    cache_root: Path,
+    weights: Path,
+    head_config: HeadConfig,
+    fit_config: FitConfig,
+    config: FinetuneConfig,
+    start: Path | None = None,
+) -> list[PartPlan]:
+    """What would be trained, one entry a part; nothing is decoded.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    folder : Path
+        The run folder.
+    cache_root : Path
+    weights : Path
+        Of the backbone to begin with.
+    head_config, fit_config, config : HeadConfig, FitConfig, FinetuneConfig
+        The head's is that of ``start``, if there is one.
+    start : Path, optional
+        A run folder whose heads are trained on; a fresh head otherwise.
+
+    Raises
+    ------
+    AqaError
+        As :func:`aqa_pipeline.tuning.plan.plan_part`.
+    """
+    sha256 = weights_identity(weights)
+    return [
+        plan_part(
+            manifest,
+            part,
+            part.folder(folder),
+            cache_root=cache_root,
+            weights_sha256=sha256,
+            head_config=head_config,
+            fit_config=fit_config,
+            config=config,
+            start=read_start(part.folder(start)) if start is not None else None,
+        )
+        for part in parts_of(manifest)
+    ]
+
+
+def finetune_dataset(
+    plans: Sequence[PartPlan],
+    folder: Path,
+    *,
+    cache_root: Path,
+    weights: Path,
+    config: FinetuneConfig,
+    machine: FinetuneMachine,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    again: bool = False,
+    tell: Tell = lambda progress: None,
+    extracting: Advance = lambda done, total: None,
+) -> dict[str, Any]:
+    """Train every part, extract its clips with the tuned backbone, write its run folder.
+
+    An unfinished one goes on where it stopped; finished parts are left as they are.
+
+    Parameters
+    ----------
+    plans : sequence of PartPlan
+        See :func:`plan_finetune`.
+    folder, cache_root, weights : Path
+    config, machine : FinetuneConfig, FinetuneMachine
+    device : torch.device
+    ranks : Ranks
+        This process among all; only the first writes.
+    again : bool
+        Begin anew, whatever is in the folder.
+    tell : callable
+        Told a :class:`~aqa_pipeline.tuning.loop.Progress` after every step.
+    extracting : callable
+        Told ``(clips done, clips in all)`` of the extraction at the end of each part.
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` of ``folder`` holds, as stage two returns it.
+
+    Raises
+    ------
+    UsageError
+        The folder holds a finished run, or an unfinished one with other settings.
+    DataError
+        A clip cannot be decoded, or there is nothing to learn.
+    SetupError
+        The machine lacks memory, a GPU, disk space or an extra.
+    """
+    if machine.tensorboard:
+        require_tensorboard()
+    finished = [not again and _is_finished(plan) for plan in plans]
+    if all(finished):
+        raise UsageError(
+            f"{folder}: this fine-tuning is finished; `aqa evaluate {folder.name}` shows it, "
+            "--again starts anew"
+        )
+    measured = []
+    for plan, is_finished in zip(plans, finished, strict=True):
+        if is_finished:
+            text = (plan.folder / "metrics.json").read_text(encoding="utf-8")
+            measured.append((plan.part, json.loads(text)))
+            continue
+        state = plan.folder / STATE_FILE
+        saved = None
+        if again and ranks.is_first:
+            state.unlink(missing_ok=True)
+        elif state.exists():
+            saved = read_state(state)
+            check_settings(state, saved.settings, plan.settings)
+        ranks.wait()
+        parent = load_i3d(weights)[1]
+        tuned = train_part(
+            plan, weights=weights, config=config, machine=machine, device=device, ranks=ranks,
+            saved=saved, tell=tell, cache_root=cache_root,
+        )  # fmt: skip
+        backbone = plan.folder / BACKBONE_FILE
+        if ranks.is_first:
+            write_backbone(plan, tuned, parent)
+        ranks.wait()
+        cache = extract_part(
+            plan, backbone, cache_root=cache_root, device=device, machine=machine, told=extracting
+        )
+        if ranks.is_first:
+            measured.append(
+                (plan.part, write_tuned_run(plan, tuned, backbone, parent, cache, config, device))
+            )
+            state.unlink(missing_ok=True)
+    if not ranks.is_first:
+        return {}
+    if len(plans) == 1 and plans[0].folder == folder:
+        return dict(measured[0][1])
+    averages = average_parts(measured, rho_average=plans[0].manifest.protocol.rho_average)
+    (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
+    write_json_atomically(folder / "metrics.json", averages)
+    return averages
+
+
+def _is_finished(plan: PartPlan) -> bool:
+    """Whether the folder holds this very fine-tuning, done.
+
+    Raises
+    ------
+    UsageError
+        It holds another run.
+    """
+    path = plan.folder / "config.json"
+    if not path.exists() or (plan.folder / STATE_FILE).exists():
+        return False
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    settings = config.get("finetune", {}).get("settings")
+    if settings is None:
+        raise UsageError(
+            f"{plan.folder}: holds a run that is no fine-tuning; type --again to replace it, or "
+            "give this one another name with --run"
+        )
+    check_settings(path, settings, plan.settings)
+    return (plan.folder / "metrics.json").exists()

@@ -1,0 +1,121 @@
+"""Linear layers side by side, whose gradients may be written where the last ones were.
+
+A step at batch 4 is bound by memory, not by arithmetic: a gradient that autograd puts into
+fresh memory costs two to three times the product that makes it, and one in another order than
+its weight is copied on top. Parameters that :func:`write_in_place` has marked keep a buffer
+that their gradients are written into; with all others the functions behave as autograd does,
+so that hooks (several processes that share their gradients) and other graphs work.
+
+Conventions
+-----------
+N
+    Layers side by side: models, or models times nodes.
+B, I, O
+    Columns of the batch, inputs, outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def write_in_place(parameters: Iterable[nn.Parameter]) -> None:
+    """Let gradients of these parameters be written into memory that they keep.
+
+    For an optimiser that owns them: ``.grad`` is overwritten by the next step's gradient.
+    """
+    for parameter in parameters:
+        parameter._grad_buffer = None  # type: ignore[attr-defined]
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for each layer.
+
+    Parameters
+    ----------
+    x : Tensor, shape=(N, B, I)
+    weight : Tensor, shape=(N, O, I)
+        Or with more leading dimensions, whose product is N.
+    bias : Tensor, shape=(N, O, 1), optional
+        Leading dimensions as the weight's.
+
+    Returns
+    -------
+    Tensor, shape=(N, B, O)
+    """
+    out: Tensor = _StackedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _StackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.x, ctx.weight, ctx.bias = x, weight, bias
+        by_layer = weight.view(-1, *weight.shape[-2:])
+        if bias is None:
+            return torch.bmm(x, by_layer.mT)
+        return torch.baddbmm(bias.view(-1, *bias.shape[-2:]).mT, x, by_layer.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        grad, weight = grad.contiguous(), ctx.weight
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = torch.bmm(grad, weight.view(-1, *weight.shape[-2:]))
+        bias_grad = None if ctx.bias is None else bias_gradient(ctx.bias, grad)
+        return x_grad, weight_gradient(weight, grad, ctx.x), bias_grad
+
+
+def weight_gradient(weight: Tensor, out_grad: Tensor, x: Tensor) -> Tensor | None:
+    """``out_grad.T @ x``, of shapes (N, B, O) and (N, B, I); see :func:`gradient`."""
+
+    def write(out: Tensor) -> None:
+        torch.bmm(out_grad.mT, x, out=out.view(-1, *weight.shape[-2:]))
+
+    return gradient(weight, write)
+
+
+def bias_gradient(bias: Tensor, out_grad: Tensor) -> Tensor | None:
+    """The sum over the batch, of shape (N, B, O); see :func:`gradient`."""
+
+    def write(out: Tensor) -> None:
+        torch.sum(out_grad, dim=1, out=out.view(len(out_grad), -1))
+
+    return gradient(bias, write)
+
+
+def gradient(parameter: Tensor, write: Callable[[Tensor], None]) -> Tensor | None:
+    """What a backward function returns for a parameter.
+
+    Parameters
+    ----------
+    parameter : Tensor
+    write : callable
+        Writes the gradient into a contiguous tensor of the parameter's shape.
+
+    Returns
+    -------
+    Tensor or None
+        None where the gradient is not wanted, or has been put in its place already.
+    """
+    if not parameter.requires_grad:
+        return None
+    in_place = hasattr(parameter, "_grad_buffer")
+    kept: Tensor | None = None
+    if parameter.grad is None:
+        kept = getattr(parameter, "_grad_buffer", None)
+    if kept is None or kept.shape != parameter.shape:
+        kept = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    write(kept)
+    if not in_place:
+        return kept
+    if parameter.grad is None:
+        parameter.grad = kept
+        parameter._grad_buffer = kept  # type: ignore[attr-defined]
+    else:
+        parameter.grad += kept
+    return None

@@ -1,0 +1,340 @@
+"""Trials of one shape, trained as stacks: what one process of a sweep does.
+
+A block's trials differ in learning rate, weight decay, dropout and M alone. Those that differ
+only in M (the exemplars that vote) are one training, judged several times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aqa_pipeline.cached_views import load_views
+from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, StackMember
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.manifest import Manifest, read_manifest, with_exemplar_key
+from aqa_pipeline.metrics import fisher_mean
+from aqa_pipeline.protocol import without_difficulty
+from aqa_pipeline.stack import Stack
+from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, free_bytes, largest_stack
+from aqa_pipeline.sweep_space import configs
+from aqa_pipeline.sweep_trials import Trial, TrialResult
+
+#: Shares of the epochs after which the worse half is given up.
+RUNGS = (0.25, 0.5)
+_FEWEST_TO_COMPARE = 4  #: trials
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a block finds its clips; the same paths on every machine.
+
+    Attributes
+    ----------
+    manifest_path, cache_folder : Path
+    exemplar_key : tuple of str
+        Instead of the protocol's; empty: the protocol's.
+    """
+
+    manifest_path: Path
+    cache_folder: Path
+    exemplar_key: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        manifest = read_manifest(self.manifest_path)
+        return with_exemplar_key(manifest, self.exemplar_key) if self.exemplar_key else manifest
+
+
+@dataclass(frozen=True)
+class Block:
+    """Work for one process.
+
+    Attributes
+    ----------
+    source : DataSource
+    trials : tuple of Trial
+        Of one shape, see :func:`shape_of`.
+    head, fit : HeadConfig, FitConfig
+        What no trial changes.
+    device : str
+    threads : int or None
+        Of the process; None: as torch chooses.
+    sharers : int
+        Processes in the same memory.
+    stack : int or None
+        Most models side by side; None: chosen from free memory.
+    early_stop : bool
+    past : dict of str to tuple of float
+        Scores at each rung of trials that are finished.
+    """
+
+    source: DataSource
+    trials: tuple[Trial, ...]
+    head: HeadConfig
+    fit: FitConfig
+    device: str = "cpu"
+    threads: int | None = None
+    sharers: int = 1
+    stack: int | None = None
+    early_stop: bool = True
+    past: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Progress:
+    """A trial on its way through the parts."""
+
+    trial: Trial
+    stopped: bool = False
+    scores: list[float] = field(default_factory=list)
+    best_epoch: list[int] = field(default_factory=list)
+    epochs: int = 0
+    rungs: dict[str, float] = field(default_factory=dict)
+    stack: int = 1
+    seconds: float = 0.0
+
+
+def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
+    """What all models of a stack share: everything but the members' own and M."""
+    return (
+        dataclasses.replace(head, dropout=0.0),
+        dataclasses.replace(fit, learning_rate=0.0, weight_decay=0.0, num_exemplars=None),
+    )
+
+
+def run_block(
+    block: Block, *, advance: Callable[[int], None] = lambda epochs: None
+) -> tuple[list[TrialResult], list[str]]:
+    """Train the trials of a block.
+
+    Parameters
+    ----------
+    block : Block
+    advance : callable
+        Told how many epochs of single trials are behind it since it was last told.
+
+    Returns
+    -------
+    results : list of TrialResult
+    notes : list of str
+        What the user should know, such as a stack that was made smaller.
+
+    Raises
+    ------
+    DataError, CacheError
+        As :func:`aqa_pipeline.clips.load_split`.
+    """
+    if block.threads:
+        torch.set_num_threads(block.threads)
+    device = torch.device(block.device)
+    head, fit = configs(block.trials[0].point, head=block.head, fit=block.fit)
+    manifest = block.source.manifest()
+    parts = parts_of(manifest)
+    running = [_Progress(trial) for trial in block.trials]
+    notes: list[str] = []
+    for number, part in enumerate(parts):
+        clips, protocol, views = _load(
+            block.source, part, fit.use_difficulty, fit.views, head.aggregation == "mean"
+        )
+        alive = [p for p in running if not p.stopped]
+        size = _stack_size(block, clips, head, fit, device, notes)
+        advance(fit.epochs * (len(running) - len(alive)))
+        for group in _groups(alive, size // fit.num_seeds):
+            _train_group(
+                block,
+                group,
+                number,
+                clips=clips,
+                protocol=protocol,
+                views=views,
+                device=device,
+                advance=advance,
+            )
+    categories = [part.category for part in parts]
+    return [_result(p, categories, manifest.protocol.rho_average) for p in running], notes
+
+
+@lru_cache(maxsize=2)
+def _load(
+    source: DataSource, part: Part, use_difficulty: bool, with_views: bool, averaged: bool
+) -> tuple[SplitClips, Protocol, npt.NDArray[np.float32] | None]:
+    manifest = source.manifest()
+    if not use_difficulty:
+        protocol = without_difficulty(manifest.protocol)
+        manifest = dataclasses.replace(manifest, protocol=protocol)
+    cache = FeatureCache.open(source.cache_folder)
+    clips = load_split(manifest, cache, part)
+    views = None
+    if with_views:
+        views = load_views(manifest, cache, clips.train.clip_id, averaged=averaged)
+    return clips, manifest.protocol, views
+
+
+def _stack_size(
+    block: Block,
+    clips: SplitClips,
+    head: HeadConfig,
+    fit: FitConfig,
+    device: torch.device,
+    notes: list[str],
+) -> int:
+    """Models side by side; never less than the seeds of one trial."""
+    dropout = any(trial.point.get("dropout", head.dropout) for trial in block.trials)
+    widest = dataclasses.replace(head, dropout=0.5 if dropout else 0.0)
+    model_bytes, free = bytes_a_model(clips.train, widest, fit), free_bytes(device)
+    fitting = largest_stack(model_bytes, free=free, sharers=block.sharers)
+    wanted = min(block.stack or MOST_MODELS, len(block.trials) * fit.num_seeds)
+    if fitting < wanted:
+        note = (
+            f"stacks of {fitting} models instead of {wanted}: each takes about "
+            f"{model_bytes / 1e6:.0f} MB, and {free / 1e9:.1f} GB are free"
+            + (f" for {block.sharers} processes" if block.sharers > 1 else "")
+        )
+        if note not in notes:
+            notes.append(note)
+    return max(min(fitting, wanted), fit.num_seeds)
+
+
+def _groups(running: Sequence[_Progress], most: int) -> list[list[list[_Progress]]]:
+    """Stacks of members; a member is the trials that differ in M alone."""
+    members: dict[tuple[object, ...], list[_Progress]] = {}
+    for progress in running:
+        point = progress.trial.point
+        key = tuple(point.get(name) for name in ("learning_rate", "weight_decay", "dropout"))
+        members.setdefault(key, []).append(progress)
+    listed = list(members.values())
+    step = max(most, 1)
+    return [listed[i : i + step] for i in range(0, len(listed), step)]
+
+
+def _train_group(
+    block: Block,
+    group: list[list[_Progress]],
+    part_number: int,
+    *,
+    clips: SplitClips,
+    protocol: Protocol,
+    views: npt.NDArray[np.float32] | None,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> None:
+    started = time.perf_counter()
+    settings = [configs(member[0].trial.point, head=block.head, fit=block.fit) for member in group]
+    head, fit = settings[0]
+    stack = Stack(
+        clips.train,
+        [StackMember.of(own_fit, own_head) for own_head, own_fit in settings],
+        head_config=head,
+        config=fit,
+        score_range=protocol.score_range,
+        epsilon=protocol.epsilon,
+        device=device,
+        views=views,
+        num_exemplars=[
+            [p.trial.point.get("num_exemplars", fit.num_exemplars) for p in member]  # type: ignore[misc]
+            for member in group
+        ],
+        keep_states=False,
+    )
+    everyone = [p for member in group for p in member]
+    for progress in everyone:
+        progress.stack = max(progress.stack, len(group) * fit.num_seeds)
+    rungs = {math.ceil(share * fit.epochs): f"{part_number}:{share:g}" for share in RUNGS}
+    for epoch in range(1, fit.epochs + 1):
+        stack.run_epoch()
+        advance(sum(not p.stopped for p in everyone))
+        scores = _scores(stack, group, fit.num_seeds)
+        rung = rungs.get(epoch) if block.early_stop and epoch < fit.epochs else None
+        if rung is not None:
+            stopped = _stop_hopeless(block, scores, rung, epoch=epoch)
+            advance(stopped * (fit.epochs - epoch))
+            rows = [
+                i * fit.num_seeds + s
+                for i, member in enumerate(group)
+                for s in range(fit.num_seeds)
+                if not all(p.stopped for p in member)
+            ]
+            if not rows:  # earlier waves had better ones: nobody is left
+                group = []
+                break
+            if len(rows) < len(group) * fit.num_seeds:
+                group = [m for m in group if not all(p.stopped for p in m)]
+                stack.keep(rows)
+    for progress, (score, epochs) in _scores(stack, group, fit.num_seeds).items():
+        if not progress.stopped:
+            progress.scores.append(score)
+            progress.best_epoch += epochs
+            progress.epochs = fit.epochs
+    seconds = (time.perf_counter() - started) / len(everyone)
+    for progress in everyone:
+        progress.seconds += seconds
+
+
+def _scores(
+    stack: Stack, group: list[list[_Progress]], num_seeds: int
+) -> dict[_Progress, tuple[float, list[int]]]:
+    """Score and best epochs of each trial of a stack so far."""
+    rho, epoch = stack.selection.best_rho, stack.selection.best_epoch
+    scores, first = {}, 0
+    for member in group:
+        for place, progress in enumerate(member):
+            own = [first + seed * len(member) + place for seed in range(num_seeds)]
+            scores[progress] = (float(np.mean([rho[j] for j in own])), [epoch[j] for j in own])
+        first += num_seeds * len(member)
+    return scores
+
+
+def _stop_hopeless(
+    block: Block,
+    scores: dict[_Progress, tuple[float, list[int]]],
+    rung: str,
+    *,
+    epoch: int,
+) -> int:
+    """Give up the trials below the median at a rung; how many."""
+    running = {p: score for p, (score, _) in scores.items() if not p.stopped}
+    for progress, score in running.items():
+        progress.rungs[rung] = score
+    others = block.past.get(rung, ())
+    known = np.nan_to_num([*others, *running.values()], nan=-math.inf)
+    if len(known) < _FEWEST_TO_COMPARE:
+        return 0
+    bar = float(np.quantile(known, 0.5, method="lower"))
+    hopeless = [p for p, score in running.items() if not score >= bar]
+    for progress in hopeless:
+        score, epochs = scores[progress]
+        progress.stopped, progress.epochs = True, epoch
+        progress.scores.append(score)
+        progress.best_epoch += epochs
+    return len(hopeless)
+
+
+def _result(progress: _Progress, categories: Sequence[str | None], rho_average: str) -> TrialResult:
+    by_category: dict[str | None, list[float]] = {}
+    for category, score in zip(categories, progress.scores, strict=False):
+        by_category.setdefault(category, []).append(score)
+    means = [float(np.mean(scores)) for scores in by_category.values()]
+    fisher = len(means) > 1 and rho_average == "fisher"
+    score = fisher_mean(means) if fisher else float(np.mean(means))
+    return TrialResult(
+        number=progress.trial.number,
+        point=progress.trial.point,
+        state="stopped" if progress.stopped else "done",
+        score=score,
+        per_part=tuple(progress.scores),
+        best_epoch=tuple(progress.best_epoch),
+        epochs=progress.epochs,
+        rungs=progress.rungs,
+        stack=progress.stack,
+        seconds=progress.seconds,
+    )

@@ -1,0 +1,1 @@
+"""Fine-tuning in parts; :mod:`aqa_pipeline.finetune` is the stage made of them."""

@@ -1,0 +1,212 @@
+"""What a fine-tuning leaves: tuned weights, their features in the cache, a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aqa_pipeline import __version__
+from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.calibration import Calibration, held_out_clips
+from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
+from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.evaluate import measure, predict_clips, predictions_table, selection_sentence
+from aqa_pipeline.extract import ExtractSummary, default_workers, extract
+from aqa_pipeline.extract_plan import plan_extraction
+from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.files import write_json_atomically
+from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.plan import fingerprint_of
+from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.tuning.loop import HISTORY_COLUMNS
+from aqa_pipeline.tuning.plan import PartPlan
+from aqa_pipeline.tuning.training import Tuned
+from aqa_pipeline.weights import WeightsInfo, weights_identity, weights_sha256, write_weights
+
+BACKBONE_FILE = "backbone.safetensors"
+
+Advance = Callable[[int, int], None]
+
+
+def write_backbone(plan: PartPlan, tuned: Tuned, parent: WeightsInfo) -> Path:
+    """Write the tuned backbone beside the head; returns its file."""
+    path = plan.folder / BACKBONE_FILE
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in tuned.model.backbone.state_dict().items()
+    }
+    info = dataclasses.replace(
+        parent,
+        path=path,
+        layout="aqa",
+        sha256=weights_sha256(state),
+        source=f"fine-tuned on {plan.manifest.name} by aqa finetune; before: {parent.source}",
+        parent_sha256=parent.sha256,
+    )
+    write_weights(state, path, info)
+    return path
+
+
+def extract_part(
+    plan: PartPlan,
+    backbone: Path,
+    *,
+    cache_root: Path,
+    device: torch.device,
+    machine: FinetuneMachine,
+    told: Advance,
+) -> FeatureCache:
+    """The part's clips into the cache of the tuned backbone; what is there already stays.
+
+    Raises
+    ------
+    DataError
+        A clip failed; the message says what to do.
+    """
+    wanted = {item.clip.clip_id for item in plan.located}
+    clips = plan.manifest.clips[plan.manifest.clips["clip_id"].isin(wanted)]
+    summary = extract_clips(
+        dataclasses.replace(plan.manifest, clips=clips),
+        backbone,
+        cache_root=cache_root,
+        device=device,
+        machine=machine,
+        told=told,
+    )
+    if summary.failures:
+        first = summary.failures[0]
+        raise DataError(
+            f"the backbone is trained, but {len(summary.failures)} clips cannot be scored with it "
+            f"({first.clip_id}: {first.error}); repair their videos or take them out of the "
+            "manifest, then type the same command again: only this last part is done anew"
+        )
+    return FeatureCache.open(summary.folder)
+
+
+def extract_clips(
+    manifest: Manifest,
+    backbone: Path,
+    *,
+    cache_root: Path,
+    device: torch.device,
+    machine: FinetuneMachine = FinetuneMachine(),  # noqa: B008 - frozen
+    told: Advance = lambda done, total: None,
+) -> ExtractSummary:
+    """What ``aqa extract --weights backbone`` does; failed clips are tried again."""
+    protocol = manifest.protocol
+    plan = plan_extraction(
+        manifest,
+        cache_root=cache_root,
+        fingerprint=fingerprint_of(protocol, weights_sha256=weights_identity(backbone)),
+        retry_failed=True,
+    )
+    return extract(
+        plan,
+        backbone=i3d_backbone(backbone, protocol, device=str(device), num_clips=len(plan.to_do)),
+        config=ExtractConfig(
+            workers=machine.workers or default_workers(device.type),
+            clip_timeout_seconds=machine.clip_timeout_seconds,
+        ),
+        advance=told,
+    )
+
+
+def write_tuned_run(
+    plan: PartPlan,
+    tuned: Tuned,
+    backbone: Path,
+    parent: WeightsInfo,
+    cache: FeatureCache,
+    config: FinetuneConfig,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write the run folder and read the test split, once; returns its metrics."""
+    manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
+    at = tuned.position
+    literature = fit_config.protocol == "literature"
+    train, test = (
+        feature_set(
+            rows, load_features(manifest, cache, rows["clip_id"].tolist()), manifest, plan.labels
+        )
+        for rows in plan.sides
+    )
+    fingerprint = cache.identity.fingerprint
+    passes = plan.material.validation.passes()
+    run = Run(
+        folder=plan.folder,
+        head=head,
+        exemplars=train,
+        protocol=manifest.protocol,
+        labels=plan.labels,
+        fit_config=fit_config,
+        calibration=None if literature else _calibration(plan, tuned, train),
+        config={
+            "dataset": manifest.name,
+            "method": head.config.name,
+            "part": dataclasses.asdict(plan.part),
+            "selection": selection_sentence(fit_config, head.config),
+            "validation_of": plan.validation_of,
+            "exemplars_while_selecting": (
+                "whole training split" if literature else "fit part of the training split"
+            ),
+            "exemplars_at_test": "whole training split",
+            "best_epoch": [at.best_epoch],
+            "selection_rho": [at.best_rho],
+            "validation_clips": [[train.clip_id[row] for row in plan.held_out]],
+            "cache": {
+                "folder": cache.folder.name,
+                "fingerprint_sha256": fingerprint.sha256,
+                "weights_sha256": fingerprint.weights_sha256,
+            },
+            "backbone": BACKBONE_FILE,
+            "finetune": {
+                "settings": plan.settings,
+                "from_run": str(plan.start.folder) if plan.start else None,
+                "parent_weights_sha256": parent.sha256,
+                "precision": tuned.model.precision,
+                "pairs_at_once": tuned.pairs_at_once,
+                "learned_layers": tuned.model.trained_layers,
+            },
+            "versions": {
+                "aqa-pipeline": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "device": str(device),
+        },
+    )
+    if literature:
+        run.config["best_relative_l2_of_any_epoch"] = [at.best_relative_l2]
+    write_run(run, history=history_table([tuple(r) for r in at.history], HISTORY_COLUMNS))
+    predictions = predict_clips(run, test)
+    measured = measure(run, predictions)
+    measured["finetune"] = {
+        "unfreeze": config.unfreeze,
+        "best_epoch": at.best_epoch,
+        "backbone_passes_of_a_validation": passes,
+        "backbone_passes_of_all_validations": at.num_passes,
+    }
+    write_predictions(plan.folder, predictions_table(run, predictions))
+    write_json_atomically(plan.folder / "metrics.json", measured)
+    return measured
+
+
+def _calibration(plan: PartPlan, tuned: Tuned, train: FeatureSet) -> Calibration:
+    """What was predicted for the clips held out, each at an epoch it did not help to choose."""
+    rows = plan.held_out
+    chosen = cross_selected(
+        np.array(tuned.position.judged_scores)[:, None],  # (epochs, 1, clips)
+        train.score[rows][None],
+        seeds=[plan.fit_config.seed],
+    )
+    return held_out_clips(train, rows[None], chosen)

@@ -1,0 +1,220 @@
+"""Where a fine-tuning stands, in one file: an interrupted one goes on as if never stopped.
+
+One safetensors file with the numbers and, in its header, a JSON text with everything else:
+so weights, optimiser and position are of the same moment or the file is not there at all.
+
+What it does not hold: the layers that do not learn, which are the parent's; and random
+generators, of which there are none (:mod:`aqa_pipeline.tuning.draws`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.errors import DataError, UsageError
+
+STATE_FILE = "unfinished.safetensors"
+STATE_FORMAT, STATE_VERSION = "aqa-finetune-state", 1
+
+
+@dataclass
+class Position:
+    """How far a fine-tuning is, and what it has seen so far.
+
+    Attributes
+    ----------
+    epoch : int
+        The one under way, from 1.
+    step : int
+        Steps of it that are done; all of them: only its validation is missing.
+    classification, regression : float
+        Losses of this epoch so far, summed over its pairs.
+    best_epoch : int
+        0: none yet.
+    best_rho, best_relative_l2 : float or None
+        Of the clips that choose, at that epoch and lowest of any; None: not defined yet.
+    history : list of list
+        Rows of history.csv.
+    judged_scores : list of list
+        What each epoch predicted for the clips that choose, in points.
+    num_passes : int
+        Clips encoded for validations.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    classification: float = 0.0
+    regression: float = 0.0
+    best_epoch: int = 0
+    best_rho: float | None = None
+    best_relative_l2: float | None = None
+    history: list[list[float]] = field(default_factory=list)
+    judged_scores: list[list[float]] = field(default_factory=list)
+    num_passes: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SavedState:
+    """What :func:`read_state` gives back.
+
+    Attributes
+    ----------
+    settings : dict
+        Of the fine-tuning it belongs to: everything that changes its numbers.
+    position : Position
+    pairs_at_once : int
+        As it was resolved; another one would round otherwise.
+    scaler : dict
+        Of the gradient scaler.
+    tensors : dict of str to Tensor
+        ``model.NAME``, ``best.NAME``, ``adam.NUMBER.NAME``.
+    """
+
+    settings: dict[str, Any]
+    position: Position
+    pairs_at_once: int
+    scaler: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that learn, and the head's constants with them."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in trained or name.startswith("head.")
+    }
+
+
+def write_state(
+    path: Path,
+    *,
+    settings: Mapping[str, Any],
+    position: Position,
+    pairs_at_once: int,
+    model: nn.Module,
+    best: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Replace the state file in one step.
+
+    Raises
+    ------
+    SetupError
+        The disk is full or the folder read-only; the file before is still there.
+    """
+    tensors = {f"model.{name}": value for name, value in learned(model).items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
+    text = json.dumps(
+        {
+            "settings": settings,
+            "position": asdict(position),
+            "pairs_at_once": pairs_at_once,
+            "scaler": scaler.state_dict(),
+        }
+    )
+    metadata = {"format": STATE_FORMAT, "format_version": str(STATE_VERSION), "state": text}
+    # A copy of each: tensors that share memory cannot be stored.
+    copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(copies, temporary, metadata=metadata)
+
+
+def read_state(path: Path) -> SavedState:
+    """Read a state file.
+
+    Raises
+    ------
+    DataError
+        If it is damaged or of another version.
+    """
+    again = "type the same command with --again to start anew"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if (metadata.get("format"), metadata.get("format_version")) != (
+            STATE_FORMAT,
+            str(STATE_VERSION),
+        ):
+            raise DataError(
+                f"{path}: written by another version of this program (format "
+                f"{metadata.get('format')!r} {metadata.get('format_version')}); {again}"
+            )
+        state = json.loads(metadata["state"])
+        values = {f.name: state["position"][f.name] for f in fields(Position)}
+        return SavedState(
+            settings=state["settings"],
+            position=Position(**values),
+            pairs_at_once=state["pairs_at_once"],
+            scaler=state["scaler"],
+            tensors=tensors,
+        )
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: damaged ({error}); {again}") from None
+
+
+def restore(
+    saved: SavedState,
+    *,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> dict[str, Tensor]:
+    """Put weights, optimiser and scaler back; returns the best weights so far."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+    adam: dict[int, dict[str, Tensor]] = {}
+    for name, value in saved.tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "adam":
+            number, _, field_name = rest.partition(".")
+            adam.setdefault(int(number), {})[field_name] = value
+        else:
+            parts[kind][rest] = value
+    put_learned(model, parts["model"])
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": adam})
+    scaler.load_state_dict(saved.scaler)
+    return parts["best"]
+
+
+def put_learned(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set what :func:`learned` gave; everything else stays."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+
+
+def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than those it was begun with.
+
+    Raises
+    ------
+    UsageError
+        Naming what differs.
+    """
+    wanted = json.loads(json.dumps(wanted))  # as it comes back from the file
+    differing = [
+        f"{name}: {saved.get(name)} there, {wanted.get(name)} here"
+        for name in sorted({*saved, *wanted})
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{path.parent}: holds a fine-tuning with other settings ({'; '.join(differing)}); "
+            "type --again to replace it, or give this one another name with --run"
+        )

@@ -1,0 +1,190 @@
+"""One part, from its plan to a backbone and a head at their best epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
+from aqa_pipeline.decode_pool import DecodePool
+from aqa_pipeline.extract import default_workers
+from aqa_pipeline.plan import video_index_folder
+from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.tuning.bank import Encoder
+from aqa_pipeline.tuning.clips import ClipFrames, decode_tasks, used_frames
+from aqa_pipeline.tuning.loop import Progress, Tell, TuningLoop
+from aqa_pipeline.tuning.memory import find_pairs_at_once, free_cpu_bytes
+from aqa_pipeline.tuning.model import PairModel, resolve_precision, unfreeze
+from aqa_pipeline.tuning.plan import PartPlan
+from aqa_pipeline.tuning.start import fresh_head
+from aqa_pipeline.tuning.state import STATE_FILE, Position, SavedState
+from aqa_pipeline.tuning.step import Stepper
+from aqa_pipeline.tuning.tensorboard import tensorboard_log
+from aqa_pipeline.weights import load_i3d
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """One part after training.
+
+    Attributes
+    ----------
+    model : PairModel
+        At its best epoch.
+    position : Position
+        At the end: the best epoch, history, what was predicted meanwhile.
+    pairs_at_once : int
+    """
+
+    model: PairModel
+    position: Position
+    pairs_at_once: int
+
+
+def train_part(
+    plan: PartPlan,
+    *,
+    weights: Path,
+    config: FinetuneConfig,
+    machine: FinetuneMachine,
+    device: torch.device,
+    ranks: Ranks,
+    saved: SavedState | None,
+    tell: Tell,
+    cache_root: Path,
+) -> Tuned:
+    """Train a part from the beginning, or from a saved state, to its end.
+
+    Parameters
+    ----------
+    plan : PartPlan
+    weights : Path
+        Of the backbone to begin with.
+    config, machine : FinetuneConfig, FinetuneMachine
+    device : torch.device
+    ranks : Ranks
+    saved : SavedState or None
+    tell : callable
+        Told a :class:`~aqa_pipeline.tuning.loop.Progress` after every step.
+    cache_root : Path
+
+    Raises
+    ------
+    DataError
+        A clip cannot be decoded, or there is nothing to learn.
+    """
+    protocol, material = plan.manifest.protocol, plan.material
+    pixels, (used, snippets) = PIXEL_PRESETS[protocol.pixels], used_frames(protocol)
+    backbone = load_i3d(weights)[0].to(device)
+    unfreeze(backbone, config.unfreeze)
+    memory = machine.frame_memory_gib
+    memory_bytes = free_cpu_bytes() / 4 if memory is None else memory * 2**30
+    tasks = decode_tasks(
+        plan.located,
+        protocol,
+        shift_frames=plan.augmentation.shift_frames,
+        jitter=plan.augmentation.jitter,
+        index_folder=video_index_folder(cache_root),
+    )
+    with ExitStack() as stack:
+        pool = stack.enter_context(
+            DecodePool(
+                workers=machine.workers
+                or max(1, default_workers(device.type) // ranks.local_world),
+                clip_timeout_seconds=machine.clip_timeout_seconds,
+            )
+        )
+        frames = ClipFrames(tasks, pool=pool, memory_bytes=int(memory_bytes / ranks.local_world))
+        encoder = Encoder(
+            frames, snippets=snippets, pixels=pixels, jitter=plan.augmentation.jitter,
+            device=device, ranks=ranks,
+        )  # fmt: skip
+        if plan.start is not None:
+            head = plan.start.head
+        else:
+            rows = material.fit.tolist()
+            head = fresh_head(
+                plan.head_config,
+                plan.train,
+                material.fit,
+                # Of a state to be restored everything is replaced but shapes and groups.
+                np.ones((len(rows), len(snippets), backbone.classifier.in_channels), np.float32)
+                if saved
+                else encoder.encode(backbone, rows, between=_before(tell, plan)),
+                score_range=protocol.score_range,
+                epsilon=protocol.epsilon,
+                seed=plan.fit_config.seed,
+            )
+        model = PairModel(
+            backbone,
+            head.to(device),
+            snippets=snippets,
+            pixels=pixels,
+            precision=resolve_precision(config.precision, device),
+            checkpointing=machine.checkpointing,
+        ).to(device)
+        own = -(-plan.fit_config.batch_size // ranks.world)  # pairs of a step in this process
+        pairs_at_once = machine.pairs_at_once or (
+            saved.pairs_at_once
+            if saved
+            else find_pairs_at_once(model, crop=pixels.crop, num_frames=len(used), most=own)
+        )
+        stepper = Stepper(
+            model,
+            label=torch.from_numpy(material.clips.label).to(device),
+            fit_config=plan.fit_config,
+            config=config,
+            ranks=ranks,
+            pairs_at_once=pairs_at_once,
+        )
+        tells = [tell]
+        if machine.tensorboard and ranks.is_first:
+            steps = -(-len(material.fit) // plan.fit_config.batch_size)
+            at = saved.position if saved else None
+            done = (at.epoch - 1) * steps + at.step if at else 0
+            tells.append(stack.enter_context(tensorboard_log(plan.folder, done=done)))
+
+        def tell_all(progress: Progress) -> None:
+            for told in tells:
+                told(progress)
+
+        loop = TuningLoop(
+            stepper,
+            encoder,
+            frames,
+            material,
+            augmentation=plan.augmentation,
+            fit_config=plan.fit_config,
+            config=config,
+            machine=dataclasses.replace(machine, pairs_at_once=pairs_at_once),
+            state_path=plan.folder / STATE_FILE,
+            settings=plan.settings,
+            ranks=ranks,
+            tell=tell_all,
+        )
+        if saved is not None:
+            loop.resume(saved)
+        loop.run()
+    return Tuned(model, loop.position, pairs_at_once)
+
+
+def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:
+    """Tells of the features that a fresh head needs before the first step."""
+    steps = -(-len(plan.material.fit) // plan.fit_config.batch_size)
+    nothing = Progress(
+        done=0,
+        total=plan.fit_config.epochs * steps,
+        epoch=0,
+        epochs=plan.fit_config.epochs,
+        classification=float("nan"),
+        regression=float("nan"),
+        head_learning_rate=0.0,
+        backbone_learning_rate=0.0,
+    )
+    return lambda done, total: tell(dataclasses.replace(nothing, validating=(done, total)))

@@ -1,0 +1,279 @@
+"""``aqa finetune``: backbone and head together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.project import Project
+
+from .console import Advance, print_json, print_table, progress, say
+from .finetune_options import data_options, head_options, machine_options, training_options
+from .metrics import show_metrics
+from .options import (
+    device_option,
+    dry_run_option,
+    json_option,
+    manifest_path,
+    pass_project,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from aqa_pipeline.manifest import Manifest
+    from aqa_pipeline.ranks import Ranks
+    from aqa_pipeline.tuning.loop import Progress
+    from aqa_pipeline.tuning.plan import PartPlan
+
+#: What a run that is started from keeps as it is.
+_OF_THE_RUN = ("kind", "recipe", "num_groups", "aggregation", "use_difficulty", "exemplar_key",
+               "seed", "validation_fraction", "num_exemplars")  # fmt: skip
+
+
+@click.command()
+@data_options
+@training_options
+@head_options
+@machine_options
+@click.option(
+    "--then-extract",
+    is_flag=True,
+    help="Afterwards extract every clip of the manifest with the tuned backbone, ready for "
+    "`aqa fit-head`.",
+)
+@click.option("--again", is_flag=True, help="Start anew, whatever is in the run folder.")
+@device_option
+@dry_run_option
+@json_option
+@pass_project
+@click.pass_context
+def finetune(
+    ctx: click.Context,
+    project: Project,
+    /,
+    dataset: str | None,
+    manifest: Path | None,
+    weights: Path | None,
+    start: str | None,
+    run: str | None,
+    exemplar_key: tuple[str, ...],
+    then_extract: bool,
+    again: bool,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train backbone and head together, end to end, as the paper does.
+
+    The run folder gets the tuned backbone beside the head, and the clips' features by it
+    go into a cache of their own: `aqa evaluate`, `report` and `predict` take the run as any
+    other, and `aqa fit-head --cache` fits more heads on the tuned features.
+
+    Interrupted, terminated or killed, the same command goes on where it stopped. On several
+    GPUs or machines: torchrun --no-python aqa finetune ... (docs/clusters.md).
+    """
+    from aqa_pipeline.device import find_device, share_cores
+
+    share_cores()  # before torch is imported
+    from aqa_pipeline.finetune import finetune_dataset, plan_finetune
+    from aqa_pipeline.manifest import read_manifest, with_exemplar_key
+    from aqa_pipeline.ranks import joined, own_device
+    from aqa_pipeline.weights import find_weights
+
+    clips = read_manifest(manifest_path(project, dataset, manifest))
+    if exemplar_key:
+        clips = with_exemplar_key(clips, exemplar_key)
+    _check_start_options(ctx, start)
+    folder = project.runs / (run or f"{clips.name}-tuned")
+    weights_path = find_weights(weights)
+    config = FinetuneConfig(**_taken(settings, FinetuneConfig))
+    plans = plan_finetune(
+        clips,
+        folder,
+        cache_root=project.cache,
+        weights=weights_path,
+        head_config=HeadConfig(**_taken(settings, HeadConfig)),
+        fit_config=FitConfig(**_taken(settings, FitConfig)),
+        config=config,
+        start=project.run_path(start) if start else None,
+    )
+    if dry_run:
+        _show_plan(project, plans, as_json)
+        return
+    computing_on = own_device(find_device(device), os.environ)
+    with joined(computing_on) as ranks:
+        bars = _Bars(ranks)
+        with contextlib.closing(bars):
+            metrics = finetune_dataset(
+                plans,
+                folder,
+                cache_root=project.cache,
+                weights=weights_path,
+                config=config,
+                machine=FinetuneMachine(**_taken(settings, FinetuneMachine)),
+                device=computing_on,
+                ranks=ranks,
+                again=again,
+                tell=bars.training,
+                extracting=bars.extracting,
+            )
+            if not ranks.is_first:
+                return
+            if then_extract:
+                _extract_all(bars, project, clips, plans, computing_on)
+    show_metrics(project, folder, metrics, as_json=as_json)
+    say(f"run: {project.shown(folder)}")
+    _say_next(project, clips, plans)
+
+
+def _taken(settings: dict[str, Any], config: type) -> dict[str, Any]:
+    """The options that are fields of a configuration."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _check_start_options(ctx: click.Context, start: str | None) -> None:
+    if start is None:
+        return
+    for param in ctx.command.params:
+        typed = ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.COMMANDLINE
+        if typed and param.name in _OF_THE_RUN:
+            raise UsageError(
+                f"{param.opts[0]} contradicts --from {start}: the head keeps what it was fitted "
+                "with; leave out one of the two"
+            )
+
+
+def _note(told: Progress) -> str:
+    """What a line of progress says beside steps and time."""
+    if told.validating:
+        done, total = told.validating
+        what = "first features" if told.epoch == 0 else f"validation {told.epoch}/{told.epochs}"
+        return f"{what}: {done}/{total} clips"
+    words = [
+        f"epoch {told.epoch}/{told.epochs}",
+        f"loss {told.classification + told.regression:.3f} "
+        f"({told.classification:.3f} + {told.regression:.3f})",
+        f"lr {told.head_learning_rate:.0e} {told.backbone_learning_rate:.0e}",
+        f"{told.clips_per_second:.2f} clips/s",
+    ]
+    if told.selection_rho == told.selection_rho:
+        words.append(f"rho {told.selection_rho:.3f}")
+    return ", ".join(words)
+
+
+class _Bars:
+    """One bar after the other: training, then the extraction at its end; only of rank 0."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._shows = ranks.is_first
+        self._label, self._stack = "", contextlib.ExitStack()
+        self._advance: Advance | None = None
+
+    def _bar(self, label: str, unit: str) -> Advance:
+        if self._advance is None or self._label != label:
+            self.close()
+            self._label = label
+            self._advance = self._stack.enter_context(progress(label, unit=unit))
+        return self._advance
+
+    def training(self, told: Progress) -> None:
+        if self._shows:
+            self._bar("finetune", "steps")(told.done, told.total, _note(told))
+
+    def extracting(self, done: int, total: int) -> None:
+        if self._shows:
+            self._bar("extract", "clips")(done, total)
+
+    def close(self) -> None:
+        self._stack.close()
+        self._advance = None
+
+
+def _extract_all(
+    bars: _Bars,
+    project: Project,
+    clips: Manifest,
+    plans: Sequence[PartPlan],
+    device: torch.device,
+) -> None:
+    """``--then-extract``: the clips that are in no split too."""
+    from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_clips
+
+    for plan in plans:
+        rows = clips.clips
+        if plan.part.category is not None:
+            rows = rows[rows["category"] == plan.part.category]
+        extract_clips(
+            dataclasses.replace(clips, clips=rows),
+            plan.folder / BACKBONE_FILE,
+            cache_root=project.cache,
+            device=device,
+            told=bars.extracting,
+        )
+
+
+def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> None:
+    """What to type for more heads on the tuned features."""
+    from aqa_pipeline.fingerprint import cache_folder
+    from aqa_pipeline.plan import fingerprint_of
+    from aqa_pipeline.tuning.outcome import BACKBONE_FILE
+    from aqa_pipeline.weights import weights_identity
+
+    for plan in plans:
+        sha256 = weights_identity(plan.folder / BACKBONE_FILE)
+        fingerprint = fingerprint_of(clips.protocol, weights_sha256=sha256)
+        cache = cache_folder(project.cache, clips.name, fingerprint)
+        say(f"its features: {project.shown(cache)}")
+        if len(plans) == 1:
+            source = f"--dataset {clips.name}"
+            if clips.path != project.manifest_path(clips.name):
+                source = f"--manifest {project.shown(clips.path)}"
+            say(
+                f"next, heads on them in seconds: aqa fit-head {source} "
+                f"--cache {project.shown(cache)} --run {plan.folder.name}-heads"
+            )
+
+
+def _show_plan(project: Project, plans: Sequence[PartPlan], as_json: bool) -> None:
+    from aqa_pipeline.tuning.draws import num_steps
+    from aqa_pipeline.tuning.state import STATE_FILE, read_state
+
+    shown: list[dict[str, Any]] = []
+    for plan in plans:
+        state = plan.folder / STATE_FILE
+        at = read_state(state).position if state.exists() else None
+        fit = len(plan.material.fit)
+        shown.append(
+            {
+                "run": project.shown(plan.folder),
+                "train_clips": plan.num_train,
+                "to_learn_from": fit,
+                "chosen_by": len(plan.material.validation.judged),
+                "test_clips": len(plan.sides.test),
+                "epochs": plan.fit_config.epochs,
+                "steps_an_epoch": num_steps(fit, plan.fit_config.batch_size),
+                "steps_done": (at.epoch - 1) * num_steps(fit, plan.fit_config.batch_size) + at.step
+                if at
+                else 0,
+                "passes_of_a_validation": plan.material.validation.passes(),
+            }
+        )
+    if as_json:
+        print_json({"parts": shown})
+        return
+    for part in shown:
+        passes = part.pop("passes_of_a_validation")
+        rows = [[name.replace("_", " "), str(value)] for name, value in part.items()]
+        rows += [[f"validation passes, {k.replace('_', ' ')}", str(v)] for k, v in passes.items()]
+        print_table(["would train", ""], rows)

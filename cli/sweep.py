@@ -1,0 +1,286 @@
+"""``aqa sweep``: many heads, and the best of them as a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.project import Project
+
+from .console import number, print_json, print_table, progress, say, say_above_progress
+from .metrics import show_metrics
+from .options import (
+    device_option,
+    dry_run_option,
+    json_option,
+    manifest_options,
+    manifest_path,
+    pass_project,
+)
+
+if TYPE_CHECKING:
+    from aqa_pipeline.sweep import SweepOutcome
+    from aqa_pipeline.sweep_plan import SweepPlan
+
+_TRIALS_SHOWN = 10
+
+
+@click.command()
+@manifest_options
+@click.option(
+    "--run",
+    metavar="NAME",
+    default=None,
+    help="Run folder of the best; default: the data set's name and -sweep.",
+)
+@click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Cache folder, where several fit the protocol.",
+)
+@click.option(
+    "--space",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help='TOML file of what to vary: lr = "1e-4..1e-2:log", num_groups = [8, 16, 32].',
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUES",
+    multiple=True,
+    help="Vary NAME, repeatable: lr=1e-4..1e-2:log, num_groups=8,16,32, or fix it: epochs=40. "
+    "A grid takes lr=1e-4..1e-2:log:5, five values.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["auto", "grid", "random", "tpe"]),
+    default=SweepConfig.search,
+    help="auto: the grid where all values are listed and --trials is not given, else random. "
+    "tpe learns from the trials before (needs the extra optuna), and several processes may "
+    "share one --run.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=SweepConfig.trials,
+    help="How many settings to try; default: the whole grid, or 32.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=FitConfig.num_seeds,
+    help="Heads of each trial; their mean is its score.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=FitConfig.seed, help="First seed of the heads."
+)
+@click.option(
+    "--search-seed",
+    type=click.IntRange(min=0),
+    default=SweepConfig.seed,
+    help="Of the draws of settings.",
+)
+@click.option(
+    "--exemplar-key",
+    metavar="COLUMN",
+    multiple=True,
+    help="Query and exemplar agree in this manifest column; repeatable. Default: the protocol's.",
+)
+@click.option(
+    "--validation-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=FitConfig.validation_fraction,
+    help="Part of the training split that judges the trials.",
+)
+@click.option(
+    "--stack",
+    type=click.IntRange(min=1),
+    default=SweepConfig.stack,
+    help="Most heads trained side by side; default: what fits into free memory, up to 64.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=SweepConfig.jobs,
+    help="Processes side by side; default: one a core, or one for a GPU.",
+)
+@click.option(
+    "--early-stop/--no-early-stop",
+    default=SweepConfig.early_stop,
+    help="Give up trials below the median at a quarter and at half of the epochs.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    help="Where the work is done: here, or on a dask cluster.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    default=None,
+    help="Scheduler of the dask cluster, such as tcp://node1:8786.",
+)
+@click.option("--again", is_flag=True, help="Throw away what an earlier sweep found in this run.")
+@device_option
+@dry_run_option
+@json_option
+@pass_project
+def sweep(
+    project: Project,
+    dataset: str | None,
+    manifest: Path | None,
+    run: str | None,
+    cache_folder: Path | None,
+    space: Path | None,
+    settings: tuple[str, ...],
+    search: str,
+    trials: int | None,
+    seeds: int,
+    seed: int,
+    search_seed: int,
+    exemplar_key: tuple[str, ...],
+    validation_fraction: float,
+    stack: int | None,
+    jobs: int | None,
+    early_stop: bool,
+    backend: str,
+    scheduler: str | None,
+    again: bool,
+    device: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Try many settings of `aqa fit-head` and keep the best.
+
+    Heads of one shape train side by side. Trials are judged on the validation part of the
+    training split alone; the best settings are then fitted into the run folder and the test
+    split is read once. A sweep that was interrupted or killed goes on where it stopped.
+
+    \b
+    Example:
+      aqa sweep --dataset demo --set lr=1e-4..1e-2:log --set num_groups=8,16 --trials 16
+    """
+    import shutil
+
+    from aqa_pipeline.device import find_device
+    from aqa_pipeline.feature_cache import FeatureCache
+    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.plan import find_cache
+    from aqa_pipeline.sweep import run_sweep
+    from aqa_pipeline.sweep_block import DataSource
+    from aqa_pipeline.sweep_plan import FOLDER, SweepPlan
+    from aqa_pipeline.sweep_space import parse_space
+
+    if (backend == "dask") != (scheduler is not None):
+        raise UsageError("--backend dask and --scheduler ADDRESS go together")
+    parsed = parse_space(settings, space)
+    path = manifest_path(project, dataset, manifest)
+    clips = read_manifest(path)
+    cache = (
+        FeatureCache.open(cache_folder)
+        if cache_folder
+        else find_cache(project.cache / clips.name, clips.protocol)
+    )
+    plan = SweepPlan(
+        source=DataSource(path.absolute(), cache.folder.absolute(), exemplar_key),
+        folder=project.runs / (run or f"{clips.name}-sweep"),
+        space=parsed,
+        head=HeadConfig(),
+        fit=FitConfig(num_seeds=seeds, seed=seed, validation_fraction=validation_fraction),
+        config=SweepConfig(
+            search=search,  # type: ignore[arg-type]
+            trials=trials,
+            seed=search_seed,
+            jobs=jobs,
+            stack=stack,
+            early_stop=early_stop,
+        ),
+        device=find_device(device),
+        scheduler=scheduler,
+    )
+    if dry_run:
+        _show_plan(project, plan, as_json)
+        return
+    if again and (plan.folder / FOLDER).exists():
+        shutil.rmtree(plan.folder / FOLDER)
+    with progress("sweep", unit="epochs") as advance:
+        outcome = run_sweep(plan, advance=advance, announce=say_above_progress)
+    _show_outcome(project, plan, outcome, as_json)
+
+
+def _show_plan(project: Project, plan: SweepPlan, as_json: bool) -> None:
+    from aqa_pipeline.sweep_plan import plan_summary
+
+    summary = plan_summary(plan)
+    if as_json:
+        print_json({"run": project.shown(plan.folder), **summary})
+        return
+    rows = [
+        ["search", str(summary["search"])],
+        ["trials", str(summary["trials"])],
+        ["done before", str(summary["done"])],
+        ["heads of each trial", str(plan.fit.num_seeds)],
+        ["processes", str(plan.jobs)],
+        ["stacks", "as results come in" if summary["stacks"] is None else str(summary["stacks"])],
+        ["heads in the largest stack", str(summary["largest_stack"])],
+    ]
+    rows += [[name, text] for name, text in summary["dimensions"].items()]
+    print_table(["would sweep into", project.shown(plan.folder)], rows)
+    for note in summary["notes"]:
+        say(note)
+
+
+def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_json: bool) -> None:
+    varied = [d.name for d in plan.space.varied]
+    if as_json:
+        print_json(
+            {
+                "run": project.shown(plan.folder),
+                "results_csv": project.shown(outcome.results_csv),
+                "best": outcome.best.as_dict(),
+                "trials": [dataclasses.asdict(result) for result in outcome.results],
+                "importance": outcome.importance,
+                "metrics": outcome.metrics,
+            }
+        )
+        return
+    ranked = sorted(
+        outcome.results, key=lambda r: (r.state != "done", -_defined(r.score), r.number)
+    )
+    rows = [
+        [str(r.number), *(_shown(r.point[name]) for name in varied), number(r.score), r.state]
+        for r in ranked[:_TRIALS_SHOWN]
+    ]
+    stopped = sum(r.state == "stopped" for r in ranked)
+    print_table(
+        ["trial", *varied, "Spearman, validation", ""],
+        rows,
+        title=f"best {len(rows)} of {len(ranked)} trials; {stopped} were stopped early",
+    )
+    shares = [f"{name} {100 * s:.0f} %" for name, s in outcome.importance.items() if s == s]
+    if shares:
+        click.echo(f"variance of the scores each explains alone: {', '.join(shares)}")
+    click.echo()
+    show_metrics(project, plan.folder, outcome.metrics, as_json=False)
+    click.echo(f"trial {outcome.best.number} chosen by its validation part, out of {len(ranked)}")
+    click.echo(f"all trials: {project.shown(outcome.results_csv)}")
+    say(f"run: {project.shown(plan.folder)}")
+
+
+def _defined(score: float) -> float:
+    return score if score == score else -2.0
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "all"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

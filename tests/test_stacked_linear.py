@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aqa_pipeline.stacked_linear import stacked_linear, write_in_place
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_values_and_gradients_equal_autograds(in_place: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, 3, generator=generator, requires_grad=True)
+    weight = torch.nn.Parameter(torch.randn(2, 3, 5, 3, generator=generator))
+    bias = torch.nn.Parameter(torch.randn(2, 3, 5, 1, generator=generator))
+    wanted = torch.randn(6, 4, 5, generator=generator)
+    if in_place:
+        write_in_place([weight, bias])
+
+    def gradients(out: torch.Tensor) -> list[torch.Tensor]:
+        for tensor in (x, weight, bias):
+            tensor.grad = None
+        (out - wanted).square().sum().backward()  # type: ignore[no-untyped-call]
+        return [tensor.grad.clone() for tensor in (x, weight, bias) if tensor.grad is not None]
+
+    plain = x @ weight.flatten(0, 1).mT + bias.flatten(0, 1).mT
+    expected = gradients(plain)
+    for _ in range(2):  # the second time, in the same memory
+        out = stacked_linear(x, weight, bias)
+        torch.testing.assert_close(out, plain)
+        for a, b in zip(gradients(out), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_used_twice_has_both_gradients() -> None:
+    x = torch.ones(1, 2, 3)
+    weight = torch.nn.Parameter(torch.ones(1, 4, 3))
+    (stacked_linear(x, weight) + 2 * stacked_linear(x, weight)).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert (weight.grad == 6).all()
+
+
+def test_a_frozen_weight_keeps_no_gradient() -> None:
+    x = torch.ones(1, 2, 3, requires_grad=True)
+    weight = torch.nn.Parameter(torch.ones(1, 4, 3), requires_grad=False)
+    stacked_linear(x, weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is None
+    assert x.grad is not None
+    assert (x.grad == 4).all()
+
+
+def test_hooks_are_called_for_parameters_that_nobody_marked() -> None:
+    weight = torch.nn.Parameter(torch.ones(1, 4, 3))
+    called = []
+    weight.register_hook(lambda grad: called.append(grad.shape))  # type: ignore[no-untyped-call]
+    stacked_linear(torch.ones(1, 2, 3), weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert called == [weight.shape]
+    (of_x,) = torch.autograd.grad(
+        stacked_linear(x := torch.ones(1, 2, 3, requires_grad=True), weight).sum(), x
+    )
+    assert (of_x == 4).all()
+    assert weight.grad is not None
+    assert weight.grad.eq(2).all(), "a gradient of something else leaves it alone"
