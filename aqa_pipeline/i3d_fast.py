@@ -180,25 +180,49 @@ class FastMixed(nn.Module):
         return out.permute(0, 4, 1, 2, 3)  # (N, b0 + b1b + b2b + b3, T, H, W)
 
 
+#: Where the Winograd form measured faster: of b2b in the largest maps only, and of nothing in
+#: maps of 7 x 7.
+_WINOGRAD_B2B = ("mixed_3b", "mixed_3c")
+_DIRECT = ("mixed_5b", "mixed_5c")
+
+
+def fast_layer(model: I3D, name: str, scratch: Scratch | None) -> nn.Module:
+    """The quick form of one layer of a trained network.
+
+    Parameters
+    ----------
+    model : I3D
+    name : str
+        Of :data:`aqa_pipeline.i3d.LAYERS`.
+    scratch : Scratch or None
+        Memory for Winograd forms; None: direct convolutions.
+    """
+    layer = model.get_submodule(name)
+    if isinstance(layer, Mixed):
+        b1b = None if name in _DIRECT else scratch
+        return FastMixed(layer, b1b, scratch if name in _WINOGRAD_B2B else None)
+    assert isinstance(layer, Unit)
+    return cubic_conv(layer, scratch) if name == "conv_2c" else ReluConv([layer])
+
+
 class FastI3D(nn.Module):
     """Inference only; made by :func:`fast_form`."""
 
     def __init__(self, model: I3D, *, winograd: bool) -> None:
         super().__init__()
-        # Where it measured faster: maps of 7 x 7 and few channels in 14 x 14 are left out.
         scratch = Scratch() if winograd else None
-        self.conv_1a = ReluConv([model.conv_1a])
-        self.conv_2b = ReluConv([model.conv_2b])
-        self.conv_2c = cubic_conv(model.conv_2c, scratch)
-        self.mixed_3b = FastMixed(model.mixed_3b, scratch, scratch)
-        self.mixed_3c = FastMixed(model.mixed_3c, scratch, scratch)
-        self.mixed_4b = FastMixed(model.mixed_4b, scratch)
-        self.mixed_4c = FastMixed(model.mixed_4c, scratch)
-        self.mixed_4d = FastMixed(model.mixed_4d, scratch)
-        self.mixed_4e = FastMixed(model.mixed_4e, scratch)
-        self.mixed_4f = FastMixed(model.mixed_4f, scratch)
-        self.mixed_5b = FastMixed(model.mixed_5b)
-        self.mixed_5c = FastMixed(model.mixed_5c)
+        self.conv_1a = fast_layer(model, "conv_1a", scratch)
+        self.conv_2b = fast_layer(model, "conv_2b", scratch)
+        self.conv_2c = fast_layer(model, "conv_2c", scratch)
+        self.mixed_3b = fast_layer(model, "mixed_3b", scratch)
+        self.mixed_3c = fast_layer(model, "mixed_3c", scratch)
+        self.mixed_4b = fast_layer(model, "mixed_4b", scratch)
+        self.mixed_4c = fast_layer(model, "mixed_4c", scratch)
+        self.mixed_4d = fast_layer(model, "mixed_4d", scratch)
+        self.mixed_4e = fast_layer(model, "mixed_4e", scratch)
+        self.mixed_4f = fast_layer(model, "mixed_4f", scratch)
+        self.mixed_5b = fast_layer(model, "mixed_5b", scratch)
+        self.mixed_5c = fast_layer(model, "mixed_5c", scratch)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -11,14 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.i3d import I3D, LAYERS, Mixed, pad_same
-from aqa_pipeline.i3d_fast import (
-    FastMixed,
-    ReluConv,
-    large_conv,
-    max_pool,
-    snippets_at_once,
-)
+from aqa_pipeline.i3d import I3D, LAYERS, pad_same
+from aqa_pipeline.i3d_fast import fast_layer, max_pool, snippets_at_once
 from aqa_pipeline.winograd import Scratch
 
 
@@ -37,7 +31,7 @@ class FrozenPrefix(nn.Module):
         super().__init__()
         scratch = Scratch()
         self._pools = [pool for name, pool in LAYERS if name in names]
-        self.layers = nn.ModuleList(_quick(backbone, name, scratch) for name in names)
+        self.layers = nn.ModuleList(fast_layer(backbone, name, scratch) for name in names)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -58,12 +52,3 @@ class FrozenPrefix(nn.Module):
                 x = max_pool(x, kernel=(kernel_t, kernel_s), stride=(stride_t, stride_s))
             x = layer(x)
         return x
-
-
-def _quick(backbone: I3D, name: str, scratch: Scratch) -> nn.Module:
-    layer = backbone.get_submodule(name)
-    if isinstance(layer, Mixed):
-        return FastMixed(layer, scratch)
-    if name == "conv_2c":
-        return large_conv(backbone.conv_2c, scratch)
-    return ReluConv([getattr(backbone, name)])
