@@ -93,7 +93,12 @@ def fit(
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, FitResult]:
     root = tmp_path_factory.mktemp("project")
     manifest, cache = make_cache(root)
-    return root, manifest, fit(root, manifest, cache)
+    # As many threads as the tests have: another number is another order of additions.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = fit(root, manifest, cache)
+    torch.set_num_threads(threads)
+    return root, manifest, result
 
 
 def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
