@@ -5,7 +5,8 @@
 
 network     the form that extraction runs against a plain eager I3D (plain_i3d.py) with the
             same weights, by turns in one process, and against the matrix product measured
-            between them: what counts are the ratios, because machines are shared.
+            between them: what counts are the ratios, because machines are shared. Processor time
+            is what remains comparable while other programs run.
 extraction  `aqa extract` over files written here, its clips a second against the network
             alone on the same frames, by turns; what decoding alone would give.
 memory      the largest memory of all processes together during `aqa extract`, for a short
@@ -32,11 +33,14 @@ def show(result: Row) -> None:
     print(f"{result['threads']} threads (waiting: {result['waiting']}), device {result['device']}")
     if "network" in result:
         print("\nthe network, seconds a snippet of 16 frames")
-        print("size   plain    ours  ratio  of matrix product  relative error")
+        print("                      ---- ratio ----  of matrix product")
+        print("size   plain    ours   time  processor   time  processor  relative error")
         for row in result["network"]:
             print(
                 f"{row['size']:4d}  {row['plain_seconds']:6.3f}  {row['fast_seconds']:6.3f}  "
-                f"{row['ratio']:5.2f}  {row['fraction_of_matrix_product']:17.2f}  "
+                f"{row['ratio']:5.2f}  {row['ratio_of_processor_time']:9.2f}  "
+                f"{row['fraction_of_matrix_product']:5.2f}  "
+                f"{row['fraction_by_processor_time']:9.2f}  "
                 f"{row['relative_error']:14.1e}"
             )
         print(f"matrix product: {result['network'][-1]['matrix_product_gflops']:.0f} GFLOP/s")
@@ -45,7 +49,10 @@ def show(result: Row) -> None:
         print(f"\nextraction of {row['clips']} clips, 640x360 to 224x224")
         print(f"  from files     {row['clips_per_second']:8.3f} clips/s")
         print(f"  network alone  {row['network_alone_clips_per_second']:8.3f} clips/s")
-        print(f"  slower by      {row['slower_by']:8.1%}")
+        print(
+            f"  slower by      {row['slower_by']:8.1%}, "
+            f"{row['more_processor_time']:.1%} more processor time"
+        )
         print(f"  decoding alone {row['decode_frames_per_second']:8.0f} frames/s of one process")
     if "memory" in result:
         print("\nlargest memory of aqa extract, all processes")
