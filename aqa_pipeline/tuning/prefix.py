@@ -11,15 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.i3d import I3D, LAYERS, Mixed, pad_same
-from aqa_pipeline.i3d_fast import (
-    FastMixed,
-    ReluConv,
-    large_conv,
-    max_pool,
-    snippets_at_once,
-)
-from aqa_pipeline.winograd import Scratch
+from aqa_pipeline.i3d import I3D, LAYERS, pad_same
+from aqa_pipeline.i3d_fast import fast_form, max_pool, snippets_at_once
 
 
 class FrozenPrefix(nn.Module):
@@ -35,9 +28,9 @@ class FrozenPrefix(nn.Module):
 
     def __init__(self, backbone: I3D, names: Sequence[str]) -> None:
         super().__init__()
-        scratch = Scratch()
+        quick = fast_form(backbone)  # its layers have the names of the readable form's
         self._pools = [pool for name, pool in LAYERS if name in names]
-        self.layers = nn.ModuleList(_quick(backbone, name, scratch) for name in names)
+        self.layers = nn.ModuleList(quick.get_submodule(name) for name in names)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -58,12 +51,3 @@ class FrozenPrefix(nn.Module):
                 x = max_pool(x, kernel=(kernel_t, kernel_s), stride=(stride_t, stride_s))
             x = layer(x)
         return x
-
-
-def _quick(backbone: I3D, name: str, scratch: Scratch) -> nn.Module:
-    layer = backbone.get_submodule(name)
-    if isinstance(layer, Mixed):
-        return FastMixed(layer, scratch)
-    if name == "conv_2c":
-        return large_conv(backbone.conv_2c, scratch)
-    return ReluConv([getattr(backbone, name)])
