@@ -75,7 +75,7 @@ def find_backbone(
     if len(identities) > 1:
         raise CacheError(
             f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
-            "different backbones; fit them again from one cache"
+            f"different backbones; name one of them, such as {run.folder}"
         )
     wanted = run.config["cache"]["weights_sha256"]
     steps, dim = run.exemplars.features.shape[1:]

@@ -39,7 +39,8 @@ class Votes:
 
     def columns(self, model: int, block: slice) -> Votes:
         """Some of the votes of one head."""
-        return Votes(self.label[[model], :, block], self.leaf[[model], :, block])
+        own = slice(model, model + 1)
+        return Votes(self.label[own, :, block], self.leaf[own, :, block])
 
     def mean(self) -> npt.NDArray[np.float64]:
         """Prediction of each head for each query (Eq. 9), shape=(K, Q), in label points.

@@ -93,7 +93,12 @@ def fit(
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, FitResult]:
     root = tmp_path_factory.mktemp("project")
     manifest, cache = make_cache(root)
-    return root, manifest, fit(root, manifest, cache)
+    # As many threads as the tests have: another number is another order of additions.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = fit(root, manifest, cache)
+    torch.set_num_threads(threads)
+    return root, manifest, result
 
 
 def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
@@ -262,7 +267,9 @@ def test_the_literature_protocol_chooses_on_the_test_set_and_says_so(tmp_path: P
     best = history.groupby("seed")["selection_rho"].max()
     np.testing.assert_allclose(fitted["heads"]["rho"]["per_seed"], best, rtol=1e-9)
     lowest = fitted["heads"]["relative_l2_best_of_any_epoch"]
-    assert all(np.array(lowest) <= fitted["heads"]["relative_l2"]["per_seed"])
+    # Epochs are judged by all clips at once, the kept one clip by clip: equal but for rounding.
+    kept = np.array(fitted["heads"]["relative_l2"]["per_seed"])
+    assert all(np.array(lowest) <= kept * (1 + 1e-6))
     assert evaluated(tmp_path, manifest) == fitted
 
 

@@ -166,8 +166,8 @@ def write_tuned_run(
                 "folder": cache.folder.name,
                 "fingerprint_sha256": fingerprint.sha256,
                 "weights_sha256": fingerprint.weights_sha256,
+                "weights_file": BACKBONE_FILE,
             },
-            "backbone": BACKBONE_FILE,
             "finetune": {
                 "settings": plan.settings,
                 "from_run": str(plan.start.folder) if plan.start else None,
