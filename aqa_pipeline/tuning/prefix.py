@@ -15,7 +15,7 @@ from aqa_pipeline.i3d import I3D, LAYERS, Mixed, pad_same
 from aqa_pipeline.i3d_fast import (
     FastMixed,
     ReluConv,
-    large_conv,
+    cubic_conv,
     max_pool,
     snippets_at_once,
 )
@@ -65,5 +65,5 @@ def _quick(backbone: I3D, name: str, scratch: Scratch) -> nn.Module:
     if isinstance(layer, Mixed):
         return FastMixed(layer, scratch)
     if name == "conv_2c":
-        return large_conv(backbone.conv_2c, scratch)
+        return cubic_conv(backbone.conv_2c, scratch)
     return ReluConv([getattr(backbone, name)])
