@@ -1,9 +1,11 @@
 """Whether the quick form of the backbone ranks clips as the plain one does.
 
     aqa demo && python benchmarks/same_ranking.py [PROJECT]
+    aqa demo && python benchmarks/same_ranking.py --disturb 1e-5 [PROJECT]
 
 Decodes the demo's test clips, takes their features with both forms, and scores both with
-the heads of runs/demo.
+the heads of runs/demo. With --disturb the second form's features are the cached ones with
+a drawn error up to that fraction of the largest: seconds instead of minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from plain_i3d import PlainI3D
 from stage1_files import tasks_of
 
 from aqa_pipeline.backbone import i3d_backbone
-from aqa_pipeline.clips import Part, feature_set
+from aqa_pipeline.clips import Part, feature_set, load_features
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.decode_pool import decode_clip
 from aqa_pipeline.evaluate import predict_clips
@@ -28,6 +30,7 @@ from aqa_pipeline.i3d import normalise
 from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.metrics import spearman
+from aqa_pipeline.plan import find_cache
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.weights import find_weights, load_i3d
@@ -50,11 +53,20 @@ def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarr
     return {name: np.stack(values) for name, values in features.items()}
 
 
+def disturbed_features(manifest: Any, rows: Any, fraction: float) -> dict[str, np.ndarray]:
+    """Cached features of clips, and the same with errors up to a fraction of the largest."""
+    cache = find_cache(Path("cache/demo"), manifest.protocol)
+    cached = load_features(manifest, cache, rows["clip_id"].tolist())
+    errors = np.random.default_rng(0).uniform(-1, 1, cached.shape) * fraction * cached.max()
+    return {"plain": cached, "ours": (cached + errors).astype(np.float32)}
+
+
 @click.command()
 @click.argument("project", type=click.Path(path_type=Path, exists=True), default=Path())
 @click.option("--clips", type=int, default=None, help="Only the first so many test clips.")
+@click.option("--disturb", type=float, default=None, help="Fraction of the largest feature.")
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
-def main(project: Path, clips: int | None, as_json: bool) -> None:
+def main(project: Path, clips: int | None, disturb: float | None, as_json: bool) -> None:
     """Compare the rankings of both forms."""
     os.chdir(project)
     manifest = read_manifest(Path("manifests/demo.csv"))
@@ -66,7 +78,10 @@ def main(project: Path, clips: int | None, as_json: bool) -> None:
         train_scores=train["score"].to_numpy(dtype=float),
         train_categories=train["category"].tolist(),
     )
-    features = both_features(manifest, rows, find_weights(None))
+    if disturb is None:
+        features = both_features(manifest, rows, find_weights(None))
+    else:
+        features = disturbed_features(manifest, rows, disturb)
     scores = {
         name: predict_clips(run, feature_set(rows, values, manifest, labels)).per_head
         for name, values in features.items()
