@@ -330,5 +330,5 @@ class ScoreConfig:
     coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
     stride_frames: int = 10  #: from one window of a long video to the next
     decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
-    #: that decoding may take beyond the bare process; an 8K video takes about 1 GiB
+    #: that decoding may take beyond the bare process; an 8K video takes half a GiB
     decode_memory_bytes: int = 3 * 2**30

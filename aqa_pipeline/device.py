@@ -33,9 +33,8 @@ def share_cores() -> None:
     """Let torch's threads sleep, not spin, while they wait for one another on a CPU.
 
     A thread that spins keeps its core from whatever the other one waits for: a decoder, or
-    another program. With others at work the network is three times as fast this way; with
-    none it is as fast (docs/performance.md). Must come before torch is imported; what the
-    user has set stays.
+    another program. With others at work the network is several times as fast this way
+    (docs/performance.md). Must come before torch is imported; what the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

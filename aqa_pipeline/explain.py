@@ -32,7 +32,7 @@ from aqa_pipeline.heads import Head
 from aqa_pipeline.heat_map import frame_heat
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_backbone import backbone_weights
+from aqa_pipeline.run_backbone import find_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
@@ -182,7 +182,7 @@ class Explainer:
             gradient = np.mean(
                 [score_gradient(*part) for part in zip(runs, own, rows, strict=True)], axis=0
             )
-            cam, layer = last_map_cam(maps.cpu().numpy(), gradient), LAST_LAYER
+            cam, layer = last_map_cam(maps.float().cpu().numpy(), gradient), LAST_LAYER
         else:
             cam, layer = self._layer_cam(frames, runs, own, rows), self._layer_cam.layer
         run = runs[0]
@@ -278,12 +278,12 @@ def load_explainer(
     check_coverage(coverage)
     found = find_device(device)
     runs = [read_run(own, device=found) for own in run_folders(folder)]
-    path = backbone_weights(runs, weights)
-    encoder = map_encoder(path, runs[0].protocol, found)
+    backbone = find_backbone(runs, weights, device=str(found))
+    encoder = map_encoder(backbone.weights, runs[0].protocol, found, precision=backbone.precision)
     layer_cam = None
     if layer != LAST_LAYER:
         require_captum()
-        layer_cam = LayerCam(load_i3d(path)[0].to(found), encoder, layer)
+        layer_cam = LayerCam(load_i3d(backbone.weights)[0].to(found), encoder, layer)
     scorer = Scorer(runs, encoder, config=config)
     return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
 

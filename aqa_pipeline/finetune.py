@@ -165,7 +165,7 @@ def finetune_dataset(
             write_backbone(plan, tuned, parent)
         ranks.wait()
         cache = extract_part(
-            plan, backbone, cache_root=cache_root, machine=machine, told=extracting
+            plan, backbone, cache_root=cache_root, device=device, machine=machine, told=extracting
         )
         if ranks.is_first:
             measured.append(

@@ -20,12 +20,9 @@ pool without a copy    SAME adds ``before`` positions in front, which torch's ow
 ReLU in place          nobody reads the map before it
 no joining copy        the four branches of a Mixed block write, through their ReLU,
                        into their channels of its output
-1x1x1 as pictures      torch's convolution of pictures is quicker than its
-                       convolution of volumes, and a kernel of one position cannot
-                       tell them apart
 a snippet at a time    through the layers with large maps, which then stay near the
                        cache and use the same memory again; nothing crosses snippets
-Winograd               the large 3x3x3 convolutions with a quarter of the
+Winograd               most 3x3x3 convolutions with a quarter of the
                        multiplications, :mod:`aqa_pipeline.winograd`; float32 only
 =====================  ==========================================================
 
@@ -90,27 +87,6 @@ def join(units: list[Unit]) -> nn.Conv3d:
     return conv
 
 
-def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """``conv(x)``; a 1x1x1 kernel runs as a convolution of pictures, T x H by W.
-
-    Parameters
-    ----------
-    conv : nn.Conv3d
-    x : Tensor, shape=(N, in, T, H, W)
-
-    Returns
-    -------
-    Tensor, shape=(N, out, T', H', W')
-    """
-    if conv.kernel_size != (1, 1, 1):
-        y: Tensor = conv(x)
-        return y
-    n, c, t, h, w = x.shape
-    pictures = x.permute(0, 2, 3, 4, 1).reshape(n, t * h, w, c).permute(0, 3, 1, 2)
-    pictures = F.conv2d(pictures, conv.weight[..., 0], conv.bias)  # (N, out, T * H, W)
-    return pictures.permute(0, 2, 3, 1).reshape(n, t, h, w, -1).permute(0, 4, 1, 2, 3)
-
-
 def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """SAME max pool of a channels-last map in two steps, space then time.
 
@@ -159,35 +135,44 @@ class ReluConv(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """As :meth:`aqa_pipeline.winograd.WinogradConv.forward`."""
-        y = convolve(self.conv, x)
+        y: Tensor = self.conv(x)
         if out is None:
             return y.relu_()
         torch.clamp_min(y.permute(0, 2, 3, 4, 1), 0, out=out)
         return out.permute(0, 4, 1, 2, 3)
 
 
-def large_conv(unit: Unit, scratch: Scratch | None) -> nn.Module:
-    """A 3x3x3 unit with many channels; without scratch memory a direct convolution."""
+def cubic_conv(unit: Unit, scratch: Scratch | None) -> nn.Module:
+    """A 3x3x3 unit in its Winograd form; without scratch memory a direct convolution."""
     return WinogradConv(*fold(unit), scratch) if scratch else ReluConv([unit])
 
 
 class FastMixed(nn.Module):
-    """A Mixed block with the three 1x1x1 convolutions on its input joined."""
+    """A Mixed block with the three 1x1x1 convolutions on its input joined.
 
-    def __init__(self, mixed: Mixed, scratch: Scratch | None = None) -> None:
+    Parameters
+    ----------
+    mixed : Mixed
+    b1b, b2b : Scratch or None
+        Memory for the Winograd form of these two 3x3x3 convolutions; None: direct ones.
+    """
+
+    def __init__(
+        self, mixed: Mixed, b1b: Scratch | None = None, b2b: Scratch | None = None
+    ) -> None:
         super().__init__()
         self.widths = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1a, mixed.b2a)]
         self.ends = [len(unit.norm.shift) for unit in (mixed.b0, mixed.b1b, mixed.b2b, mixed.b3)]
         self.joined = join([mixed.b0, mixed.b1a, mixed.b2a])
-        self.b1b = large_conv(mixed.b1b, scratch)
-        self.b2b = ReluConv([mixed.b2b])
+        self.b1b = cubic_conv(mixed.b1b, b1b)
+        self.b2b = cubic_conv(mixed.b2b, b2b)
         self.b3 = ReluConv([mixed.b3])
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, t, h, w = x.shape
         out = x.new_empty(n, t, h, w, sum(self.ends))
         to_b0, to_b1, to_b2, to_b3 = torch.split(out, self.ends, dim=-1)
-        b0, b1, b2 = torch.split(convolve(self.joined, x), self.widths, dim=1)
+        b0, b1, b2 = torch.split(self.joined(x), self.widths, dim=1)
         torch.clamp_min(b0.permute(0, 2, 3, 4, 1), 0, out=to_b0)
         self.b1b(b1.relu_(), to_b1)
         self.b2b(b2.relu_(), to_b2)
@@ -200,19 +185,20 @@ class FastI3D(nn.Module):
 
     def __init__(self, model: I3D, *, winograd: bool) -> None:
         super().__init__()
+        # Where it measured faster: maps of 7 x 7 and few channels in 14 x 14 are left out.
         scratch = Scratch() if winograd else None
         self.conv_1a = ReluConv([model.conv_1a])
         self.conv_2b = ReluConv([model.conv_2b])
-        self.conv_2c = large_conv(model.conv_2c, scratch)
-        self.mixed_3b = FastMixed(model.mixed_3b, scratch)
-        self.mixed_3c = FastMixed(model.mixed_3c, scratch)
+        self.conv_2c = cubic_conv(model.conv_2c, scratch)
+        self.mixed_3b = FastMixed(model.mixed_3b, scratch, scratch)
+        self.mixed_3c = FastMixed(model.mixed_3c, scratch, scratch)
         self.mixed_4b = FastMixed(model.mixed_4b, scratch)
         self.mixed_4c = FastMixed(model.mixed_4c, scratch)
         self.mixed_4d = FastMixed(model.mixed_4d, scratch)
         self.mixed_4e = FastMixed(model.mixed_4e, scratch)
         self.mixed_4f = FastMixed(model.mixed_4f, scratch)
-        self.mixed_5b = FastMixed(model.mixed_5b, scratch)
-        self.mixed_5c = FastMixed(model.mixed_5c, scratch)
+        self.mixed_5b = FastMixed(model.mixed_5b)
+        self.mixed_5c = FastMixed(model.mixed_5c)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -294,6 +280,6 @@ def fast_form(model: I3D, *, winograd: bool = True) -> FastI3D:
     model : I3D
     winograd : bool
         Off for a GPU, whose own library chooses among such algorithms, and for anything
-        but float32. Costs four times the memory of the kernels, 150 MB in all.
+        but float32. Costs four times the memory of the kernels, 100 MB in all.
     """
     return FastI3D(model, winograd=winograd)

@@ -5,12 +5,18 @@ order, so a clip scored inside a batch of other clips could differ in the last d
 same clip scored alone. Here it cannot: evaluation and prediction are the same calls on arrays
 of the same shapes.
 
+On a CPU one thread does it: these products are so small that more threads only wait for each other
+(20 ms a clip with one, 400 ms of two cores' time with two, where other programs run), and their
+number would be in the last digits, too.
+
 The exemplars of a group are the same for all its clips (:func:`aqa_pipeline.pairs.
 vote_exemplars`), so they go through their half of the root layer once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +127,7 @@ class Jury:
         rows, fallback = self.exemplars_of(key)
         head = self.run.head
         clip = torch.from_numpy(features[None]).to(head.device)  # (1, S, D)
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread(head.device):
             if isinstance(head, Head) and head.is_contrastive:
                 label, leaf = _compare(head, clip, self._panel(rows))
             else:
@@ -151,7 +157,7 @@ class Jury:
         assert isinstance(head, Head)
         a, b = (torch.from_numpy(clip[None]).to(head.device) for clip in (query, exemplar))
         label = torch.full((head.num_models, 1), exemplar_label, dtype=torch.float64)
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread(head.device):
             root = head.root(head.halves(a).query, head.halves(b).exemplar, label.to(head.device))
             difference: npt.NDArray[np.float64] = head.trunk.value(root)[0][:, 0].cpu().numpy()
         return difference
@@ -167,6 +173,17 @@ class Jury:
                 rows, head.halves(features).exemplar, label.expand(head.num_models, -1)
             )
         return self._panels[group]
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _compare(head: Head, clip: Tensor, panel: _Panel) -> tuple[Tensor, Tensor]:

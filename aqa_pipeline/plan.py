@@ -183,10 +183,12 @@ def find_cache(dataset_folder: Path, protocol: Protocol) -> FeatureCache:
         return fitting[0]
     extract = f"type `aqa extract --dataset {dataset_folder.name}`"
     if fitting:
-        names = ", ".join(cache.folder.name for cache in fitting)
+        choices = " or ".join(
+            f"--cache {cache.folder} (weights {cache.identity.fingerprint.weights_sha256[:12]})"
+            for cache in fitting
+        )
         raise CacheError(
-            f"{dataset_folder}: {len(fitting)} caches fit the protocol ({names}); "
-            "choose one with --cache FOLDER"
+            f"{dataset_folder}: {len(fitting)} caches fit the protocol; choose one: {choices}"
         )
     if not opened:
         raise CacheError(f"{dataset_folder}: no features yet; {extract}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.backbone import Encode, i3d_backbone
@@ -29,21 +30,60 @@ def load_backbone(
 
     Parameters
     ----------
-    runs : sequence of Run
-    weights : Path or None
-        As for :func:`backbone_weights`, with its errors.
+    runs, weights, device
+        As for :func:`find_backbone`, with its errors.
     protocol : Protocol or None
         How a window is cut into snippets; None: as the run says.
+    """
+    found = find_backbone(runs, weights, device=device)
+    return i3d_backbone(
+        found.weights, protocol or runs[0].protocol, device=device, precision=found.precision
+    )()
+
+
+@dataclass(frozen=True)
+class RunBackbone:
+    """What made a run's features: the weights, and the precision to compute them in here."""
+
+    weights: Path
+    precision: str
+
+
+def find_backbone(
+    runs: Sequence[Run], weights: Path | None = None, *, device: str = "cpu"
+) -> RunBackbone:
+    """Find the backbone of a run, or of the runs of its categories and folds.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    weights : Path or None
+        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises
     ------
     CacheError
-        Also if the features were cut in another way than the run's protocol says.
+        If the features came from another program, from other weights, or were cut in another
+        way than the run's protocol says.
+    SetupError
+        If there are no weights, or they are damaged.
     """
-    path = backbone_weights(runs, weights)
     run = runs[0]
+    identities = {own.config["cache"]["weights_sha256"] for own in runs}
+    if len(identities) > 1:
+        raise CacheError(
+            f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
+            f"different backbones; name one of them, such as {run.folder}"
+        )
+    wanted = run.config["cache"]["weights_sha256"]
+    steps, dim = run.exemplars.features.shape[1:]
+    if wanted == imported_fingerprint("", steps=steps, dim=dim).weights_sha256:
+        raise CacheError(
+            f"{run.folder}: its features were imported, not extracted here, so no video can be "
+            "turned into such features; score clips of its manifest with `aqa evaluate`"
+        )
     precision = _precision(run)
     if device == "cpu" and precision != FLOAT32:
         _log.warning(
@@ -53,39 +93,6 @@ def load_backbone(
             precision,
         )
         precision = FLOAT32
-    return i3d_backbone(path, protocol or run.protocol, device=device, precision=precision)()
-
-
-def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
-    """The weights that made the features of a run, or of the runs of its categories and folds.
-
-    Parameters
-    ----------
-    runs : sequence of Run
-    weights : Path or None
-        None: what the run folder brings, else what ``aqa weights fetch`` fetched.
-
-    Raises
-    ------
-    CacheError
-        If the features came from another program or from other weights.
-    SetupError
-        If there are no weights, or they are damaged.
-    """
-    run = runs[0]
-    identities = {own.config["cache"]["weights_sha256"] for own in runs}
-    if len(identities) > 1:
-        raise CacheError(
-            f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
-            "different backbones; fit them again from one cache"
-        )
-    wanted = run.config["cache"]["weights_sha256"]
-    steps, dim = run.exemplars.features.shape[1:]
-    if wanted == imported_fingerprint("", steps=steps, dim=dim).weights_sha256:
-        raise CacheError(
-            f"{run.folder}: its features were imported, not extracted here, so no video can be "
-            "turned into such features; score clips of its manifest with `aqa evaluate`"
-        )
     path = weights or own_weights(run) or find_weights()
     found = weights_identity(path)
     if found != wanted:
@@ -93,7 +100,7 @@ def backbone_weights(runs: Sequence[Run], weights: Path | None = None) -> Path:
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
             f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
         )
-    return path
+    return RunBackbone(path, precision)
 
 
 def own_weights(run: Run) -> Path | None:

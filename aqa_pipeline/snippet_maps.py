@@ -1,7 +1,7 @@
 """The backbone's last map of every snippet of a clip, instead of its mean alone.
 
 The score needs the mean over the map's positions, the heat-map needs the map: one pass gives
-both, and the features are those that :func:`aqa_pipeline.extract.i3d_backbone` gives, to the
+both, and the features are those that :func:`aqa_pipeline.backbone.i3d_backbone` gives, to the
 bit.
 """
 
@@ -22,6 +22,7 @@ from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
+from aqa_pipeline.precision import FLOAT32, set_precision
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.weights import load_i3d
@@ -45,10 +46,18 @@ class MapEncoder:
         On the device.
     protocol : Protocol
     device : torch.device
+    dtype : torch.dtype
+        Of the network's weights.
     """
 
-    def __init__(self, network: HasMaps, protocol: Protocol, device: torch.device) -> None:
-        self._network, self._device = network, device
+    def __init__(
+        self,
+        network: HasMaps,
+        protocol: Protocol,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._network, self._device, self._dtype = network, device, dtype
         self._pixels = PIXEL_PRESETS[protocol.pixels]
         self._index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
 
@@ -58,28 +67,37 @@ class MapEncoder:
 
     def maps(self, frames: Frames) -> Tensor:
         """Last map of each snippet, shape=(S, D, T', H', W')."""
-        return self._network.feature_map(self.snippets(frames))
+        return self._network.feature_map(self.snippets(frames).to(self._dtype))
 
     def __call__(self, frames: Frames) -> FloatArray:
-        """Snippet features, shape=(S, D): what :data:`aqa_pipeline.extract.Encode` asks for."""
+        """Snippet features, shape=(S, D): what :data:`aqa_pipeline.backbone.Encode` asks for."""
         return features_of(self.maps(frames))
 
 
 def features_of(maps: Tensor) -> FloatArray:
     """Snippet features from their maps, (S, D, T', H', W') -> (S, D)."""
-    features: FloatArray = maps.mean(dim=(2, 3, 4)).cpu().numpy()
+    # Summed in float32 also where the map is in half precision, as the backbone does.
+    features: FloatArray = maps.mean(dim=(2, 3, 4), dtype=torch.float32).cpu().numpy()
     return features
 
 
-def map_encoder(weights: Path, protocol: Protocol, device: torch.device) -> MapEncoder:
-    """The quick form of I3D.
+def map_encoder(
+    weights: Path, protocol: Protocol, device: torch.device, *, precision: str = FLOAT32
+) -> MapEncoder:
+    """The quick form of I3D; parameters as :func:`aqa_pipeline.backbone.i3d_backbone`.
 
     Raises
     ------
     SetupError
         If the weights are missing or damaged.
     """
-    return MapEncoder(fast_form(load_i3d(weights)[0]).to(device), protocol, device)
+    model, _ = load_i3d(weights)
+    if device.type == "cpu":
+        return MapEncoder(fast_form(model), protocol, device)
+    dtype = set_precision(precision)
+    network = fast_form(model, winograd=False)
+    network.to(device=device, dtype=dtype)
+    return MapEncoder(network, protocol, device, dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from aqa_pipeline.manifest import Manifest
     from aqa_pipeline.ranks import Ranks
     from aqa_pipeline.tuning.loop import Progress
@@ -80,7 +82,9 @@ def finetune(
     Interrupted, terminated or killed, the same command goes on where it stopped. On several
     GPUs or machines: torchrun --no-python aqa finetune ... (docs/clusters.md).
     """
-    from aqa_pipeline.device import find_device
+    from aqa_pipeline.device import find_device, share_cores
+
+    share_cores()  # before torch is imported
     from aqa_pipeline.finetune import finetune_dataset, plan_finetune
     from aqa_pipeline.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.ranks import joined, own_device
@@ -106,7 +110,8 @@ def finetune(
     if dry_run:
         _show_plan(project, plans, as_json)
         return
-    with joined(own_device(find_device(device), os.environ)) as ranks:
+    computing_on = own_device(find_device(device), os.environ)
+    with joined(computing_on) as ranks:
         bars = _Bars(ranks)
         with contextlib.closing(bars):
             metrics = finetune_dataset(
@@ -116,7 +121,7 @@ def finetune(
                 weights=weights_path,
                 config=config,
                 machine=FinetuneMachine(**_taken(settings, FinetuneMachine)),
-                device=own_device(find_device(device), os.environ),
+                device=computing_on,
                 ranks=ranks,
                 again=again,
                 tell=bars.training,
@@ -125,7 +130,7 @@ def finetune(
             if not ranks.is_first:
                 return
             if then_extract:
-                _extract_all(bars, project, clips, plans)
+                _extract_all(bars, project, clips, plans, computing_on)
     show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")
     _say_next(project, clips, plans)
@@ -195,7 +200,13 @@ class _Bars:
         self._advance = None
 
 
-def _extract_all(bars: _Bars, project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> None:
+def _extract_all(
+    bars: _Bars,
+    project: Project,
+    clips: Manifest,
+    plans: Sequence[PartPlan],
+    device: torch.device,
+) -> None:
     """``--then-extract``: the clips that are in no split too."""
     from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_clips
 
@@ -207,6 +218,7 @@ def _extract_all(bars: _Bars, project: Project, clips: Manifest, plans: Sequence
             dataclasses.replace(clips, clips=rows),
             plan.folder / BACKBONE_FILE,
             cache_root=project.cache,
+            device=device,
             told=bars.extracting,
         )
 

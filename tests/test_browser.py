@@ -219,10 +219,10 @@ def test_a_name_is_text_and_a_clip_can_be_forgotten(
     assert card.find_element("css selector", "h2").text == evil.name
     assert card.find_elements("css selector", "h2 img") == []
     assert page.overflow <= 0
-    before = len(server.queue._jobs)
+    before = len(server.queue)
     card.find_element("css selector", "[data-forget]").click()
     assert page.all(".job") == []
-    page.wait(lambda _: len(server.queue._jobs) == before - 1, seconds=20)
+    page.wait(lambda _: len(server.queue) == before - 1, seconds=20)
     assert page.complaints == []
 
 

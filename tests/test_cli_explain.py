@@ -199,31 +199,3 @@ def test_a_taken_port_is_one_line(project: Path) -> None:
     expect(result, 6, f"port {port} of 127.0.0.1 is taken, perhaps by another `aqa serve`")
     expect(aqa("serve", "small", "--host", "203.0.113.7"), 6, "cannot listen on 203.0.113.7")
     expect(aqa("serve", "small", "--port", "70000"), 2, "70000")
-
-
-def test_on_the_real_network_it_explains_what_predict_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the files on the disk to the heat-map, with drawn weights."""
-    from safetensors.torch import save_file
-
-    from tests.random_i3d import random_i3d
-    from tests.small_project import make_project
-
-    monkeypatch.chdir(tmp_path)
-    make_project(tmp_path, clips_per_video=6)
-    save_file(random_i3d().state_dict(), tmp_path / "w.safetensors")
-    weights = ("--weights", "w.safetensors")
-    assert aqa("extract", "--dataset", "small", *weights).exit_code == 0
-    fit = aqa("fit-head", "--dataset", "small", "--epochs", "1", "--hidden", "8", "--seeds", "2")
-    assert fit.exit_code == 0, fit.output
-    clip = ("small", "videos/v1.mp4", "--end", "37", "--difficulty", "2.5", *weights, "--json")
-    predicted = json.loads(aqa("predict", *clip).stdout)["clips"][0]
-    result = aqa("explain", *clip, "--out", "here")
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said["score"] == predicted["score"]
-    assert said["interval"] == predicted["interval"]
-    assert "Grad-CAM on mixed_5c" in (tmp_path / "here" / "explain.html").read_text()
-    (tmp_path / "other.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    expect(aqa("explain", "small", "videos/v1.mp4", "--weights", "other.safetensors"), 6, "other")

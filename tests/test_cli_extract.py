@@ -80,3 +80,18 @@ def test_a_job_array_extracts_its_part_and_says_which(
     result = extract("--shard", "slurm")
     assert result.exit_code == 2
     assert "counts in steps of 2" in result.stderr
+
+
+@pytest.mark.usefixtures("project")
+def test_devices_and_precisions_that_are_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for options, code, sentence in [
+        (("--precision", "bf16"), 2, "--precision bf16 needs a GPU"),
+        (("--precision", "fp16", "--device", "cpu"), 2, "--precision fp16 needs a GPU"),
+        (("--device", "cuda"), 6, "sees no GPUs here; type --device cpu"),
+        (("--device", "gpu"), 2, "device 'gpu' is none of auto, cpu, cuda"),
+    ]:
+        result = extract(*options)
+        assert result.exit_code == code
+        assert sentence in result.stderr

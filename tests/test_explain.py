@@ -9,11 +9,14 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 
+from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.explain import Explainer, Explanation
 from aqa_pipeline.explain_files import write_explanation
@@ -177,3 +180,40 @@ def test_over_folds_contributions_are_those_of_the_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(double.contributions.points, single.contributions.points)
     np.testing.assert_allclose(double.cam, single.cam, rtol=1e-5)
     assert len(double.scored.exemplars) == 2 * len(single.scored.exemplars)
+
+
+def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the loading but the network itself, against ``Scorer.load``."""
+    import torch
+
+    from aqa_pipeline.explain import load_explainer
+    from aqa_pipeline.project import Project
+    from aqa_pipeline.run_backbone import RunBackbone
+    from aqa_pipeline.run_folder import write_run
+    from aqa_pipeline.snippet_maps import MapEncoder
+    from tests.explained import Averages
+
+    with explainer_of(tmp_path) as made:
+        run = made.scorer.runs()[0]
+        write_run(run, history=pd.DataFrame({"epoch": [1]}))
+        expected = made.scorer.score(tmp_path / QUERY, difficulty=2.0)
+    loaded = []
+
+    def network(path: Path, protocol: Protocol, device: torch.device, *, precision: str) -> Any:
+        loaded.append((path, precision))
+        return MapEncoder(Averages(), protocol, device)
+
+    backbone = RunBackbone(tmp_path / "w", "float32")
+    monkeypatch.setattr(
+        "aqa_pipeline.explain.find_backbone", lambda runs, weights, device: backbone
+    )
+    monkeypatch.setattr("aqa_pipeline.explain.map_encoder", network)
+    with load_explainer(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
+        found = explainer.explain(str(tmp_path / QUERY), difficulty=2.0)
+    assert loaded == [(tmp_path / "w", "float32")]
+    assert found.scored.score == expected.score
+    assert found.scored.coverage == 0.8
+    with pytest.raises(UsageError, match="coverage"):
+        load_explainer(run.folder, project=Project(tmp_path), coverage=1.5)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
+from aqa_pipeline.batched_encoder import BatchedEncoder
 from aqa_pipeline.claims import Claims
-from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.extract import Encode, ExtractSummary, default_workers, extract
 from aqa_pipeline.extract_plan import estimate, plan_extraction
@@ -300,3 +302,49 @@ def test_decoders_leave_the_cores_to_a_network_that_needs_them(
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert default_workers() == beside_a_cpu_network
     assert default_workers("cuda:0") == beside_a_gpu
+
+
+def test_several_clips_share_a_batch_and_none_is_lost_when_memory_runs_out(tmp_path: Path) -> None:
+    """As on a GPU, with a network that reads frame numbers and has room for fewer and fewer."""
+    manifest = make_project(tmp_path, clips_per_video=5)
+    batches: list[int] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        if len(x) > (4 if len(batches) < 2 else 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        batches.append(len(x))
+        levels = (x[:, 0, [0, -1], 10, 56] + 1) * 127.5  # the band that holds the lowest digit
+        return levels / 4
+
+    encoder = BatchedEncoder(
+        network,
+        pixels=PIXEL_PRESETS["demo"],
+        index=np.arange(9)[None],
+        window_frames=9,
+        device=torch.device("cpu"),
+        batch=4,
+        facts={"gpu": "none"},
+    )
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+    summary = extract(plan, backbone=lambda: encoder, config=CONFIG)
+    assert (summary.num_extracted, summary.failures) == (10, [])
+    assert batches == [4, 4, 1, 1]
+    first = {clip: round(number) for clip, (number, *_) in load(manifest, tmp_path).items()}
+    assert first == {f"v{v}_{clip}": 3 + 5 * clip for v in range(2) for clip in range(5)}
+    (segment,) = FeatureCache.open(plan.folder).segments
+    assert segment.machines[0]["gpu"] == "none"
+
+
+def test_decoding_begins_while_the_network_is_loaded(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256="00" * 32)
+    plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
+    claimed: list[Path] = []
+
+    def backbone() -> Encode:
+        claimed.extend(plan.folder.glob("claims/*"))
+        return encode_numbers
+
+    assert extract(plan, backbone=backbone, config=CONFIG).num_extracted == 4
+    assert claimed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.run_backbone import own_weights
+from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.tuning.state import STATE_FILE, read_state
 from aqa_pipeline.weights import weights_identity, weights_info
 from tests import thin_aqa
@@ -60,7 +64,8 @@ def test_it_leaves_a_complete_run_and_its_features(project: Path, finished: Path
     config = json.loads((finished / "config.json").read_text())
     sha256 = weights_identity(finished / "backbone.safetensors")
     assert config["cache"]["weights_sha256"] == sha256
-    assert config["backbone"] == "backbone.safetensors"
+    run = read_run(finished, device=torch.device("cpu"))
+    assert own_weights(run) == finished / "backbone.safetensors", "aqa predict finds it by itself"
     assert config["finetune"]["parent_weights_sha256"] == weights_identity(
         project / "w.safetensors"
     )
@@ -71,6 +76,17 @@ def test_it_leaves_a_complete_run_and_its_features(project: Path, finished: Path
     assert history["epoch"].tolist() == [1, 2]
     assert history["loss"].notna().all()
     assert (history["backbone_learning_rate"] == 1e-4).all()
+
+
+def test_with_two_caches_the_commands_say_how_to_choose(project: Path, finished: Path) -> None:
+    asked = thin_aqa.run(project, "extract", "--dataset", "small", "--weights", "w.safetensors")
+    assert asked.returncode == 0, asked.stderr
+    done = thin_aqa.run(project, "fit-head", "--dataset", "small")
+    assert done.returncode == 5
+    found = re.findall(r"--cache (\S+/i3d-\w+) \(weights (\w{12})\)", done.stderr)
+    tuned = weights_identity(finished / "backbone.safetensors")[:12]
+    assert {tuned, weights_identity(project / "w.safetensors")[:12]} <= {own for _, own in found}
+    assert all(Path(folder).is_dir() for folder, _ in found)
 
 
 def test_a_tuned_run_is_evaluated_as_any_other(project: Path, finished: Path) -> None:

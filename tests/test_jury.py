@@ -62,6 +62,14 @@ def test_a_prediction_is_the_same_to_the_bit_whoever_else_is_asked(
         np.testing.assert_array_equal(some.score, together.score[rows])
 
 
+def test_the_number_of_threads_does_not_matter() -> None:
+    run = make_run(num_exemplars=None, num_seeds=2)
+    alone = predict_clips(run, NEW)
+    torch.set_num_threads(2)  # the fixture puts it back
+    np.testing.assert_array_equal(predict_clips(run, NEW).per_head, alone.per_head)
+    assert torch.get_num_threads() == 2
+
+
 def test_one_clip_after_the_other_says_what_all_at_once_say() -> None:
     run = make_run(num_exemplars=10)
     alone = predict_clips(run, NEW)

@@ -130,15 +130,15 @@ def test_it_works_where_the_caller_is(
     assert process.call(folder, None) == str(tmp_path.resolve())
 
 
-def test_it_ends_with_its_parent() -> None:
+def test_it_ends_with_its_parent_in_the_middle_of_its_work() -> None:
     import subprocess
     import sys
 
     code = (
-        "import os, time\n"
+        "import os\n"
         "from aqa_pipeline.limited_process import LimitedProcess\n"
-        "from tests.test_limited_process import own_id\n"
-        "own = LimitedProcess(); print(own.call(own_id, None), flush=True); time.sleep(60)\n"
+        "from tests.test_limited_process import own_id, sleep\n"
+        "own = LimitedProcess(); print(own.call(own_id, None), flush=True); own.call(sleep, 60)\n"
     )
     root = str(Path(__file__).resolve().parent.parent)
     parent = subprocess.Popen(

@@ -258,11 +258,21 @@ def test_imported_features_cannot_be_made_of_a_video(folder: Path) -> None:
         load_backbone([run])
 
 
-def test_a_protocol_that_did_not_make_the_features_is_refused(folder: Path) -> None:
+def test_a_protocol_that_did_not_make_the_features_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aqa_pipeline.run_backbone.weights_identity", lambda path: "00" * 32)
     run = read_run(folder, device=CPU)
     other = dataclasses.replace(run.protocol, pixels="kinetics")
     with pytest.raises(CacheError, match="extracted with other settings than its protocol says"):
-        load_backbone([dataclasses.replace(run, protocol=other)])
+        load_backbone([dataclasses.replace(run, protocol=other)], Path("w"))
+
+
+def test_parts_with_backbones_of_their_own_are_scored_one_by_one(folder: Path) -> None:
+    runs = [read_run(folder, device=CPU) for _ in range(2)]
+    runs[1].config["cache"]["weights_sha256"] = "11" * 32
+    with pytest.raises(CacheError, match="of 2 different backbones; name one of them, such as"):
+        load_backbone(runs)
 
 
 def test_features_of_a_gpus_precision_are_told(

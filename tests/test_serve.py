@@ -102,7 +102,7 @@ def test_too_large_is_413_announced_or_not(server: LiveServer) -> None:
 
 
 def test_an_upload_broken_off_in_the_middle_leaves_nothing(server: LiveServer) -> None:
-    before = len(server.queue._jobs)
+    before = len(server.queue)
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(
             f"POST /clips HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
@@ -114,7 +114,7 @@ def test_an_upload_broken_off_in_the_middle_leaves_nothing(server: LiveServer) -
             time.sleep(0.01)
         assert list(server.folder.iterdir()), "it had begun"
     assert server.left_behind() == []
-    assert len(server.queue._jobs) == before
+    assert len(server.queue) == before
     assert server.finished(server.upload(MP4_HEAD).json["id"])["state"] == "done"
 
 
@@ -236,6 +236,16 @@ def test_options_are_checked_before_the_upload(tmp_path: Path) -> None:
         assert (answer.status, answer.error) == (400, "this run scores by difficulty: give one")
         server.finished(server.upload(MP4_HEAD, "name=a&difficulty=3").json["id"])
     assert seen == [{"difficulty": "3"}]
+
+
+def test_a_refused_sender_can_finish_and_read_why(tmp_path: Path) -> None:
+    def refuse(asked: dict[str, str]) -> dict[str, str]:
+        raise UsageError("give a difficulty")
+
+    with live_server(work, tmp_path, check_options=refuse, max_bytes=30_000_000) as server:
+        for _ in range(5):
+            answer = server.upload(MP4_HEAD + b"\0" * 25_000_000)
+            assert (answer.status, answer.error) == (400, "give a difficulty")
 
 
 def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from aqa_pipeline.serve.uploads import RefusedUpload, receive
 CheckOptions = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 MAX_RECEIVING = 4  #: uploads that come in at once
+_DRAIN_SECONDS = 10.0  #: for what is still coming of a refused one
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -
         return HTMLResponse(text)
 
     async def add(request: Request) -> Response:
+        try:
+            return await take(request)
+        except AqaError:
+            await _drain(request, max_bytes=site.max_bytes)
+            raise
+
+    async def take(request: Request) -> Response:
         nonlocal receiving
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise RefusedUpload(
@@ -188,9 +196,24 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
                 yield chunk
 
 
+async def _drain(request: Request, *, max_bytes: int) -> None:
+    """Read what is still coming of a refused upload, within reason.
+
+    A browser that is still sending when the connection closes shows an error of its own
+    instead of the sentence.
+    """
+    left = max_bytes
+    with contextlib.suppress(ClientDisconnect, TimeoutError, RuntimeError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for chunk in _body(request):
+                left -= len(chunk)
+                if left < 0:
+                    break
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, RefusedUpload) else 400
-    # What is left of the body is not read: the connection cannot be used again.
+    # Part of the body may not have been read: the connection cannot be used again.
     return JSONResponse({"error": str(error)}, status_code=status, headers={"connection": "close"})
 
 

@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aqa_pipeline.errors import AqaError
@@ -54,7 +54,7 @@ class Outcome:
     page: str
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One upload on its way.
 
@@ -86,7 +86,6 @@ class Job:
 Work = Callable[[Job, Tell], Outcome]
 
 
-@dataclass
 class JobQueue:
     """Jobs in the order of their arrival; a context manager that ends its thread.
 
@@ -96,16 +95,19 @@ class JobQueue:
         Runs in the queue's own thread, one job at a time.
     """
 
-    work: Work
-    _jobs: dict[str, Job] = field(default_factory=dict)
-    _waiting: deque[Job] = field(default_factory=deque)
-    _is_closed: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._is_closed = False
         self._changed = threading.Condition()
         # A daemon: Ctrl-C does not wait for the network's pass over a clip.
         self._thread = threading.Thread(target=self._run, name="aqa-serve-work", daemon=True)
         self._thread.start()
+
+    def __len__(self) -> int:
+        """Jobs that are remembered."""
+        return len(self._jobs)
 
     def __enter__(self) -> JobQueue:
         return self
@@ -174,7 +176,7 @@ class JobQueue:
             job.state = stage
 
         try:
-            job.outcome = self.work(job, tell)
+            job.outcome = self._work(job, tell)
         except AqaError as error:
             job.message = _without_path(str(error), job.upload)
             job.state = FAILED

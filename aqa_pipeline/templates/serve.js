@@ -50,6 +50,11 @@ function upload(file) {
     item.remove();
     input.focus();
   });
+  if (file.size > Number(form.dataset.maxBytes)) {
+    const limit = Math.round(Number(form.dataset.maxBytes) / 1e6);
+    fail(item, `${Math.ceil(file.size / 1e6)} MB; at most ${limit} MB are taken`);
+    return;
+  }
   request.open("POST", `clips?${query(file)}`);
   request.responseType = "json";
   request.upload.addEventListener("progress", (event) => {

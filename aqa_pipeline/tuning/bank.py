@@ -168,7 +168,7 @@ class Encoder:
         between : callable
             Told ``(clips done, clips in all)`` of this process; an exception ends it.
         """
-        network = fast_form(backbone)
+        network = fast_form(backbone, winograd=self.device.type == "cpu")
         own = range(self._ranks.rank, len(rows), self._ranks.world)
         at_once = 1 if self.device.type == "cpu" else _CLIPS_AT_ONCE_ON_GPU
         batches = [own[i : i + at_once] for i in range(0, len(own), at_once)]

@@ -120,8 +120,10 @@ class PairModel(nn.Module):
             for name, _ in LAYERS
         ]
         first = learns.index(True) if any(learns) else len(LAYERS)
-        # Not part of the state: what is learned and written is the backbone alone.
-        self._prefix = [FrozenPrefix(backbone, [name for name, _ in LAYERS[:first]])]
+        self._frozen = [name for name, _ in LAYERS[:first]]
+        # In a list, so as not to be part of the state: what is written is the backbone alone.
+        on_cpu = backbone.classifier.weight.device.type == "cpu"
+        self._prefix = [FrozenPrefix(backbone, self._frozen)] if on_cpu else []
         self._trained = [name for name, _ in LAYERS[first:]]
 
     @property
@@ -134,9 +136,13 @@ class PairModel(nn.Module):
         snippets = frames[:, self.snippets].flatten(0, 1)  # (U * S, snippet_frames, H, W, 3)
         x = normalise(snippets, self.pixels)
         check_input(x)
-        with self._autocast():
-            frozen: Tensor = self._prefix[0](x)
-        return frozen
+        for prefix in self._prefix:
+            frozen: Tensor = prefix(x)
+            return frozen
+        with torch.no_grad(), self._autocast():
+            for name in self._frozen:
+                x = self.backbone.layer(name, x)
+        return x
 
     def encode(self, frames: Tensor) -> Tensor:
         """Snippet features, (U, m, H, W, 3) -> float32 (U, S, D)."""

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from aqa_pipeline import __version__
+from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.calibration import Calibration, held_out_clips
 from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.evaluate import measure, predict_clips, predictions_table, selection_sentence
-from aqa_pipeline.extract import ExtractSummary, extract, i3d_backbone
+from aqa_pipeline.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
@@ -56,7 +57,13 @@ def write_backbone(plan: PartPlan, tuned: Tuned, parent: WeightsInfo) -> Path:
 
 
 def extract_part(
-    plan: PartPlan, backbone: Path, *, cache_root: Path, machine: FinetuneMachine, told: Advance
+    plan: PartPlan,
+    backbone: Path,
+    *,
+    cache_root: Path,
+    device: torch.device,
+    machine: FinetuneMachine,
+    told: Advance,
 ) -> FeatureCache:
     """The part's clips into the cache of the tuned backbone; what is there already stays.
 
@@ -71,6 +78,7 @@ def extract_part(
         dataclasses.replace(plan.manifest, clips=clips),
         backbone,
         cache_root=cache_root,
+        device=device,
         machine=machine,
         told=told,
     )
@@ -89,6 +97,7 @@ def extract_clips(
     backbone: Path,
     *,
     cache_root: Path,
+    device: torch.device,
     machine: FinetuneMachine = FinetuneMachine(),  # noqa: B008 - frozen
     told: Advance = lambda done, total: None,
 ) -> ExtractSummary:
@@ -102,9 +111,10 @@ def extract_clips(
     )
     return extract(
         plan,
-        backbone=i3d_backbone(backbone, protocol),
+        backbone=i3d_backbone(backbone, protocol, device=str(device), num_clips=len(plan.to_do)),
         config=ExtractConfig(
-            workers=machine.workers, clip_timeout_seconds=machine.clip_timeout_seconds
+            workers=machine.workers or default_workers(device.type),
+            clip_timeout_seconds=machine.clip_timeout_seconds,
         ),
         advance=told,
     )
@@ -156,8 +166,8 @@ def write_tuned_run(
                 "folder": cache.folder.name,
                 "fingerprint_sha256": fingerprint.sha256,
                 "weights_sha256": fingerprint.weights_sha256,
+                "weights_file": BACKBONE_FILE,
             },
-            "backbone": BACKBONE_FILE,
             "finetune": {
                 "settings": plan.settings,
                 "from_run": str(plan.start.folder) if plan.start else None,

@@ -1,7 +1,7 @@
 """The layers that do not learn, in the quick form that extraction uses.
 
-Frozen layers are most of the work of a step when only the last ones learn; rewritten as
-:mod:`aqa_pipeline.i3d_fast` does it they take half the time on a CPU.
+Frozen layers are most of the work of a step when only the last ones learn. This form is for
+a CPU: a GPU's own library knows as good a way, also in half precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.i3d import I3D, LAYERS, Mixed, pad_same
-from aqa_pipeline.i3d_fast import FastMixed, join, max_pool
+from aqa_pipeline.i3d_fast import (
+    FastMixed,
+    ReluConv,
+    large_conv,
+    max_pool,
+    snippets_at_once,
+)
+from aqa_pipeline.winograd import Scratch
 
 
 class FrozenPrefix(nn.Module):
@@ -21,33 +28,42 @@ class FrozenPrefix(nn.Module):
     Parameters
     ----------
     backbone : I3D
+        On a CPU.
     names : sequence of str
         The first of :data:`aqa_pipeline.i3d.LAYERS`, in order; none: nothing is done.
     """
 
     def __init__(self, backbone: I3D, names: Sequence[str]) -> None:
         super().__init__()
+        scratch = Scratch()
         self._pools = [pool for name, pool in LAYERS if name in names]
-        layers = [getattr(backbone, name) for name in names]
-        self.layers = nn.ModuleList(
-            FastMixed(layer) if isinstance(layer, Mixed) else join([layer]) for layer in layers
-        )
+        self.layers = nn.ModuleList(_quick(backbone, name, scratch) for name in names)
         self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Input of the network to the last of these layers' map."""
-        if len(self.layers):
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+        if not len(self.layers):
+            return x
+        return torch.cat(
+            [self._some(part) for part in torch.split(x, snippets_at_once(*x.shape[2:]))]
+        )
+
+    def _some(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0)  # of conv_1a
         for layer, pool in zip(self.layers, self._pools, strict=True):
             if pool is not None:
                 (kernel_t, kernel_s, _), (stride_t, stride_s, _) = pool
                 x = max_pool(x, kernel=(kernel_t, kernel_s), stride=(stride_t, stride_s))
-            if isinstance(layer, FastMixed):
-                x = layer(x)
-                continue
-            if isinstance(layer, nn.Conv3d) and layer.stride[0] > 1:
-                # Its SAME padding is not symmetric; join() leaves it to us.
-                x = pad_same(x, kernel=layer.kernel_size, stride=layer.stride, value=0.0)
-            x = layer(x).relu_()
+            x = layer(x)
         return x
+
+
+def _quick(backbone: I3D, name: str, scratch: Scratch) -> nn.Module:
+    layer = backbone.get_submodule(name)
+    if isinstance(layer, Mixed):
+        return FastMixed(layer, scratch)
+    if name == "conv_2c":
+        return large_conv(backbone.conv_2c, scratch)
+    return ReluConv([getattr(backbone, name)])

@@ -95,7 +95,8 @@ def train_part(
     with ExitStack() as stack:
         pool = stack.enter_context(
             DecodePool(
-                workers=machine.workers or default_workers(),
+                workers=machine.workers
+                or max(1, default_workers(device.type) // ranks.local_world),
                 clip_timeout_seconds=machine.clip_timeout_seconds,
             )
         )
