@@ -33,6 +33,7 @@ bench: $(DEVELOP)
 	$(BIN)/python benchmarks/stage1.py
 	rm -rf build/bench
 	$(BIN)/python benchmarks/cache_scaling.py build/bench 1412 10000
+	$(BIN)/python benchmarks/stage2.py --short
 
 torture: $(DEVELOP)
 	$(BIN)/python -m pytest -m torture tests/torture
