@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,16 @@ import pytest
 # A busy machine is slow now and then; a time limit for each example would fail by chance.
 hypothesis.settings.register_profile("aqa", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("aqa")
+
+
+@pytest.fixture(autouse=True)
+def _library_log() -> Iterator[None]:
+    """A command that a test runs in this process sets up the library's log for itself."""
+    logger = logging.getLogger("aqa_pipeline")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,9 @@ def test_predictions_of_several_heads_become_scores_at_once() -> None:
 
 
 def test_take_keeps_the_order_asked_for_in_every_column() -> None:
-    clips = dataclasses.replace(planted_clips(6), judges=np.arange(12.0).reshape(6, 2))
+    clips = dataclasses.replace(
+        planted_clips(6), judges=np.arange(12.0).reshape(6, 2), video=np.array([0, 0, 1, 1, 2, 2])
+    )
     rows = [4, 0, 4]
     taken = clips.take(rows)
     assert len(taken) == 3
