@@ -52,6 +52,9 @@ class AqaGroup(click.Group):
         # With standalone_mode off, click hands back the code of ctx.exit().
         sys.exit(result if isinstance(result, int) else 0)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as they were added, not by the alphabet
+
     def make_context(
         self,
         info_name: str | None,
