@@ -15,13 +15,15 @@ hypothesis.settings.load_profile("aqa")
 
 
 @pytest.fixture(autouse=True)
-def _library_log() -> Iterator[None]:
-    """A command that a test runs in this process sets up the library's log for itself."""
+def _library_log() -> None:
+    """The library's log as Python makes it: a command run in this process sets it up anew.
+
+    Before the test, not after it: fixtures of whole modules run commands too.
+    """
     logger = logging.getLogger("aqa_pipeline")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")
