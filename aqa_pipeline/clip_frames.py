@@ -7,6 +7,7 @@ torch, and request and result can be sent to another process and back.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def read_clip(request: ClipRequest) -> ClipFrames:
         return _read_clip(request)
     except ClipError as error:
         raise ClipError(one_line(str(error)), stage=error.stage, detail=error.detail) from None
+
+
+@contextmanager
+def naming(video: str | Path) -> Iterator[None]:
+    """Put the video's name before an error of a decoding process that died or took too long.
+
+    The process does not know of which video it died.
+    """
+    try:
+        yield
+    except ClipError as error:
+        if error.stage in ("timeout", "worker"):
+            raise ClipError(one_line(f"{video}: {error}"), stage=error.stage) from None
+        raise
 
 
 def one_line(text: str) -> str:

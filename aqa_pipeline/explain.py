@@ -19,13 +19,12 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, one_line
+from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, naming, one_line
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.device import find_device
-from aqa_pipeline.errors import ClipError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
 from aqa_pipeline.heads import Head
@@ -218,12 +217,8 @@ class Explainer:
         )
 
     def _read(self, video: str, request: ClipRequest) -> ShownClip:
-        try:
+        with naming(video):
             shown: ShownClip = self._reader.call(read_shown_clip, request)
-        except ClipError as error:
-            if error.stage in ("timeout", "worker"):  # the process does not know of what
-                raise ClipError(one_line(f"{video}: {error}"), stage=error.stage) from None
-            raise
         return shown
 
     def close(self) -> None:

@@ -18,8 +18,7 @@ A prediction is the one that ``aqa evaluate`` makes for the same clip, to the bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,12 +28,12 @@ import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone import Backbone, Encode
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, one_line, read_clip, stream_clip
+from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, naming, read_clip, stream_clip
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.device import find_device
-from aqa_pipeline.errors import ClipError, UsageError
+from aqa_pipeline.errors import UsageError
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import load_backbone
@@ -212,7 +211,7 @@ class Scorer:
         request = self.request(
             video, start_frame=start_frame, end_frame=end_frame, category=category
         )
-        with _naming(request.video):
+        with naming(request.video):
             clip: ClipFrames = self._reader.call(read_clip, request)
         return clip
 
@@ -257,7 +256,7 @@ class Scorer:
         )
         if self._snippet_backbone is None:
             raise UsageError("this scorer was made without a backbone for single snippets")
-        with _naming(request.video):
+        with naming(request.video):
             return slide(
                 self._reader.stream(stream_clip, request),
                 assessor,
@@ -353,18 +352,6 @@ class Scorer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@contextmanager
-def _naming(video: Path) -> Iterator[None]:
-    """The decoding process does not know of which video it died."""
-    try:
-        yield
-    except ClipError as error:
-        if error.stage in ("timeout", "worker"):
-            sentence = one_line(f"{video}: {error}")
-            raise ClipError(sentence, stage=error.stage) from None
-        raise
 
 
 def _part(run: Run) -> Part:

@@ -12,7 +12,14 @@ from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
-from .options import dry_run_option, json_option, manifest_options, manifest_path, pass_project
+from .options import (
+    cache_option,
+    dry_run_option,
+    json_option,
+    manifest_options,
+    manifest_path,
+    pass_project,
+)
 
 SOME_DAMAGED = 3
 #: With more segments than this, opening a cache takes seconds.
@@ -230,13 +237,7 @@ def wanted_by(manifest: Path, folder: Path) -> Any:
 @cache.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @manifest_options
-@click.option(
-    "--cache",
-    "cache_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Cache folder, where several fit the protocol.",
-)
+@cache_option
 @click.option("--partial", is_flag=True, help="Leave out clips without features.")
 @json_option
 @pass_project

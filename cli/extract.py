@@ -16,6 +16,7 @@ from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
 from .options import (
+    cluster_options,
     device_option,
     dry_run_option,
     json_option,
@@ -83,18 +84,7 @@ _FAILURES_SHOWN = 10
     default=None,
     help="Only part I of N of the manifest; slurm: the parts of a job array.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "dask"]),
-    default="local",
-    help="Where the work is done: here, or on a dask cluster.",
-)
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    default=None,
-    help="Scheduler of the dask cluster, such as tcp://node1:8786.",
-)
+@cluster_options
 @dry_run_option
 @json_option
 @pass_project

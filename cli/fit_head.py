@@ -13,7 +13,14 @@ from aqa_pipeline.project import Project
 
 from .console import progress, say
 from .metrics import show_metrics
-from .options import device_option, json_option, manifest_options, manifest_path, pass_project
+from .options import (
+    cache_option,
+    device_option,
+    json_option,
+    manifest_options,
+    manifest_path,
+    pass_project,
+)
 
 
 def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -30,13 +37,7 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
 @click.option(
     "--run", metavar="NAME", default=None, help="Run folder; default: the data set's name."
 )
-@click.option(
-    "--cache",
-    "cache_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Cache folder, where several fit the protocol.",
-)
+@cache_option
 @click.option(
     "--head",
     "kind",

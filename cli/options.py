@@ -23,6 +23,13 @@ device_option = click.option(
     default=DEVICE,
     help="Where to compute; auto: a GPU if there is one.",
 )
+cache_option = click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Cache folder, where several fit the protocol.",
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would be done, and do nothing."
 )
@@ -32,6 +39,22 @@ weights_option = click.option(
     default=None,
     help="I3D weights as safetensors; default: what `aqa weights fetch` fetched.",
 )
+
+
+def cluster_options(command: Command) -> Command:
+    """``--backend local|dask`` and ``--scheduler ADDRESS``."""
+    command = click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        default=None,
+        help="Scheduler of the dask cluster, such as tcp://node1:8786.",
+    )(command)
+    return click.option(
+        "--backend",
+        type=click.Choice(["local", "dask"]),
+        default="local",
+        help="Where the work is done: here, or on a dask cluster.",
+    )(command)
 
 
 def manifest_options(command: Command) -> Command:

@@ -10,7 +10,14 @@ from aqa_pipeline.config import ReproduceConfig
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say_above_progress
-from .options import device_option, json_option, manifest_options, manifest_path, pass_project
+from .options import (
+    cache_option,
+    device_option,
+    json_option,
+    manifest_options,
+    manifest_path,
+    pass_project,
+)
 
 WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", "fig8")
 
@@ -18,13 +25,7 @@ WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", 
 @click.command()
 @click.argument("what", type=click.Choice(WHAT))
 @manifest_options
-@click.option(
-    "--cache",
-    "cache_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Cache folder, where several fit the protocol.",
-)
+@cache_option
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),

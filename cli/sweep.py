@@ -15,6 +15,8 @@ from aqa_pipeline.project import Project
 from .console import number, print_json, print_table, progress, say, say_above_progress
 from .metrics import show_metrics
 from .options import (
+    cache_option,
+    cluster_options,
     device_option,
     dry_run_option,
     json_option,
@@ -38,13 +40,7 @@ _TRIALS_SHOWN = 10
     default=None,
     help="Run folder of the best; default: the data set's name and -sweep.",
 )
-@click.option(
-    "--cache",
-    "cache_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Cache folder, where several fit the protocol.",
-)
+@cache_option
 @click.option(
     "--space",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -117,18 +113,7 @@ _TRIALS_SHOWN = 10
     default=SweepConfig.early_stop,
     help="Give up trials below the median at a quarter and at half of the epochs.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["local", "dask"]),
-    default="local",
-    help="Where the work is done: here, or on a dask cluster.",
-)
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    default=None,
-    help="Scheduler of the dask cluster, such as tcp://node1:8786.",
-)
+@cluster_options
 @click.option("--again", is_flag=True, help="Throw away what an earlier sweep found in this run.")
 @device_option
 @dry_run_option
