@@ -13,7 +13,8 @@ list of a node's pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,27 +52,41 @@ def leaf_path(
     return result
 
 
-def _places(leaf: Tensor, num_layers: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+def _places(leaf: Tensor, num_layers: int) -> list[tuple[Tensor, Tensor, int]]:
     """For each layer: row of each pair in the nodes' lists, side it turns to, and C.
 
     Rows number the lists of all models and nodes, each C long, one after another.
     """
     num_models, batch = leaf.shape
-    order = leaf.argsort(dim=1, stable=True)
-    in_order = leaf.gather(1, order)
-    bounds = torch.arange(2**num_layers + 1, device=leaf.device).expand(num_models, -1)
-    first = torch.searchsorted(in_order, bounds.contiguous())  # (K, R + 1)
-    position = torch.empty_like(order).scatter_(
-        1, order, torch.arange(batch, device=leaf.device).expand(num_models, -1)
-    )
-    model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
-    for layer in range(num_layers):
-        shift = num_layers - layer
-        node = leaf >> shift  # (K, B)
-        starts = first[:, :: 2**shift]  # (K, n + 1)
-        longest = int(starts.diff(dim=1).max())
-        row = (model * 2**layer + node) * longest + position - starts.gather(1, node)
-        yield row.flatten(), ((leaf >> (shift - 1)) & 1).flatten(), longest
+    bounds, levels, model, column = _counters(num_models, batch, num_layers, leaf.device)
+    in_order, order = leaf.sort(dim=1, stable=True)
+    first = torch.searchsorted(in_order, bounds)  # (K, R + 1)
+    position = torch.empty_like(order).scatter_(1, order, column)
+    node = leaf >> levels  # (L, K, B)
+    first_leaf = (node << levels).transpose(0, 1).flatten(1)  # (K, L * B)
+    start = first.gather(1, first_leaf).view(num_models, num_layers, batch).transpose(0, 1)
+    within, list_number = position - start, model * (2**num_layers >> levels) + node
+    side = ((leaf >> (levels - 1)) & 1).flatten(1)  # (L, K * B)
+    longest = (within.flatten(1).amax(dim=1) + 1).tolist()
+    return [
+        (
+            (list_number[layer] * longest[layer] + within[layer]).flatten(),
+            side[layer],
+            longest[layer],
+        )
+        for layer in range(num_layers)
+    ]
+
+
+@lru_cache(maxsize=8)  # the last batch of an epoch has another size
+def _counters(
+    num_models: int, batch: int, num_layers: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Numbers of the leaves (K, R + 1), layers above the leaf (L, 1, 1), models, columns."""
+    bounds = torch.arange(2**num_layers + 1, device=device).expand(num_models, -1).contiguous()
+    levels = torch.arange(num_layers, 0, -1, device=device).view(-1, 1, 1)
+    model = torch.arange(num_models, device=device).unsqueeze(1)
+    return bounds, levels, model, torch.arange(batch, device=device).expand(num_models, -1)
 
 
 class _LeafPath(torch.autograd.Function):
@@ -89,7 +104,7 @@ class _LeafPath(torch.autograd.Function):
         nodes = root.flatten(0, 1)  # (K * B, H)
         log_prob = nodes.new_zeros(len(nodes))
         inputs, features, wrong_way = [], [], []
-        places = list(_places(leaf, len(weights)))
+        places = _places(leaf, len(weights))
         for (row, side, longest), weight, bias in zip(places, weights, biases, strict=True):
             lists = nodes.new_zeros(weight.shape[0] * weight.shape[1] * longest, hidden)
             lists.index_copy_(0, row, nodes)
@@ -141,7 +156,7 @@ class _LeafPath(torch.autograd.Function):
             out_grad[row, 2 * hidden] = -turned * step
             out_grad[row, 2 * hidden + 1] = turned * step
             out_grad = out_grad.view(-1, longest, 2 * hidden + 2)
+            grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1)[row]
             of_layers.append(bias_gradient(biases[layer], out_grad))
             of_layers.append(weight_gradient(weight, out_grad, inputs[layer]))
-            grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1)[row]
         return grad.view(ctx.shape), None, *of_leaves, *reversed(of_layers)

@@ -1,10 +1,11 @@
-"""Linear layers side by side, whose gradients may be written where the last ones were.
+"""Linear layers side by side, whose gradients may go straight to their optimiser.
 
 A step at batch 4 is bound by memory, not by arithmetic: a gradient that autograd puts into
 fresh memory costs two to three times the product that makes it, and one in another order than
-its weight is copied on top. Parameters that :func:`write_in_place` has marked keep a buffer
-that their gradients are written into; with all others the functions behave as autograd does,
-so that hooks (several processes that share their gradients) and other graphs work.
+its weight is copied on top. An optimiser that :func:`give_gradients_to` names has each
+gradient as it is computed, written where it wants; with all other parameters the
+functions behave as autograd does, so that hooks (several processes that share their gradients)
+and other graphs work.
 
 Conventions
 -----------
@@ -17,19 +18,32 @@ B, I, O
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+#: Writes a gradient into a contiguous tensor of its parameter's shape.
+Write = Callable[[Tensor], None]
 
-def write_in_place(parameters: Iterable[nn.Parameter]) -> None:
-    """Let gradients of these parameters be written into memory that they keep.
 
-    For an optimiser that owns them: ``.grad`` is overwritten by the next step's gradient.
-    """
+class TakesGradients(Protocol):
+    """An optimiser that wants gradients as they are computed."""
+
+    def take(self, parameter: Tensor, write: Write) -> None:
+        """Have ``write`` write the gradient; may change the parameter, which is read no more."""
+        ...
+
+
+#: id of a parameter -> its optimiser, which keeps the parameter alive as long as itself.
+_takers: WeakValueDictionary[int, TakesGradients] = WeakValueDictionary()
+
+
+def give_gradients_to(optimiser: TakesGradients, parameters: Iterable[nn.Parameter]) -> None:
+    """Let an optimiser, while it lives, have the parameters' gradients instead of ``.grad``."""
     for parameter in parameters:
-        parameter._grad_buffer = None  # type: ignore[attr-defined]
+        _takers[id(parameter)] = optimiser
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,34 +102,20 @@ def bias_gradient(bias: Tensor, out_grad: Tensor) -> Tensor | None:
     return gradient(bias, write)
 
 
-def gradient(parameter: Tensor, write: Callable[[Tensor], None]) -> Tensor | None:
-    """What a backward function returns for a parameter.
-
-    Parameters
-    ----------
-    parameter : Tensor
-    write : callable
-        Writes the gradient into a contiguous tensor of the parameter's shape.
+def gradient(parameter: Tensor, write: Write) -> Tensor | None:
+    """What a backward function returns for a parameter; called after its last use.
 
     Returns
     -------
     Tensor or None
-        None where the gradient is not wanted, or has been put in its place already.
+        None where the gradient is not wanted, or the parameter's optimiser has it already.
     """
     if not parameter.requires_grad:
         return None
-    in_place = hasattr(parameter, "_grad_buffer")
-    kept: Tensor | None = None
-    if parameter.grad is None:
-        kept = getattr(parameter, "_grad_buffer", None)
-    if kept is None or kept.shape != parameter.shape:
-        kept = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-    write(kept)
-    if not in_place:
-        return kept
-    if parameter.grad is None:
-        parameter.grad = kept
-        parameter._grad_buffer = kept  # type: ignore[attr-defined]
-    else:
-        parameter.grad += kept
-    return None
+    optimiser = _takers.get(id(parameter))
+    if optimiser is not None:
+        optimiser.take(parameter, write)
+        return None
+    fresh = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    write(fresh)
+    return fresh

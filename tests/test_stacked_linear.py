@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aqa_pipeline.stacked_linear import stacked_linear, write_in_place
+from aqa_pipeline.stacked_linear import Write, give_gradients_to, stacked_linear
+
+
+class Listener:
+    """Puts what it is given where autograd would have put it, always in the same memory."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, torch.Tensor] = {}
+
+    def take(self, parameter: torch.Tensor, write: Write) -> None:
+        out = self.memory.setdefault(id(parameter), torch.full_like(parameter, torch.nan))
+        write(out)
+        parameter.grad = out
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -13,8 +25,9 @@ def test_values_and_gradients_equal_autograds(in_place: bool) -> None:
     weight = torch.nn.Parameter(torch.randn(2, 3, 5, 3, generator=generator))
     bias = torch.nn.Parameter(torch.randn(2, 3, 5, 1, generator=generator))
     wanted = torch.randn(6, 4, 5, generator=generator)
+    listener = Listener()
     if in_place:
-        write_in_place([weight, bias])
+        give_gradients_to(listener, [weight, bias])
 
     def gradients(out: torch.Tensor) -> list[torch.Tensor]:
         for tensor in (x, weight, bias):
@@ -29,6 +42,16 @@ def test_values_and_gradients_equal_autograds(in_place: bool) -> None:
         torch.testing.assert_close(out, plain)
         for a, b in zip(gradients(out), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_an_optimiser_that_is_gone_is_asked_no_more() -> None:
+    weight = torch.nn.Parameter(torch.ones(1, 4, 3))
+    listener = Listener()
+    give_gradients_to(listener, [weight])
+    del listener
+    stacked_linear(torch.ones(1, 2, 3), weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert weight.grad.eq(2).all()
 
 
 def test_a_layer_used_twice_has_both_gradients() -> None:
@@ -48,7 +71,7 @@ def test_a_frozen_weight_keeps_no_gradient() -> None:
     assert (x.grad == 4).all()
 
 
-def test_hooks_are_called_for_parameters_that_nobody_marked() -> None:
+def test_hooks_are_called_for_parameters_that_no_optimiser_takes() -> None:
     weight = torch.nn.Parameter(torch.ones(1, 4, 3))
     called = []
     weight.register_hook(lambda grad: called.append(grad.shape))  # type: ignore[no-untyped-call]

@@ -166,6 +166,19 @@ def test_processes_side_by_side_find_the_same(project: tuple[Path, DataSource]) 
         assert a.score == pytest.approx(b.score, abs=0.02)
 
 
+def test_a_dask_cluster_finds_the_same(project: tuple[Path, DataSource]) -> None:
+    distributed = pytest.importorskip("distributed")
+    settings = ("lr=1e-4,1e-3,3e-3,1e-2",)
+    here = run_sweep(plan(project, "here", *settings, early_stop=False))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        own = plan(project, "there", *settings, jobs=2, early_stop=False)
+        there = run_sweep(dataclasses.replace(own, scheduler=cluster.scheduler_address))
+    for a, b in zip(here.results, there.results, strict=True):
+        assert a.score == pytest.approx(b.score, abs=0.02)
+
+
 def test_tpe_shares_its_study_and_counts_only_what_was_told(
     project: tuple[Path, DataSource],
 ) -> None:
