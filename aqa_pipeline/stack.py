@@ -36,6 +36,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _BATCH_WORTH_THREADS = 32  #: pairs
+_WEIGHTS_WORTH_THREADS = 2**20  #: numbers, of all models
 
 
 class Stack:
@@ -144,7 +145,7 @@ class Stack:
             device=device,
             keep_states=keep_states,
         )
-        self._batch_size, self._device = config.batch_size, device
+        self._batch_size = config.batch_size
         self.epoch = 0
 
     def run_epoch(self) -> tuple[FloatArray, list[float]]:
@@ -158,7 +159,7 @@ class Stack:
             On the clips that choose, one a model and M.
         """
         self.epoch += 1
-        with _threads_for(self._batch_size, self._device):
+        with _threads_for(self._batch_size, self.head):
             losses = self._loop.epoch()
             rho = self.selection.keep_best(self.epoch)
         return losses.double().cpu().numpy(), rho
@@ -173,14 +174,15 @@ class Stack:
 
 
 @contextmanager
-def _threads_for(batch_size: int, device: torch.device) -> Iterator[None]:
-    """One thread for small batches on a CPU, where more only wait for each other.
+def _threads_for(batch_size: int, head: Head) -> Iterator[None]:
+    """One thread for small batches of small stacks on a CPU, where more only wait for each other.
 
-    At batch 4 an epoch of five heads took a third of the time, and less where other
-    programs run; from 32 pairs on the matrices are worth sharing.
+    Large weights are worth sharing even for two pairs: moving them is most of the work.
     """
     threads = torch.get_num_threads()
-    if device.type == "cpu" and batch_size < _BATCH_WORTH_THREADS:
+    weights = sum(parameter.numel() for parameter in head.parameters())
+    is_small = batch_size < _BATCH_WORTH_THREADS and weights < _WEIGHTS_WORTH_THREADS
+    if head.device.type == "cpu" and is_small:
         torch.set_num_threads(1)
     try:
         yield

@@ -91,7 +91,8 @@ class StackedAdam:
     def step(self) -> None:
         """Move every model by its gradient."""
         rest = [i for i in range(len(self._parameters)) if i not in self._moved]
-        self._move(rest, [_grad(self._parameters[i]) for i in rest])
+        if rest:
+            self._move(rest, [_grad(self._parameters[i]) for i in rest])
         self._step += 1
 
     def _move(self, which: list[int], gradients: list[Tensor]) -> None:

@@ -15,16 +15,17 @@ from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.snippets import window_positions
-from tests.test_fit import make_cache
+from tests.test_fit import PROTOCOL, make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def add_views(cache: FeatureCache, clips: Sequence[int], names: tuple[str, ...]) -> FeatureCache:
     """Views in which every number is 100 times the clip plus the view's place."""
-    with SegmentWriter(cache.folder, cache.identity) as writer:
+    with SegmentWriter(cache.folder, fingerprint_of(PROTOCOL, weights_sha256="00" * 32)) as writer:
         for clip in clips:
             positions = window_positions(
                 "last", window_frames=12, start_frame=0, end_frame=100 + clip
