@@ -14,7 +14,6 @@ list of a node's pairs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,35 +57,21 @@ def _places(leaf: Tensor, num_layers: int) -> list[tuple[Tensor, Tensor, int]]:
     Rows number the lists of all models and nodes, each C long, one after another.
     """
     num_models, batch = leaf.shape
-    bounds, levels, model, column = _counters(num_models, batch, num_layers, leaf.device)
     in_order, order = leaf.sort(dim=1, stable=True)
-    first = torch.searchsorted(in_order, bounds)  # (K, R + 1)
+    leaves = torch.arange(2**num_layers, device=leaf.device).expand(num_models, -1)
+    first = torch.searchsorted(in_order, leaves.contiguous())  # (K, R)
+    column = torch.arange(batch, device=leaf.device).expand(num_models, -1)
     position = torch.empty_like(order).scatter_(1, order, column)
+    model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
+    levels = torch.arange(num_layers, 0, -1, device=leaf.device).view(-1, 1, 1)  # above the leaf
     node = leaf >> levels  # (L, K, B)
     first_leaf = (node << levels).transpose(0, 1).flatten(1)  # (K, L * B)
     start = first.gather(1, first_leaf).view(num_models, num_layers, batch).transpose(0, 1)
     within, list_number = position - start, model * (2**num_layers >> levels) + node
     side = ((leaf >> (levels - 1)) & 1).flatten(1)  # (L, K * B)
-    longest = (within.flatten(1).amax(dim=1) + 1).tolist()
-    return [
-        (
-            (list_number[layer] * longest[layer] + within[layer]).flatten(),
-            side[layer],
-            longest[layer],
-        )
-        for layer in range(num_layers)
-    ]
-
-
-@lru_cache(maxsize=8)  # the last batch of an epoch has another size
-def _counters(
-    num_models: int, batch: int, num_layers: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Numbers of the leaves (K, R + 1), layers above the leaf (L, 1, 1), models, columns."""
-    bounds = torch.arange(2**num_layers + 1, device=device).expand(num_models, -1).contiguous()
-    levels = torch.arange(num_layers, 0, -1, device=device).view(-1, 1, 1)
-    model = torch.arange(num_models, device=device).unsqueeze(1)
-    return bounds, levels, model, torch.arange(batch, device=device).expand(num_models, -1)
+    longest = within.flatten(1).amax(dim=1) + 1  # (L,)
+    row = (list_number * longest.view(-1, 1, 1) + within).flatten(1)  # (L, K * B)
+    return list(zip(row.unbind(), side.unbind(), longest.tolist(), strict=True))
 
 
 class _LeafPath(torch.autograd.Function):

@@ -40,8 +40,8 @@ class StackedAdam:
     """One optimiser for K models side by side.
 
     A step is :meth:`zero_grad`, the backward pass and :meth:`step`. Each parameter may be
-    used once in it by :mod:`aqa_pipeline.stacked_linear`, and must not be read between the
-    backward pass and the end of the step.
+    used once in it by :mod:`aqa_pipeline.stacked_linear`. The backward pass moves the large
+    ones, so that no other is to be made through them while the optimiser lives.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class StackedAdam:
         # The step in progress. On the device, so that a captured step counts on by itself.
         self._step = torch.ones((), device=self._parameters[0].device)
         self._runs: list[_Run] = []
-        self._moved: set[int] = set()  # parameters that have been moved in this step
+        self._moved: set[int] = set()  # large parameters, as soon as this step knew their gradient
         self._index = {id(p): i for i, p in enumerate(self._parameters)}
         large = [p for p in self._parameters if p.device.type == "cpu" and p.numel() >= _LARGE]
         longest = max((p.numel() for p in large), default=0)
@@ -86,6 +86,7 @@ class StackedAdam:
         gradient = self._scratch[: parameter.numel()].view_as(parameter)
         write(gradient)
         self._move([i], [gradient])
+        self._moved.add(i)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -112,7 +113,6 @@ class StackedAdam:
                 amsgrad=False,
                 maximize=False,
             )
-        self._moved.update(which)
 
     def _new_runs(self) -> list[_Run]:
         start = 0

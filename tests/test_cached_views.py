@@ -16,9 +16,8 @@ from aqa_pipeline.errors import CacheError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.plan import fingerprint_of
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.snippets import window_positions
-from tests.test_fit import PROTOCOL, make_cache
+from aqa_pipeline.segment_writer import SegmentWriter
+from tests.test_fit import PROTOCOL, cached_clip, make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,20 +26,9 @@ def add_views(cache: FeatureCache, clips: Sequence[int], names: tuple[str, ...])
     """Views in which every number is 100 times the clip plus the view's place."""
     with SegmentWriter(cache.folder, fingerprint_of(PROTOCOL, weights_sha256="00" * 32)) as writer:
         for clip in clips:
-            positions = window_positions(
-                "last", window_frames=12, start_frame=0, end_frame=100 + clip
-            )
             numbers = 100.0 * clip + 1 + np.arange(len(names))
             features = np.broadcast_to(numbers[:, None, None], (len(names), 2, 8))
-            row = ClipFeatures(
-                f"c{clip:02d}",
-                "file:1:aa",
-                positions,
-                positions / 25.0,
-                features.astype(np.float32),
-                names,
-            )
-            writer.add(row)
+            writer.add(cached_clip(clip, features.astype(np.float32), names))
     return FeatureCache.open(cache.folder)
 
 

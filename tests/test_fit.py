@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
@@ -45,6 +46,16 @@ PROTOCOL = Protocol(
 QUICK = FitConfig(epochs=10, num_seeds=2, batch_size=8, learning_rate=5e-3)
 
 
+def cached_clip(
+    number: int, features: npt.NDArray[np.float32], view_names: tuple[str, ...] = ("plain",)
+) -> ClipFeatures:
+    """Clip ``number`` of :func:`make_cache`, as if extracted; features (views, snippets, dim)."""
+    positions = window_positions("last", window_frames=12, start_frame=0, end_frame=100 + number)
+    return ClipFeatures(
+        f"c{number:02d}", "file:1:aa", positions, positions / 25.0, features, view_names
+    )
+
+
 def make_cache(root: Path, *, clips: int = 60, **columns: Any) -> tuple[Manifest, FeatureCache]:
     """Features in which the label is planted, cached as if extracted; the videos do not exist."""
     rng = np.random.default_rng(7)
@@ -70,9 +81,8 @@ def make_cache(root: Path, *, clips: int = 60, **columns: Any) -> tuple[Manifest
     features = rng.normal(size=(clips, 1, 2, 8)).astype(np.float32)
     features[:, 0, 1, 0] = (label - 19) / 3
     with SegmentWriter(folder, fingerprint) as writer:
-        for i, clip_id in enumerate(table["clip_id"]):
-            positions = window_positions("last", window_frames=12, start_frame=0, end_frame=100 + i)
-            writer.add(ClipFeatures(clip_id, "file:1:aa", positions, positions / 25.0, features[i]))
+        for i in range(clips):
+            writer.add(cached_clip(i, features[i]))
     return read_manifest(path), FeatureCache.open(folder)
 
 

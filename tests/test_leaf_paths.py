@@ -7,6 +7,8 @@ from torch import Tensor
 from aqa_pipeline.config import Recipe
 from aqa_pipeline.gart import Gart, leaf_losses, true_leaf_losses
 from aqa_pipeline.stacked_adam import StackedAdam
+from aqa_pipeline.stacked_linear import give_gradients_to
+from tests.test_stacked_linear import Listener
 
 
 def a_tree(*seeds: int, num_groups: int = 8, hidden: int = 5) -> Gart:
@@ -29,11 +31,14 @@ def gradients(tree: Gart) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("recipe", ["default", "official"])
-@pytest.mark.parametrize("batch", [1, 13])
+@pytest.mark.parametrize(("batch", "in_place"), [(1, False), (13, False), (13, True)])
 def test_the_way_to_the_leaf_and_its_gradient_equal_those_of_the_whole_tree(
-    batch: int, recipe: Recipe
+    batch: int, in_place: bool, recipe: Recipe
 ) -> None:
     tree = a_tree(1, 2, 3)
+    listener = Listener()
+    if in_place:
+        give_gradients_to(listener, tree.parameters())
     root, leaf, place = some_pairs(3, batch)
     found = []
     for whole in (True, False):
@@ -63,6 +68,19 @@ def test_a_second_gradient_is_added_to_the_first() -> None:
     tree.at_leaf(root, leaf)[0].sum().backward()  # type: ignore[no-untyped-call]
     for one, two in zip(once, gradients(tree), strict=True):
         torch.testing.assert_close(two, 2 * one)
+
+
+def test_memory_that_is_used_again_holds_nothing_of_the_step_before() -> None:
+    tree, listener = a_tree(1), Listener()
+    give_gradients_to(listener, tree.parameters())
+    root, leaf, _ = some_pairs(1, 6)
+    tree.at_leaf(root, leaf)[1].sum().backward()  # type: ignore[no-untyped-call]
+    expected = gradients(tree)
+    for batch in (6, 2, 6):
+        tree.zero_grad()
+        tree.at_leaf(root[:, :batch], leaf[:, :batch])[1].sum().backward()  # type: ignore[no-untyped-call]
+    for found, wanted in zip(gradients(tree), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_an_optimiser_that_moves_large_weights_at_once_learns_as_one_that_waits() -> None:

@@ -15,7 +15,7 @@ from aqa_pipeline.sweep_page import sweep_page
 
 
 def write_sweep(run: Path, count: int) -> pd.DataFrame:
-    """Trials whose score is the logarithm of their learning rate; the last one was stopped."""
+    """Trials whose score falls with the logarithm of the rate; the last one was stopped."""
     table = pd.DataFrame(
         {
             "number": range(count),
