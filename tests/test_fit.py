@@ -47,12 +47,16 @@ QUICK = FitConfig(epochs=10, num_seeds=2, batch_size=8, learning_rate=5e-3)
 
 
 def cached_clip(
-    number: int, features: npt.NDArray[np.float32], view_names: tuple[str, ...] = ("plain",)
+    number: int,
+    features: npt.NDArray[np.float32],
+    view_names: tuple[str, ...] = ("plain",),
+    *,
+    clip_id: str | None = None,
 ) -> ClipFeatures:
     """Clip ``number`` of :func:`make_cache`, as if extracted; features (views, snippets, dim)."""
     positions = window_positions("last", window_frames=12, start_frame=0, end_frame=100 + number)
     return ClipFeatures(
-        f"c{number:02d}", "file:1:aa", positions, positions / 25.0, features, view_names
+        clip_id or f"c{number:02d}", "file:1:aa", positions, positions / 25.0, features, view_names
     )
 
 
@@ -81,8 +85,8 @@ def make_cache(root: Path, *, clips: int = 60, **columns: Any) -> tuple[Manifest
     features = rng.normal(size=(clips, 1, 2, 8)).astype(np.float32)
     features[:, 0, 1, 0] = (label - 19) / 3
     with SegmentWriter(folder, fingerprint) as writer:
-        for i in range(clips):
-            writer.add(cached_clip(i, features[i]))
+        for i, clip_id in enumerate(table["clip_id"]):
+            writer.add(cached_clip(i, features[i], clip_id=clip_id))
     return read_manifest(path), FeatureCache.open(folder)
 
 
