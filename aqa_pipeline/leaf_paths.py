@@ -7,19 +7,24 @@ every node's list filled up to the longest, and each layer is one batched matrix
 the nodes. The gradient is written by hand, since autograd would fill and add whole weights
 for every slice of them; tested equal to autograd on the whole tree.
 
-Conventions as in :mod:`aqa_pipeline.gart`; n is the number of nodes of a layer, C the longest
-list of a node's pairs.
+Conventions as in :mod:`aqa_pipeline.gart`; n is the number of nodes of a layer, L the
+number of layers, C the longest list of a node's pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from aqa_pipeline.stacked_linear import bias_gradient, gradient, weight_gradient
+from aqa_pipeline.stacked_linear import (
+    bias_gradient,
+    gradient,
+    stacked_product,
+    weight_gradient,
+)
 
 
 def leaf_path(
@@ -51,11 +56,25 @@ def leaf_path(
     return result
 
 
-def _places(leaf: Tensor, num_layers: int) -> list[tuple[Tensor, Tensor, int]]:
-    """For each layer: row of each pair in the nodes' lists, side it turns to, and C.
+class _Places(NamedTuple):
+    """Where each pair stands on its way down; the first dimension is the layer.
 
-    Rows number the lists of all models and nodes, each C long, one after another.
+    Attributes
+    ----------
+    rows : Tensor of int64, shape=(L, K * B)
+        In the nodes' lists: those of all models and nodes, each C long, one after another.
+    right : Tensor of bool, shape=(L, K * B, 1)
+        Whether the pair turns to the right child.
+    longest : list of int, length L
+        C.
     """
+
+    rows: Tensor
+    right: Tensor
+    longest: list[int]
+
+
+def _places(leaf: Tensor, num_layers: int) -> _Places:
     num_models, batch = leaf.shape
     in_order, order = leaf.sort(dim=1, stable=True)
     leaves = torch.arange(2**num_layers, device=leaf.device).expand(num_models, -1)
@@ -68,10 +87,10 @@ def _places(leaf: Tensor, num_layers: int) -> list[tuple[Tensor, Tensor, int]]:
     first_leaf = (node << levels).transpose(0, 1).flatten(1)  # (K, L * B)
     start = first.gather(1, first_leaf).view(num_models, num_layers, batch).transpose(0, 1)
     within, list_number = position - start, model * (2**num_layers >> levels) + node
-    side = ((leaf >> (levels - 1)) & 1).flatten(1)  # (L, K * B)
+    right = ((leaf >> (levels - 1)) & 1).bool().view(num_layers, -1, 1)
     longest = within.flatten(1).amax(dim=1) + 1  # (L,)
-    row = (list_number * longest.view(-1, 1, 1) + within).flatten(1)  # (L, K * B)
-    return list(zip(row.unbind(), side.unbind(), longest.tolist(), strict=True))
+    rows = (list_number * longest.view(-1, 1, 1) + within).flatten(1)  # (L, K * B)
+    return _Places(rows, right, longest.tolist())
 
 
 class _LeafPath(torch.autograd.Function):
@@ -87,61 +106,55 @@ class _LeafPath(torch.autograd.Function):
         num_models, batch, hidden = root.shape
         weights, biases = layers[::2], layers[1::2]
         nodes = root.flatten(0, 1)  # (K * B, H)
-        log_prob = nodes.new_zeros(len(nodes))
-        inputs, features, wrong_way = [], [], []
+        inputs, features, logits = [], [], []
         places = _places(leaf, len(weights))
-        for (row, side, longest), weight, bias in zip(places, weights, biases, strict=True):
+        for row, right, longest, weight, bias in zip(*places, weights, biases, strict=True):
             lists = nodes.new_zeros(weight.shape[0] * weight.shape[1] * longest, hidden)
-            lists.index_copy_(0, row, nodes)
-            lists = lists.view(-1, longest, hidden)  # (K * n, C, H)
-            out = torch.baddbmm(bias.flatten(0, 1).mT, lists, weight.flatten(0, 1).mT)
-            out = out.flatten(0, 1)  # (K * n * C, 2 H + 2)
-            steps = out[:, 2 * hidden :][row].log_softmax(dim=1)  # (K * B, 2)
-            step = steps.gather(1, side.unsqueeze(1)).squeeze(1)
-            log_prob += step
-            wrong_way.append(-torch.expm1(step))
-            nodes = out[:, : 2 * hidden].view(len(out), 2, hidden)[row, side].clamp_(min=0)
+            lists = lists.index_copy_(0, row, nodes).view(-1, longest, hidden)  # (K * n, C, H)
+            out = stacked_product(lists, weight, bias).flatten(0, 1).index_select(0, row)
+            nodes = torch.where(right, out[:, hidden : 2 * hidden], out[:, :hidden]).clamp_(min=0)
             inputs.append(lists)
             features.append(nodes)
+            logits.append(out[:, 2 * hidden :])
+        ways = torch.stack(logits).log_softmax(dim=2)  # (L, K * B, 2)
+        steps = ways.gather(2, places.right.long()).squeeze(2)  # (L, K * B)
         model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
         leaf_row = (model * leaf_weight.shape[1] + leaf).flatten()
-        weight_row = leaf_weight.flatten(0, 2)[leaf_row]  # (K * B, H)
-        place = (nodes * weight_row).sum(dim=1) + leaf_bias.flatten()[leaf_row]
+        weight_row = leaf_weight.flatten(0, 2).index_select(0, leaf_row)  # (K * B, H)
+        place = (nodes * weight_row).sum(dim=1) + leaf_bias.flatten().index_select(0, leaf_row)
         ctx.places, ctx.shape = places, root.shape
-        ctx.saved = leaf_row, weight_row, inputs, features, wrong_way
+        ctx.saved = leaf_row, weight_row, inputs, features, -torch.expm1(steps)
         ctx.parameters = leaf_weight, leaf_bias, weights, biases
-        return log_prob.view(num_models, batch), place.view(num_models, batch)
+        return steps.sum(dim=0).view(num_models, batch), place.view(num_models, batch)
 
     @staticmethod
     def backward(ctx: Any, log_prob_grad: Tensor, place_grad: Tensor) -> tuple[Tensor | None, ...]:
         leaf_row, weight_row, inputs, features, wrong_way = ctx.saved
         leaf_weight, leaf_bias, weights, biases = ctx.parameters
         hidden = ctx.shape[2]
-        log_prob_grad, place_grad = log_prob_grad.flatten(), place_grad.flatten()
+        log_prob_grad, place_grad = log_prob_grad.flatten(), place_grad.reshape(-1, 1)
 
         def write_leaf_weight(out: Tensor) -> None:
-            of_pairs = features[-1] * place_grad.unsqueeze(1)
-            out.zero_().view(-1, hidden).index_add_(0, leaf_row, of_pairs)
+            out.zero_().view(-1, hidden).index_add_(0, leaf_row, features[-1] * place_grad)
 
         def write_leaf_bias(out: Tensor) -> None:
-            out.zero_().view(-1).index_add_(0, leaf_row, place_grad)
+            out.zero_().view(-1, 1).index_add_(0, leaf_row, place_grad)
 
         of_leaves = gradient(leaf_weight, write_leaf_weight), gradient(leaf_bias, write_leaf_bias)
         of_layers: list[Tensor | None] = []  # from the last layer up: bias, weight
-        grad = weight_row * place_grad.unsqueeze(1)  # (K * B, H)
+        # Of both children and both decisions, that of the way taken has a gradient; and
+        # d log_softmax is 1 - p for the way taken, p - 1 for the other.
+        turns = torch.cat([~ctx.places.right, ctx.places.right], dim=2).to(weight_row.dtype)
+        decisions = (log_prob_grad * wrong_way).unsqueeze(2) * (2 * turns - 1)  # (L, K * B, 2)
+        grad = weight_row * place_grad  # (K * B, H)
         for layer in reversed(range(len(weights))):
-            row, side, longest = ctx.places[layer]
-            weight = weights[layer]
+            row, longest, weight = ctx.places.rows[layer], ctx.places.longest[layer], weights[layer]
             grad = torch.where(features[layer] > 0, grad, 0)
+            children = (turns[layer].unsqueeze(2) * grad.unsqueeze(1)).flatten(1)  # (K * B, 2 H)
+            of_pairs = torch.cat([children, decisions[layer]], dim=1)
             out_grad = grad.new_zeros(weight.shape[0] * weight.shape[1] * longest, 2 * hidden + 2)
-            out_grad[:, : 2 * hidden].view(len(out_grad), 2, hidden)[row, side] = grad
-            # d log_softmax: 1 - p for the way taken, p - 1 for the other.
-            step = log_prob_grad * wrong_way[layer]
-            turned = side.to(step.dtype) * 2 - 1
-            out_grad[row, 2 * hidden] = -turned * step
-            out_grad[row, 2 * hidden + 1] = turned * step
-            out_grad = out_grad.view(-1, longest, 2 * hidden + 2)
-            grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1)[row]
+            out_grad = out_grad.index_copy_(0, row, of_pairs).view(-1, longest, 2 * hidden + 2)
+            grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1).index_select(0, row)
             of_layers.append(bias_gradient(biases[layer], out_grad))
             of_layers.append(weight_gradient(weight, out_grad, inputs[layer]))
         return grad.view(ctx.shape), None, *of_leaves, *reversed(of_layers)

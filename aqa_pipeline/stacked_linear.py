@@ -24,6 +24,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+#: With so few columns on a CPU, a product that has the weights on its left takes 0.6 of the
+#: time of the other, if they are many; a vector (1 column) has a way of its own.
+_FEW_COLUMNS = range(2, 9)
+_LARGE = 2**16  #: numbers
+
 #: Writes a gradient into a contiguous tensor of its parameter's shape.
 Write = Callable[[Tensor], None]
 
@@ -65,14 +70,22 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return out
 
 
+def stacked_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`stacked_linear` without a gradient of its own."""
+    by_layer = weight.view(-1, *weight.shape[-2:])
+    if bias is not None:
+        bias = bias.view(-1, *bias.shape[-2:])
+    if x.shape[1] in _FEW_COLUMNS and x.device.type == "cpu" and weight[0].numel() >= _LARGE:
+        few = x.mT
+        return (by_layer @ few if bias is None else torch.baddbmm(bias, by_layer, few)).mT
+    return torch.bmm(x, by_layer.mT) if bias is None else torch.baddbmm(bias.mT, x, by_layer.mT)
+
+
 class _StackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.x, ctx.weight, ctx.bias = x, weight, bias
-        by_layer = weight.view(-1, *weight.shape[-2:])
-        if bias is None:
-            return torch.bmm(x, by_layer.mT)
-        return torch.baddbmm(bias.view(-1, *bias.shape[-2:]).mT, x, by_layer.mT)
+        return stacked_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
