@@ -191,9 +191,9 @@ def test_two_processes_give_the_numbers_of_one(project: Path) -> None:
     assert both.returncode == 0, both.stderr
     one, two = (pd.read_csv(project / "runs" / n / "history.csv") for n in ("alone", "both"))
     assert len(one) == 5
-    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-3)
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     one, two = (pd.read_csv(project / "runs" / n / "predictions.csv") for n in ("alone", "both"))
-    np.testing.assert_allclose(two["prediction"], one["prediction"], rtol=1e-3)
+    np.testing.assert_allclose(two["prediction"], one["prediction"], rtol=2e-4)
     assert both.stdout.count("test clips") == 1, "only the first process prints"
     assert not list((project / "cache" / "small").glob("*/claims/*"))
 
