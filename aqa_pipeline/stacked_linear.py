@@ -27,7 +27,7 @@ from torch import Tensor, nn
 #: With so few columns on a CPU, a product that has the weights on its left takes 0.6 of the
 #: time of the other, if they are many; a vector (1 column) has a way of its own.
 _FEW_COLUMNS = range(2, 9)
-_LARGE = 2**16  #: numbers
+_LARGE = 2**16  #: numbers of a model
 
 #: Writes a gradient into a contiguous tensor of its parameter's shape.
 Write = Callable[[Tensor], None]
@@ -76,8 +76,8 @@ def stacked_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     if bias is not None:
         bias = bias.view(-1, *bias.shape[-2:])
     if x.shape[1] in _FEW_COLUMNS and x.device.type == "cpu" and weight[0].numel() >= _LARGE:
-        few = x.mT
-        return (by_layer @ few if bias is None else torch.baddbmm(bias, by_layer, few)).mT
+        out = torch.bmm(by_layer, x.mT) if bias is None else torch.baddbmm(bias, by_layer, x.mT)
+        return out.mT
     return torch.bmm(x, by_layer.mT) if bias is None else torch.baddbmm(bias.mT, x, by_layer.mT)
 
 

@@ -9,6 +9,7 @@ of the rounds, with ours and the plain loop's by turns.
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -159,6 +160,33 @@ def growth(counts: list[int], device: torch.device) -> list[Any]:
     return rows
 
 
+def memory(clips: FeatureSet, device: torch.device) -> list[Any]:
+    """The most this process has held, before and after two epochs of 64 heads over 14 views."""
+    random = np.random.default_rng(0)
+    shape = (len(clips), 14, *clips.features.shape[1:])
+    views = random.standard_normal(shape, dtype=np.float32) * np.float32(0.1)
+    views += clips.features[:, None]
+    before = most_gib()
+    stack = Stack(
+        clips,
+        [StackMember(float(rate), 0.0, 0.0) for rate in np.geomspace(RATE / 5, RATE * 2, 64)],
+        head_config=HEAD,
+        config=FitConfig(batch_size=32, validation_fraction=0.15),
+        score_range=30.0,
+        epsilon=30.0,
+        device=device,
+        views=views,
+    )
+    taken = [seconds(stack.run_epoch) for _ in range(2)]
+    return [
+        {"heads": 64, "views": 14, "before": before, "most_gib": most_gib(), "epoch": min(taken)}
+    ]
+
+
+def most_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 @click.command()
 @click.option(
     "--batch", "batches", type=int, multiple=True, default=(2, 32, 256), show_default=True
@@ -169,6 +197,7 @@ def growth(counts: list[int], device: torch.device) -> list[Any]:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--clips", "counts", type=int, multiple=True, help="Growth: numbers of clips.")
 @click.option("--short", is_flag=True, help="Batch 32 and 256, stacks of 1 and 4: a minute.")
+@click.option("--memory", "only_memory", is_flag=True, help="Memory of 64 heads, nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
 def main(
     batches: tuple[int, ...],
@@ -178,6 +207,7 @@ def main(
     device: str,
     counts: tuple[int, ...],
     short: bool,
+    only_memory: bool,
     as_json: bool,
 ) -> None:
     """Time training, stacks and voting of stage two."""
@@ -188,21 +218,20 @@ def main(
     place = find_device(device)
     everything = some_clips(1059 + 353)
     train, test = everything.take(range(1059)), everything.take(range(1059, 1412))
-    result: dict[str, Any] = {
-        "device": str(place),
-        "threads": torch.get_num_threads(),
-        "epochs": epochs(train, list(batches), rounds, place),
-        "stacks": stacks(train, list(sizes), place),
-        "votes": votes(train, test, place),
-        "growth": growth(list(counts), place),
-    }
+    result: dict[str, Any] = {"device": str(place), "threads": torch.get_num_threads()}
+    if only_memory:
+        result["memory"] = memory(train, place)
+    else:
+        result["epochs"] = epochs(train, list(batches), rounds, place)
+        result["stacks"] = stacks(train, list(sizes), place)
+        result["votes"] = votes(train, test, place)
+        result["growth"] = growth(list(counts), place)
     if as_json:
         print(json.dumps(result, indent=2))
         return
     print(f"{result['device']}, {result['threads']} threads; seconds")
-    for name in ("epochs", "stacks", "votes", "growth"):
-        rows = result[name]
-        if rows:
+    for name, rows in result.items():
+        if isinstance(rows, list) and rows:
             header = list(rows[0])
             print(f"\n{name}\n" + "  ".join(f"{h:>14}" for h in header))
             for row in rows:

@@ -83,3 +83,19 @@ def test_hooks_are_called_for_parameters_that_no_optimiser_takes() -> None:
     assert (of_x == 4).all()
     assert weight.grad is not None
     assert weight.grad.eq(2).all(), "a gradient of something else leaves it alone"
+
+
+@pytest.mark.parametrize("columns", [1, 2, 8, 9])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_large_weights_give_the_plain_product_whatever_the_columns(
+    columns: int, has_bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(6, columns, 200, generator=generator, dtype=torch.float64)
+    weight = torch.rand(2, 3, 402, 200, generator=generator, dtype=torch.float64)
+    bias = torch.rand(2, 3, 402, 1, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("nbi,noi->nbo", x, weight.flatten(0, 1))
+    if has_bias:
+        expected += bias.flatten(0, 1).mT
+    found = stacked_linear(x, weight, bias if has_bias else None)
+    torch.testing.assert_close(found, expected)
