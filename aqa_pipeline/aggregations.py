@@ -44,7 +44,7 @@ class MeanSnippets(Aggregation):
 
     def forward(self, features: Tensor) -> Tensor:
         """(K, B, S, D) -> (K, B, D)."""
-        return features.mean(dim=2)
+        return features.squeeze(2) if features.shape[2] == 1 else features.mean(dim=2)
 
 
 class OrderedSnippets(Aggregation):

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from aqa_pipeline.config import Recipe
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.groups import DELTA_DECIMALS, Groups
-from aqa_pipeline.leaf_paths import leaf_path
 from aqa_pipeline.stacked_linear import stacked_linear
 
 
@@ -125,30 +124,6 @@ class Gart(nn.Module):
         place = place.view(num_models, self.num_groups, batch)  # (K, R, B)
         return TreeOutput(log_prob, place.sigmoid() if self.sigmoid else place)
 
-    def at_leaf(self, root: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and place of one leaf of each pair, as ``forward`` gives them.
-
-        On a CPU only the nodes on the way to that leaf are computed
-        (:mod:`aqa_pipeline.leaf_paths`); on a GPU the whole tree, whose shapes do not depend
-        on the labels.
-
-        Parameters
-        ----------
-        root : Tensor, shape=(K, B, H)
-        leaf : Tensor of int64, shape=(K, B)
-
-        Returns
-        -------
-        log_prob, place : Tensor, shape=(K, B)
-        """
-        if root.device.type == "cpu":
-            log_prob, place = leaf_path(
-                root, leaf, self.weights, self.biases, self.leaf_weight, self.leaf_bias
-            )
-            return log_prob, place.sigmoid() if self.sigmoid else place
-        output, index = self(root), leaf.unsqueeze(1)
-        return output.log_prob.gather(1, index).squeeze(1), output.place.gather(1, index).squeeze(1)
-
 
 class GroupTensors(nn.Module):
     """The groups of K models on the device: labels and predictions by gather.
@@ -171,21 +146,22 @@ class GroupTensors(nn.Module):
 
         Parameters
         ----------
-        delta : Tensor of float64, shape=(K, B)
+        delta : Tensor of float64, shape=(..., K, B)
             In label points.
 
         Returns
         -------
-        leaf : Tensor of int64, shape=(K, B)
-        place : Tensor of float32, shape=(K, B), in 0..1
+        leaf : Tensor of int64, shape=(..., K, B)
+        place : Tensor of float32, shape=(..., K, B), in 0..1
         """
-        delta = torch.round(delta, decimals=DELTA_DECIMALS)
-        up = torch.searchsorted(self.edges, delta, right=True)
-        down = torch.searchsorted(self.edges, delta, right=False)
+        edges = self.edges.expand(*delta.shape[:-2], -1, -1).contiguous()
+        delta = torch.round(delta, decimals=DELTA_DECIMALS).contiguous()
+        up = torch.searchsorted(edges, delta, right=True)
+        down = torch.searchsorted(edges, delta, right=False)
         leaf = torch.where(delta >= 0, up, down) - 1
         leaf = leaf.clamp(min=self.outer[:, :1], max=self.outer[:, 1:])
-        left = self.edges.gather(1, leaf)
-        width = self.edges.gather(1, leaf + 1) - left
+        left = edges.gather(-1, leaf)
+        width = edges.gather(-1, leaf + 1) - left
         return leaf, ((delta - left) / width).clamp(0, 1).float()
 
     def delta(self, output: TreeOutput) -> tuple[Tensor, Tensor]:
@@ -242,39 +218,33 @@ def leaf_losses(
     index = leaf.unsqueeze(1)  # (K, 1, B)
     true_leaf = output.log_prob.gather(1, index).squeeze(1)  # (K, B)
     found = output.place.gather(1, index).squeeze(1)  # (K, B)
+    error = (found - place).square()  # (K, B)
     if recipe != "paper":
-        num_groups = output.log_prob.shape[1]
-        return true_leaf_losses(true_leaf, found, leaf, place, recipe=recipe, num_groups=num_groups)
+        share = pair_shares(leaf, recipe=recipe, num_groups=output.log_prob.shape[1])
+        return -true_leaf.mean(dim=1), (share * error).sum(dim=1)
     # log(1 - P) of every leaf; P = 1 is kept a float away from 1, as torch's own
     # cross-entropy does, so that a sure and wrong tree has a finite loss.
     others = torch.log1p(-output.log_prob.exp().clamp(max=1 - 1e-6))
     not_true = others.sum(dim=1) - others.gather(1, index).squeeze(1)
-    return -(true_leaf + not_true).mean(dim=1), (found - place).square().mean(dim=1)
+    return -(true_leaf + not_true).mean(dim=1), error.mean(dim=1)
 
 
-def true_leaf_losses(
-    log_prob: Tensor,
-    found: Tensor,
-    leaf: Tensor,
-    place: Tensor,
-    *,
-    recipe: Recipe,
-    num_groups: int,
-) -> tuple[Tensor, Tensor]:
-    """The losses of :func:`leaf_losses` that need nothing but the true leaf.
+def pair_shares(leaf: Tensor, *, recipe: Recipe, num_groups: int) -> Tensor:
+    """Weight of each pair's squared error in :func:`leaf_losses`.
 
     Parameters
     ----------
-    log_prob, found : Tensor, shape=(K, B)
-        What the tree says of the true leaf.
-    leaf, place : Tensor, shape=(K, B)
+    leaf : Tensor of int64, shape=(..., B)
     recipe : {"default", "official"}
     num_groups : int
+
+    Returns
+    -------
+    Tensor of float32, shape=(..., B)
+        1 / B; or, for ``official``, 1 by the number of the batch's pairs in that leaf.
     """
-    error = (found - place).square()  # (K, B)
+    ones = torch.ones(leaf.shape, device=leaf.device)
     if recipe == "official":
-        zeros = error.new_zeros(len(error), num_groups)
-        count = zeros.scatter_add(1, leaf, torch.ones_like(error))
-        total = zeros.scatter_add(1, leaf, error)
-        return -log_prob.mean(dim=1), (total / count.clamp(min=1)).sum(dim=1)
-    return -log_prob.mean(dim=1), error.mean(dim=1)
+        count = ones.new_zeros(*leaf.shape[:-1], num_groups).scatter_add_(-1, leaf, ones)
+        return 1 / count.gather(-1, leaf)
+    return ones / leaf.shape[-1]

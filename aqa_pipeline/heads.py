@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from aqa_pipeline.aggregations import MeanSnippets, aggregation
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.gart import uniform_parameter
+from aqa_pipeline.pair_roots import RootLayer, pair_roots
 from aqa_pipeline.stacked_linear import stacked_linear
 from aqa_pipeline.trunks import Trunk, Value
 
@@ -52,7 +53,7 @@ class Standardise(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(K, B, S, D) or (B, S, D) -> (K, B, S, D)."""
+        """(..., K, B, S, D) or (B, S, D) -> (..., K, B, S, D)."""
         return (features - self.mean[:, None, None]) / self.std[:, None, None]
 
 
@@ -203,9 +204,31 @@ class Head(Regressor):
         label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(2)  # (K, B, 1)
         return (query + exemplar + label * self.label_weight.mT + self.bias.mT).relu()
 
+    def roots_of_pairs(self, standardised: Tensor, exemplar_label: Tensor) -> Tensor:
+        """:meth:`root` of pairs a against b and, after them, b against a.
+
+        Parameters
+        ----------
+        standardised : Tensor, shape=(K, 2 B, S, D)
+            The clips a, then the clips b.
+        exemplar_label : Tensor, shape=(K, 2 B)
+            Of the clips b, then of the clips a.
+
+        Returns
+        -------
+        Tensor, shape=(K, 2 B, H)
+        """
+        label = (exemplar_label / self.epsilon).to(standardised.dtype).unsqueeze(2)
+        layer = RootLayer(self.query_weight, self.exemplar_weight, self.label_weight, self.bias)
+        return pair_roots(self.aggregate(standardised), label, layer)
+
+    def roots_of_clips(self, standardised: Tensor) -> Tensor:
+        """Root feature of clips on their own (direct heads); (K, B, S, D) -> (K, B, H)."""
+        return stacked_linear(self.aggregate(standardised), self.query_weight, self.bias).relu()
+
     def direct_root(self, features: Tensor) -> Tensor:
-        """Root feature of clips on their own (direct heads); (..., S, D) -> (K, B, H)."""
-        return stacked_linear(self.embed(features), self.query_weight, self.bias).relu()
+        """The same of features as they come, (B, S, D) or (K, B, S, D) -> (K, B, H)."""
+        return self.roots_of_clips(self.standardise(features))
 
     def direct_value(self, features: Tensor) -> Value:
         return self.trunk.value(self.direct_root(features))

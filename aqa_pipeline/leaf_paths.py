@@ -2,18 +2,19 @@
 
 In training the true leaf of a pair is known beforehand. Its log-probability is the sum of the
 decisions on the way to it, and its place comes of the features on that way: one node in each
-layer, of the 15 that a tree with 16 leaves has. The pairs of a node are put side by side,
-every node's list filled up to the longest, and each layer is one batched matrix product over
-the nodes. The gradient is written by hand, since autograd would fill and add whole weights
-for every slice of them; tested equal to autograd on the whole tree.
+layer, of the 15 that a tree with 16 leaves has. In the order of their leaves the pairs of a
+node stand side by side; every node's list is filled up to the longest, and each layer is one
+batched matrix product over the nodes. Where each pair stands depends on the labels alone, so
+that it is found for many steps at once. The gradient is written by hand, since autograd would
+fill and add whole weights for every slice of them; tested equal to autograd on the whole tree.
 
 Conventions as in :mod:`aqa_pipeline.gart`; n is the number of nodes of a layer, L the
-number of layers, C the longest list of a node's pairs.
+number of layers, C the longest list of a node's pairs, T the number of steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,134 +28,189 @@ from aqa_pipeline.stacked_linear import (
 )
 
 
-def leaf_path(
+class LeafPaths(NamedTuple):
+    """The ways of one batch's pairs to their leaves.
+
+    The pairs of all models stand one after another, those of a model in the order of their
+    leaves.
+
+    Attributes
+    ----------
+    order : Tensor of int64, shape=(K * B,)
+        Which column of the batch each pair is.
+    leaf_row : Tensor of int64, shape=(K * B,)
+        The pair's leaf among those of all models.
+    place : Tensor, shape=(K * B,)
+        Where in its leaf's interval the pair lies.
+    share : Tensor, shape=(K * B,)
+        Weight of the pair's squared error in its model's loss.
+    turn : Tensor of int64, shape=(L, K * B, 1)
+        Child that the pair turns to: 0 is the left one, 1 the right one.
+    rows : sequence of Tensor of int64, length L, shape=(K * B,)
+        Where the pair stands in the nodes' lists: those of all models and nodes, each C long,
+        one after another.
+    longest : sequence of int, length L
+        C.
+    """
+
+    order: Tensor
+    leaf_row: Tensor
+    place: Tensor
+    share: Tensor
+    turn: Tensor
+    rows: Sequence[Tensor]
+    longest: Sequence[int]
+
+
+def leaf_paths(leaf: Tensor, place: Tensor, share: Tensor, num_layers: int) -> list[LeafPaths]:
+    """The ways of T steps; all parameters have the shape (T, K, B)."""
+    steps, num_models, batch = leaf.shape
+    device, num_leaves = leaf.device, 2**num_layers
+    leaf, order = leaf.sort(dim=2, stable=True)
+    leaves = torch.arange(num_leaves, device=device).expand(steps, num_models, -1)
+    first = torch.searchsorted(leaf, leaves.contiguous())  # (T, K, R)
+    column = torch.arange(batch, device=device)
+    model = torch.arange(num_models, device=device).unsqueeze(1)  # (K, 1)
+    levels = torch.arange(num_layers, 0, -1, device=device).view(-1, 1, 1)  # above the leaf
+    node = leaf.unsqueeze(1) >> levels  # (T, L, K, B)
+    start = first.unsqueeze(1).expand(-1, num_layers, -1, -1).gather(3, node << levels)
+    longest = (column - start).flatten(2).amax(dim=2) + 1  # (T, L)
+    list_number = model * (num_leaves >> levels) + node
+    rows = (list_number * longest[:, :, None, None] + column - start).flatten(2)  # (T, L, K * B)
+    turn = ((leaf.unsqueeze(1) >> (levels - 1)) & 1).flatten(2).unsqueeze(3)  # (T, L, K * B, 1)
+    of_steps = zip(
+        (model * batch + order).flatten(1).unbind(),
+        (model * num_leaves + leaf).flatten(1).unbind(),
+        place.gather(2, order).flatten(1).unbind(),
+        share.gather(2, order).flatten(1).unbind(),
+        turn.unbind(),
+        [of_step.unbind() for of_step in rows.unbind()],
+        longest.tolist(),
+        strict=True,
+    )
+    return [LeafPaths(*one) for one in of_steps]
+
+
+def leaf_path_losses(
     root: Tensor,
-    leaf: Tensor,
+    paths: LeafPaths,
     weights: Iterable[Tensor],
     biases: Iterable[Tensor],
     leaf_weight: Tensor,
     leaf_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and place (before any sigmoid) of the given leaves.
+) -> Tensor:
+    """Losses of pairs whose leaves are known (Eq. 6 without the wrong leaves).
 
     Parameters
     ----------
     root : Tensor, shape=(K, B, H)
-    leaf : Tensor of int64, shape=(K, B)
+    paths : LeafPaths
     weights, biases : iterable of Tensor, shape=(K, n, 2 H + 2, H) and (K, n, 2 H + 2, 1)
         One a layer; rows: left child, right child, decision.
     leaf_weight, leaf_bias : Tensor, shape=(K, R, 1, H) and (K, R, 1, 1)
 
     Returns
     -------
-    log_prob, place : Tensor, shape=(K, B)
+    Tensor, shape=(2, K)
+        The mean of the leaves' negative log-probability; the sum of the places' squared
+        errors, each times the pair's share.
     """
     layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    result: tuple[Tensor, Tensor] = _LeafPath.apply(  # type: ignore[no-untyped-call]
-        root, leaf, leaf_weight, leaf_bias, *layers
+    losses: Tensor = _LeafPathLosses.apply(  # type: ignore[no-untyped-call]
+        root, paths, leaf_weight, leaf_bias, *layers
     )
-    return result
+    return losses
 
 
-class _Places(NamedTuple):
-    """Where each pair stands on its way down; the first dimension is the layer.
-
-    Attributes
-    ----------
-    rows : Tensor of int64, shape=(L, K * B)
-        In the nodes' lists: those of all models and nodes, each C long, one after another.
-    right : Tensor of bool, shape=(L, K * B, 1)
-        Whether the pair turns to the right child.
-    longest : list of int, length L
-        C.
-    """
-
-    rows: Tensor
-    right: Tensor
-    longest: list[int]
+def _in_lists(of_pairs: Tensor, rows: Tensor, num_nodes: int, longest: int) -> Tensor:
+    """(K * B, O) -> (K * n, C, O), with zeros where a list is shorter."""
+    size = num_nodes * longest
+    if size != rows.shape[0]:
+        of_pairs = of_pairs.new_zeros(size, of_pairs.shape[1]).index_copy_(0, rows, of_pairs)
+    return of_pairs.view(num_nodes, longest, -1)
 
 
-def _places(leaf: Tensor, num_layers: int) -> _Places:
-    num_models, batch = leaf.shape
-    in_order, order = leaf.sort(dim=1, stable=True)
-    leaves = torch.arange(2**num_layers, device=leaf.device).expand(num_models, -1)
-    first = torch.searchsorted(in_order, leaves.contiguous())  # (K, R)
-    column = torch.arange(batch, device=leaf.device).expand(num_models, -1)
-    position = torch.empty_like(order).scatter_(1, order, column)
-    model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
-    levels = torch.arange(num_layers, 0, -1, device=leaf.device).view(-1, 1, 1)  # above the leaf
-    node = leaf >> levels  # (L, K, B)
-    first_leaf = (node << levels).transpose(0, 1).flatten(1)  # (K, L * B)
-    start = first.gather(1, first_leaf).view(num_models, num_layers, batch).transpose(0, 1)
-    within, list_number = position - start, model * (2**num_layers >> levels) + node
-    right = ((leaf >> (levels - 1)) & 1).bool().view(num_layers, -1, 1)
-    longest = within.flatten(1).amax(dim=1) + 1  # (L,)
-    rows = (list_number * longest.view(-1, 1, 1) + within).flatten(1)  # (L, K * B)
-    return _Places(rows, right, longest.tolist())
+def _of_pairs(in_lists: Tensor, rows: Tensor) -> Tensor:
+    """(K * n, C, O) -> (K * B, O)."""
+    flat = in_lists.flatten(0, 1)
+    return flat.contiguous() if flat.shape[0] == rows.shape[0] else flat.index_select(0, rows)
 
 
-class _LeafPath(torch.autograd.Function):
+class _LeafPathLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         root: Tensor,
-        leaf: Tensor,
+        paths: LeafPaths,
         leaf_weight: Tensor,
         leaf_bias: Tensor,
         *layers: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        num_models, batch, hidden = root.shape
+    ) -> Tensor:
+        num_models, _, hidden = root.shape
         weights, biases = layers[::2], layers[1::2]
-        nodes = root.flatten(0, 1)  # (K * B, H)
+        by_node = [weight.flatten(0, 1) for weight in weights]
+        nodes = root.flatten(0, 1).index_select(0, paths.order)  # (K * B, H)
         inputs, features, logits = [], [], []
-        places = _places(leaf, len(weights))
-        for row, right, longest, weight, bias in zip(*places, weights, biases, strict=True):
-            lists = nodes.new_zeros(weight.shape[0] * weight.shape[1] * longest, hidden)
-            lists = lists.index_copy_(0, row, nodes).view(-1, longest, hidden)  # (K * n, C, H)
-            out = stacked_product(lists, weight, bias).flatten(0, 1).index_select(0, row)
-            nodes = torch.where(right, out[:, hidden : 2 * hidden], out[:, :hidden]).clamp_(min=0)
+        for rows, longest, right, weight, bias in zip(
+            paths.rows, paths.longest, paths.turn.bool(), by_node, biases, strict=True
+        ):
+            lists = _in_lists(nodes, rows, weight.shape[0], longest)  # (K * n, C, H)
+            out = _of_pairs(stacked_product(lists, weight, bias.flatten(0, 1)), rows)
+            left_child, right_child, decision = out.split_with_sizes((hidden, hidden, 2), dim=1)
+            nodes = torch.where(right, right_child, left_child).clamp_(min=0)
             inputs.append(lists)
             features.append(nodes)
-            logits.append(out[:, 2 * hidden :])
+            logits.append(decision)
         ways = torch.stack(logits).log_softmax(dim=2)  # (L, K * B, 2)
-        steps = ways.gather(2, places.right.long()).squeeze(2)  # (L, K * B)
-        model = torch.arange(num_models, device=leaf.device).unsqueeze(1)
-        leaf_row = (model * leaf_weight.shape[1] + leaf).flatten()
-        weight_row = leaf_weight.flatten(0, 2).index_select(0, leaf_row)  # (K * B, H)
-        place = (nodes * weight_row).sum(dim=1) + leaf_bias.flatten().index_select(0, leaf_row)
-        ctx.places, ctx.shape = places, root.shape
-        ctx.saved = leaf_row, weight_row, inputs, features, -torch.expm1(steps)
+        steps = ways.gather(2, paths.turn)  # (L, K * B, 1)
+        weight_row = leaf_weight.flatten(0, 2).index_select(0, paths.leaf_row)  # (K * B, H)
+        found = torch.linalg.vecdot(nodes, weight_row)
+        error = found + leaf_bias.flatten().index_select(0, paths.leaf_row) - paths.place
+        shared_error = paths.share * error
+        ctx.paths, ctx.shape = paths, root.shape
+        ctx.saved = weight_row, by_node, inputs, features, steps, shared_error
         ctx.parameters = leaf_weight, leaf_bias, weights, biases
-        return steps.sum(dim=0).view(num_models, batch), place.view(num_models, batch)
+        classification = steps.sum(dim=(0, 2)).view(num_models, -1).mean(dim=1).neg_()
+        return torch.stack([classification, (shared_error * error).view(num_models, -1).sum(dim=1)])
 
     @staticmethod
-    def backward(ctx: Any, log_prob_grad: Tensor, place_grad: Tensor) -> tuple[Tensor | None, ...]:
-        leaf_row, weight_row, inputs, features, wrong_way = ctx.saved
+    def backward(ctx: Any, losses_grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight_row, by_node, inputs, features, steps, shared_error = ctx.saved
         leaf_weight, leaf_bias, weights, biases = ctx.parameters
-        hidden = ctx.shape[2]
-        log_prob_grad, place_grad = log_prob_grad.flatten(), place_grad.reshape(-1, 1)
+        paths, (num_models, batch, hidden) = ctx.paths, ctx.shape
+        of_models = losses_grad.unsqueeze(2)  # (2, K, 1)
+        place_grad = (2 * of_models[1] * shared_error.view(num_models, batch)).view(-1, 1)
 
         def write_leaf_weight(out: Tensor) -> None:
-            out.zero_().view(-1, hidden).index_add_(0, leaf_row, features[-1] * place_grad)
+            rows = out.zero_().view(-1, hidden)
+            rows.index_add_(0, paths.leaf_row, features[-1] * place_grad)
 
         def write_leaf_bias(out: Tensor) -> None:
-            out.zero_().view(-1, 1).index_add_(0, leaf_row, place_grad)
+            out.zero_().view(-1, 1).index_add_(0, paths.leaf_row, place_grad)
 
         of_leaves = gradient(leaf_weight, write_leaf_weight), gradient(leaf_bias, write_leaf_bias)
         of_layers: list[Tensor | None] = []  # from the last layer up: bias, weight
-        # Of both children and both decisions, that of the way taken has a gradient; and
-        # d log_softmax is 1 - p for the way taken, p - 1 for the other.
-        turns = torch.cat([~ctx.places.right, ctx.places.right], dim=2).to(weight_row.dtype)
-        decisions = (log_prob_grad * wrong_way).unsqueeze(2) * (2 * turns - 1)  # (L, K * B, 2)
+        # Of both children the one on the way has a gradient, where it is not cut off. Of both
+        # decisions, d log_softmax is 1 - p for the way taken, p - 1 for the other.
+        right = paths.turn.to(weight_row.dtype)  # (L, K * B, 1)
+        alive = torch.stack(features).sign_()  # (L, K * B, H); features are not negative
+        wrong_way = -torch.expm1(steps).view(len(weights), num_models, batch)  # 1 - p
+        decision = (wrong_way * (of_models[0] / -batch)).view(len(weights), -1, 1)
+        to_right = (2 * right - 1) * decision
+        alive = torch.cat([(1 - right) * alive, right * alive], dim=2)
+        decisions = torch.cat([-to_right, to_right], dim=2)
         grad = weight_row * place_grad  # (K * B, H)
         for layer in reversed(range(len(weights))):
-            row, longest, weight = ctx.places.rows[layer], ctx.places.longest[layer], weights[layer]
-            grad = torch.where(features[layer] > 0, grad, 0)
-            children = (turns[layer].unsqueeze(2) * grad.unsqueeze(1)).flatten(1)  # (K * B, 2 H)
-            of_pairs = torch.cat([children, decisions[layer]], dim=1)
-            out_grad = grad.new_zeros(weight.shape[0] * weight.shape[1] * longest, 2 * hidden + 2)
-            out_grad = out_grad.index_copy_(0, row, of_pairs).view(-1, longest, 2 * hidden + 2)
-            grad = torch.bmm(out_grad, weight.flatten(0, 1)).flatten(0, 1).index_select(0, row)
+            rows, weight = paths.rows[layer], by_node[layer]
+            of_children = alive[layer] * torch.cat([grad, grad], dim=1)
+            out_grad = _in_lists(
+                torch.cat([of_children, decisions[layer]], dim=1),
+                rows,
+                weight.shape[0],
+                paths.longest[layer],
+            )
+            grad = _of_pairs(torch.bmm(out_grad, weight), rows)
             of_layers.append(bias_gradient(biases[layer], out_grad))
-            of_layers.append(weight_gradient(weight, out_grad, inputs[layer]))
-        return grad.view(ctx.shape), None, *of_leaves, *reversed(of_layers)
+            of_layers.append(weight_gradient(weights[layer], out_grad, inputs[layer]))
+        root_grad = torch.empty_like(grad).index_copy_(0, paths.order, grad)
+        return root_grad.view(ctx.shape), None, *of_leaves, *reversed(of_layers)

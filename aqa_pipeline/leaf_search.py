@@ -55,7 +55,7 @@ def best_leaf(
     ----------
     root : Tensor, shape=(K, B, H)
     weights, biases, leaf_weight, leaf_bias
-        See :func:`aqa_pipeline.leaf_paths.leaf_path`.
+        See :func:`aqa_pipeline.leaf_paths.leaf_path_losses`.
     reachable : Tensor of bool, shape=(K, R)
         Leaves that are not empty; at least one a model.
 

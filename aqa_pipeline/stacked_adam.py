@@ -4,7 +4,8 @@ The arithmetic is torch's fused kernel, one call for each run of models that sha
 views of their rows: a parameter, its gradient and both moments are read once and written once
 a step. On a CPU a step of few pairs is bound by memory, so that a large weight is moved as soon
 as its gradient is known, before that leaves the processor's cache; all such gradients are
-written into the same memory. Tested equal to :class:`torch.optim.Adam`.
+written into the same memory. The small ones have memory of their own and are moved together.
+Tested equal to :class:`torch.optim.Adam`.
 
 Source: Sec. 4.1 (Adam); weight decay is added to the gradient, as in the published program.
 """
@@ -26,12 +27,16 @@ _LARGE = 2**16  #: numbers; below, a kernel call costs more than the memory it s
 
 
 class _Run(NamedTuple):
-    """Neighbouring models with equal settings: their rows of every parameter and moment."""
+    """Neighbouring models with equal settings: their rows of every parameter and its moments.
+
+    ``gradients`` is the memory for those that :meth:`StackedAdam.take` is given.
+    """
 
     rows: slice
     learning_rate: float
     weight_decay: float
     parameters: list[Tensor]
+    gradients: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
 
@@ -39,9 +44,9 @@ class _Run(NamedTuple):
 class StackedAdam:
     """One optimiser for K models side by side.
 
-    A step is :meth:`zero_grad`, the backward pass and :meth:`step`. Each parameter may be
-    used once in it by :mod:`aqa_pipeline.stacked_linear`. The backward pass moves the large
-    ones, so that no other is to be made through them while the optimiser lives.
+    A step is :meth:`zero_grad`, the backward pass and :meth:`step`. On a CPU each parameter
+    may be used once in it by :mod:`aqa_pipeline.stacked_linear`. The backward pass moves the
+    large ones, so that no other is to be made through them while the optimiser lives.
 
     Parameters
     ----------
@@ -63,68 +68,77 @@ class StackedAdam:
         self._square = [torch.zeros_like(p) for p in self._parameters]
         # The step in progress. On the device, so that a captured step counts on by itself.
         self._step = torch.ones((), device=self._parameters[0].device)
-        self._runs: list[_Run] = []
-        self._moved: set[int] = set()  # large parameters, as soon as this step knew their gradient
         self._index = {id(p): i for i, p in enumerate(self._parameters)}
-        large = [p for p in self._parameters if p.device.type == "cpu" and p.numel() >= _LARGE]
-        longest = max((p.numel() for p in large), default=0)
-        self._scratch = self._parameters[0].detach().new_empty(longest)
-        give_gradients_to(self, large)
+        on_cpu = self._step.device.type == "cpu"
+        self._large = {i for i, p in enumerate(self._parameters) if on_cpu and p.numel() >= _LARGE}
+        self._taken: set[int] = set()  # parameters whose gradient this step was given
+        self._runs: list[_Run] = []
+        if on_cpu:
+            give_gradients_to(self, self._parameters)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self._moved.clear()
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def take(self, parameter: Tensor, write: Write) -> None:
-        """Move a parameter by the gradient that ``write`` writes."""
-        i = self._index[id(parameter)]
-        if i in self._moved:
-            raise RuntimeError("a parameter that has moved in this step has another gradient")
-        gradient = self._scratch[: parameter.numel()].view_as(parameter)
-        write(gradient)
-        self._move([i], [gradient])
-        self._moved.add(i)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Move every model by its gradient."""
-        rest = [i for i in range(len(self._parameters)) if i not in self._moved]
-        if rest:
-            self._move(rest, [_grad(self._parameters[i]) for i in rest])
-        self._step += 1
-
-    def _move(self, which: list[int], gradients: list[Tensor]) -> None:
-        for run in self._runs or self._new_runs():
-            torch._fused_adam_(
-                [run.parameters[i] for i in which],
-                [g[run.rows] for g in gradients],
-                [run.means[i] for i in which],
-                [run.squares[i] for i in which],
-                [],
-                [self._step] * len(which),
-                lr=run.learning_rate,
-                beta1=_BETAS[0],
-                beta2=_BETAS[1],
-                weight_decay=run.weight_decay,
-                eps=_EPSILON,
-                amsgrad=False,
-                maximize=False,
-            )
-
-    def _new_runs(self) -> list[_Run]:
+    def _lay_out(self) -> None:
+        """Memory for the gradients, and each run's views of everything."""
+        longest = max((self._parameters[i].numel() for i in self._large), default=0)
+        shared = self._parameters[0].detach().new_empty(longest)
+        self._gradients = [
+            shared[: p.numel()].view_as(p) if i in self._large else torch.empty_like(p)
+            for i, p in enumerate(p.detach() for p in self._parameters)
+        ]
         start = 0
         for settings, members in itertools.groupby(self._settings):
             rows = slice(start, start + len(list(members)))
-            of_rows = [
-                [tensor[rows] for tensor in tensors]
-                for tensors in (self._parameters, self._mean, self._square)
-            ]
+            everything = self._parameters, self._gradients, self._mean, self._square
+            of_rows = ([tensor.detach()[rows] for tensor in tensors] for tensors in everything)
             self._runs.append(_Run(rows, *settings, *of_rows))
             start = rows.stop
-        return self._runs
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        if not self._runs:  # the first step, or the first of fewer models
+            self._lay_out()
+        self._taken.clear()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def take(self, parameter: Tensor, write: Write) -> None:
+        """Have a gradient written by ``write``; a large parameter is moved by it at once."""
+        i = self._index[id(parameter)]
+        if i in self._taken:
+            raise RuntimeError("a parameter has a second gradient in one step")
+        self._taken.add(i)
+        write(self._gradients[i])
+        if i in self._large:
+            for run in self._runs:
+                self._move(run, [i], [run.gradients[i]])
+
+    def step(self) -> None:
+        """Move every model by its gradient."""
+        moved = self._taken & self._large
+        rest = [i for i in range(len(self._parameters)) if i not in moved]
+        for run in self._runs:
+            gradients = [
+                run.gradients[i] if i in self._taken else _grad(self._parameters[i])[run.rows]
+                for i in rest
+            ]
+            self._move(run, rest, gradients)
+        self._step += 1
+
+    def _move(self, run: _Run, which: list[int], gradients: list[Tensor]) -> None:
+        torch._fused_adam_(
+            [run.parameters[i] for i in which],
+            gradients,
+            [run.means[i] for i in which],
+            [run.squares[i] for i in which],
+            [],
+            [self._step] * len(which),
+            lr=run.learning_rate,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            weight_decay=run.weight_decay,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all models but these; the parameters themselves are cut by the caller."""

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _WARM_UP = 3
 _TRIAL_STEPS = 20
 
-Batch = Any  # a NamedTuple of tensors
+Batch = Any  # a NamedTuple of tensors, of such NamedTuples and of None
 Step = Callable[[Batch], Tensor]
 
 
@@ -33,7 +33,8 @@ class StepRunner:
     Parameters
     ----------
     step : callable
-        Takes a NamedTuple of tensors; changes tensors in place and returns the losses.
+        Takes a NamedTuple of tensors or of further ones; changes tensors in place and returns
+        the losses.
     state : callable
         Every tensor that ``step`` changes.
     device : torch.device
@@ -49,7 +50,7 @@ class StepRunner:
     def __call__(self, batch: Batch) -> Tensor:
         if self._device.type != "cuda":
             return self._step(batch)
-        shapes = [tensor.shape for tensor in batch]
+        shapes = [tensor.shape for tensor in _tensors(batch)]
         if self._shapes is None:
             self._shapes, self._fast = shapes, self._choose(batch)
         # A graph replays its shapes alone; the last batch of an epoch may be smaller.
@@ -103,7 +104,7 @@ class StepRunner:
 
 def captured(step: Step, batch: Batch) -> Step:
     """The step as a CUDA graph over copies of ``batch``."""
-    static = type(batch)(*(tensor.clone() for tensor in batch))
+    static = _copied(batch)
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -115,12 +116,25 @@ def captured(step: Step, batch: Batch) -> Step:
         losses = step(static)
 
     def replay(batch: Batch) -> Tensor:
-        for own, given in zip(static, batch, strict=True):
+        for own, given in zip(_tensors(static), _tensors(batch), strict=True):
             own.copy_(given)
         graph.replay()
         return losses
 
     return replay
+
+
+def _tensors(part: Any) -> list[Tensor]:
+    """All tensors of a batch, in order."""
+    if isinstance(part, Tensor):
+        return [part]
+    return [] if part is None else [tensor for inner in part for tensor in _tensors(inner)]
+
+
+def _copied(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.clone()
+    return None if part is None else type(part)(*map(_copied, part))
 
 
 def _first_line(error: Exception) -> str:

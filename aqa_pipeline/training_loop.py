@@ -2,7 +2,9 @@
 
 Everything an epoch needs lies on the device before it starts: features of every view, labels,
 the order of the queries and their exemplars. There is no loop over samples or leaves and no
-transfer inside an epoch.
+transfer inside an epoch. What a step needs but no parameter changes (features in their units,
+labels, ways down the tree) is made for many steps at once: a step of two pairs is so short
+that every operation counts.
 
 Source: Sec. 3.1-3.2 and 4.1; official code: every pair is trained in both orders, and every
 clip is seen shifted and flipped by chance (here: in one of its cached views).
@@ -10,8 +12,8 @@ clip is seen shifted and flipped by chance (here: in one of its cached views).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +30,42 @@ from aqa_pipeline.step_graph import StepRunner
 IntArray = npt.NDArray[np.int64]
 
 
+#: Numbers of standardised features that are prepared at once, of all models: 8 MiB.
+_NUMBERS_AHEAD = 2**21
+
+
 class Batch(NamedTuple):
-    """What one step is made of.
+    """What one step is made of, in C columns: B pairs in both orders, or B clips.
 
     Attributes
     ----------
-    query, exemplar : Tensor of int64, shape=(K, B)
+    features : Tensor, shape=(K, C, S, D)
+        Standardised; of pairs, the queries and then their exemplars.
+    exemplar_label : Tensor of float64, shape=(K, C) or empty
+        Of the exemplars and then, for the other order, of the queries; empty for clips.
+    keep : Tensor of bool, shape=(K, C, H) or empty
+        What dropout leaves of the root feature; empty without dropout.
+    labels
+        Of the trunk.
+    """
+
+    features: Tensor
+    exemplar_label: Tensor
+    keep: Tensor
+    labels: Any
+
+
+class _Draw(NamedTuple):
+    """What is drawn for an epoch.
+
+    Attributes
+    ----------
+    query, exemplar : Tensor of int64, shape=(K, n)
         Clips of the training split; of direct heads, ``exemplar`` is not looked at.
-    query_view, exemplar_view : Tensor of int64, shape=(K, B)
+    query_view, exemplar_view : Tensor of int64, shape=(K, n)
         The view in which each clip is seen.
-    keep : Tensor of bool, shape=(K, B, 2, H) or empty
-        What dropout leaves of the root feature, in both orders; empty without dropout.
+    keep : Tensor of bool, shape=(K, n, 2, H) or empty
+        What dropout leaves of the root feature, in both orders.
     """
 
     query: Tensor
@@ -46,6 +73,12 @@ class Batch(NamedTuple):
     query_view: Tensor
     exemplar_view: Tensor
     keep: Tensor
+
+    def steps(self, start: int, count: int, batch_size: int) -> _Draw:
+        """Some of the steps, shape=(T, K, B, ...)."""
+        part = slice(start, start + count * batch_size)
+        shape = len(self.query), count, batch_size
+        return _Draw(*(t[:, part].reshape(*shape, *t.shape[2:]).transpose(0, 1) for t in self))
 
 
 class TrainingLoop:
@@ -172,53 +205,63 @@ class TrainingLoop:
         order, partner = self._draw_epoch()
         query, exemplar = self._fit.gather(1, order), self._fit.gather(1, partner)
         query_view, exemplar_view = self._draw_views()
-        keep = self._draw_dropout().to(query.device)
+        keep = self._draw_dropout().to(order.device)
+        draw = _Draw(query, exemplar, query_view, exemplar_view, keep)
         total = self._features.new_zeros(2, self._head.num_models)
-        for start in range(0, query.shape[1], self._config.batch_size):
-            part = slice(start, start + self._config.batch_size)
-            whole = Batch(query, exemplar, query_view, exemplar_view, keep)
-            losses = self._run_step(Batch(*(tensor[:, part] for tensor in whole)))
-            # The last batch may be smaller.
-            total += losses * query[:, part].shape[1]
-        return total / query.shape[1]
+        for start, count, size in self._runs_of_steps(order.shape[1]):
+            for batch in self._batches(draw.steps(start, count, size)):
+                total += self._run_step(batch) * size
+        return total / order.shape[1]
+
+    def _runs_of_steps(self, num_queries: int) -> Iterator[tuple[int, int, int]]:
+        """First query, number of steps and their size; the last step of an epoch may be smaller."""
+        size = min(self._config.batch_size, num_queries)
+        whole, rest = divmod(num_queries, size)
+        clips = size * (2 if self._head.is_contrastive else 1) * self._head.num_models
+        ahead = max(1, _NUMBERS_AHEAD // (clips * self._features[0].numel()))
+        for first in range(0, whole, ahead):
+            yield first * size, min(ahead, whole - first), size
+        if rest:
+            yield whole * size, 1, rest
+
+    def _batches(self, steps: _Draw) -> Iterable[Batch]:
+        """Pairs in both orders, or clips, ready for the step."""
+        clips, views, keep = steps.query, steps.query_view, steps.keep
+        if self._head.is_contrastive:
+            clips = torch.cat([clips, steps.exemplar], dim=2)  # (T, K, 2 B)
+            views = torch.cat([views, steps.exemplar_view], dim=2)
+            keep = keep.transpose(2, 3).flatten(2, 3)  # (T, K, 2 B, H)
+            label = self._label[clips]
+            exemplar_label = label.roll(steps.query.shape[2], 2)
+            target = label - exemplar_label
+        else:
+            keep = keep[:, :, :, 0]
+            target = self._direct_target[clips]
+            exemplar_label = target.new_empty(len(target), 0)
+        features = self._head.standardise(self._seen(clips, views))
+        labels = self._head.trunk.labels(target)
+        return map(Batch, features.unbind(), exemplar_label.unbind(), keep.unbind(), labels)
+
+    def _seen(self, clips: Tensor, views: Tensor) -> Tensor:
+        """Features of clips in the given views, shape=(..., S, D)."""
+        return self._features[clips * self._num_views + views]
+
+    def _dropped(self, root: Tensor, keep: Tensor) -> Tensor:
+        return root * keep / self._stays if keep.shape[2] else root
 
     def _step(self, batch: Batch) -> Tensor:
         """One step of every model; its losses, shape=(2, K)."""
         head = self._head
-        root, target = self._pairs(batch) if head.is_contrastive else self._clips(batch)
-        losses = head.trunk.losses(root, target)  # (2, K)
+        if head.is_contrastive:
+            root = head.roots_of_pairs(batch.features, batch.exemplar_label)
+        else:
+            root = head.roots_of_clips(batch.features)
+        losses = head.trunk.losses(self._dropped(root, batch.keep), batch.labels)  # (2, K)
         self._optimiser.zero_grad()
         # The models share no parameter, so the gradient of the sum is each one's own.
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
         self._optimiser.step()
         return losses.detach()
-
-    def _seen(self, clips: Tensor, views: Tensor) -> Tensor:
-        """Features of clips in the given views, shape=(K, B, S, D)."""
-        return self._features[clips * self._num_views + views]
-
-    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Root features and targets of both orders: a against b, then b against a.
-
-        The results have 2 B columns.
-        """
-        a, b = batch.query, batch.exemplar
-        queries, exemplars = torch.cat([a, b], dim=1), torch.cat([b, a], dim=1)
-        views = torch.cat([batch.query_view, batch.exemplar_view], dim=1)
-        query_half, exemplar_half = self._head.halves(self._seen(queries, views))
-        of_a, of_b = exemplar_half.chunk(2, dim=1)
-        root = self._head.root(query_half, torch.cat([of_b, of_a], dim=1), self._label[exemplars])
-        keep = batch.keep.transpose(1, 2).flatten(1, 2)  # (K, 2 B, H)
-        return self._dropped(root, keep), self._label[queries] - self._label[exemplars]
-
-    def _clips(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        root = self._head.direct_root(self._seen(batch.query, batch.query_view))
-        return self._dropped(root, batch.keep[:, :, 0]), self._direct_target[batch.query]
-
-    def _dropped(self, root: Tensor, keep: Tensor) -> Tensor:
-        if not keep.shape[2]:
-            return root
-        return root * keep / self._stays
 
 
 def _place_in_group(groups: IntArray) -> IntArray:

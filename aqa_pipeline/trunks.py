@@ -10,6 +10,9 @@ K, H, B, R
     As in :mod:`aqa_pipeline.gart`.
 target : Tensor of float64, shape=(K, B)
     In label points.
+labels
+    What the loss of a step wants to know of its targets: a tensor, or a NamedTuple of some.
+    They are made for many steps at once, since a step of few pairs is short.
 losses : Tensor, shape=(2, K)
     Classification and regression, a mean over the batch; their sum is minimised.
 """
@@ -31,11 +34,12 @@ from aqa_pipeline.gart import (
     Gart,
     GroupTensors,
     leaf_losses,
-    true_leaf_losses,
+    pair_shares,
     uniform_parameter,
 )
 from aqa_pipeline.groups import Groups, eq5_edges, eq5_edges_of_pairs, symmetric_edges
 from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
+from aqa_pipeline.leaf_paths import LeafPaths, leaf_path_losses, leaf_paths
 from aqa_pipeline.leaf_search import best_leaf
 from aqa_pipeline.pair_edges import PairLabels
 from aqa_pipeline.stacked_linear import stacked_linear
@@ -64,8 +68,12 @@ class Trunk(nn.Module):
         """What a direct head learns of each clip, shape=(N,) or (N, J): its label."""
         return clips.label
 
-    def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        """Losses of root features (K, B, H) against targets (K, B[, J]); shape=(2, K)."""
+    def labels(self, target: Tensor) -> Sequence[Any]:
+        """Labels of T steps, from targets of shape (T, K, B) or (T, K, B, J)."""
+        raise NotImplementedError
+
+    def losses(self, root: Tensor, labels: Any) -> Tensor:
+        """Losses of root features (K, B, H) against the labels of their step; shape=(2, K)."""
         raise NotImplementedError
 
     def value(self, root: Tensor) -> Value:
@@ -75,6 +83,22 @@ class Trunk(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What :func:`trunk_from_settings` needs to build it again; plain values."""
         raise NotImplementedError
+
+
+class GartLabels(NamedTuple):
+    """Labels of Eq. 6 for one step.
+
+    Attributes
+    ----------
+    leaf : Tensor of int64, shape=(K, B)
+    place : Tensor of float32, shape=(K, B)
+    paths : LeafPaths or None
+        The ways to the leaves, where they are all that is to be computed.
+    """
+
+    leaf: Tensor
+    place: Tensor
+    paths: LeafPaths | None
 
 
 class GartTrunk(Trunk):
@@ -93,20 +117,24 @@ class GartTrunk(Trunk):
         )
         self.groups = GroupTensors(groups)
 
-    def losses(self, root: Tensor, target: Tensor) -> Tensor:
+    def labels(self, target: Tensor) -> Sequence[GartLabels]:
         leaf, place = self.groups.leaf_and_place(target)
-        if self.recipe == "paper":  # the only one that looks at wrong leaves, too
-            return torch.stack(leaf_losses(self.tree(root), leaf, place, recipe=self.recipe))
-        log_prob, found = self.tree.at_leaf(root, leaf)
-        return torch.stack(
-            true_leaf_losses(
-                log_prob,
-                found,
-                leaf,
-                place,
-                recipe=self.recipe,
-                num_groups=self.tree.num_groups,
-            )
+        # The printed loss looks at wrong leaves, too; and on a GPU the whole tree is computed,
+        # whose shapes do not depend on the labels.
+        if self.recipe == "paper" or target.device.type != "cpu":
+            return [GartLabels(*own, None) for own in zip(leaf, place, strict=True)]
+        num_groups = self.tree.num_groups
+        share = pair_shares(leaf, recipe=self.recipe, num_groups=num_groups)
+        paths = leaf_paths(leaf, place, share, num_layers=len(self.tree.weights))
+        return [GartLabels(*own) for own in zip(leaf, place, paths, strict=True)]
+
+    def losses(self, root: Tensor, labels: GartLabels) -> Tensor:
+        leaf, place, paths = labels
+        tree = self.tree
+        if paths is None:
+            return torch.stack(leaf_losses(tree(root), leaf, place, recipe=self.recipe))
+        return leaf_path_losses(
+            root, paths, tree.weights, tree.biases, tree.leaf_weight, tree.leaf_bias
         )
 
     def value(self, root: Tensor) -> Value:
@@ -158,9 +186,12 @@ class MlpTrunk(Trunk):
         inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
         return stacked_linear(inner, self.out_weight, self.out_bias).squeeze(2)
 
-    def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        wanted = ((target - self.centre[:, None]) / self.spread[:, None]).to(root.dtype)
-        regression = (self(root) - wanted).square().mean(dim=1)
+    def labels(self, target: Tensor) -> Sequence[Tensor]:
+        normalised = (target - self.centre[:, None]) / self.spread[:, None]
+        return normalised.to(self.weight.dtype).unbind()
+
+    def losses(self, root: Tensor, labels: Tensor) -> Tensor:
+        regression = (self(root) - labels).square().mean(dim=1)
         return torch.stack([torch.zeros_like(regression), regression])
 
     def value(self, root: Tensor) -> Value:
@@ -231,9 +262,12 @@ class DistributionTrunk(Trunk):
     def direct_target(self, clips: FeatureSet) -> FloatArray:
         return marks_of(clips) if self.per_judge else clips.label
 
-    def losses(self, root: Tensor, target: Tensor) -> Tensor:
-        marks = target.transpose(1, 2) if self.per_judge else target.unsqueeze(1)  # (K, J, B)
-        found, wanted = self(root), self.target_log_prob(marks).to(root.dtype)
+    def labels(self, target: Tensor) -> Sequence[Tensor]:
+        marks = target.transpose(2, 3) if self.per_judge else target.unsqueeze(2)  # (T, K, J, B)
+        return marks.unbind()
+
+    def losses(self, root: Tensor, labels: Tensor) -> Tensor:
+        found, wanted = self(root), self.target_log_prob(labels).to(root.dtype)
         divergence = (wanted.exp() * (wanted - found)).sum(dim=2).mean(dim=(1, 2))  # (K,)
         return torch.stack([divergence, torch.zeros_like(divergence)])
 

@@ -62,7 +62,8 @@ def test_the_divergence_by_hand() -> None:
     edge = math.exp(-2) / (1 + 2 * math.exp(-2))
     middle = 1 - 2 * edge
     divergence = 2 * edge * math.log(3 * edge) + middle * math.log(3 * middle)
-    losses = trunk.losses(torch.zeros(1, 1, 4), torch.tensor([[2.0]], dtype=torch.float64))
+    (labels,) = trunk.labels(torch.tensor([[[2.0]]], dtype=torch.float64))
+    losses = trunk.losses(torch.zeros(1, 1, 4), labels)
     assert losses[0].item() == pytest.approx(divergence, rel=1e-5)
     assert losses[1].item() == 0
     assert trunk.value(torch.zeros(1, 1, 4)).target.item() == pytest.approx(2.0)
@@ -80,7 +81,8 @@ def test_the_divergence_is_a_mean_over_judges_and_clips() -> None:
             for j in range(2):
                 p = (-0.5 * ((trunk.bins[k] - marks[k, b, j]) / 0.25) ** 2).softmax(0)
                 expected[k] += (p * (p.log() - log_q[k, j, :, b])).sum().float() / 6
-    torch.testing.assert_close(trunk.losses(root, marks)[0], expected)
+    for labels in trunk.labels(torch.stack([marks, marks])):  # of two steps
+        torch.testing.assert_close(trunk.losses(root, labels)[0], expected)
 
 
 def test_a_sure_network_predicts_what_the_judges_gave_by_their_rule() -> None:

@@ -136,6 +136,12 @@ def test_groups_on_the_device_equal_those_in_numpy(more: list[float]) -> None:
         expected_leaf, expected_place = expected.leaf_and_place(deltas[k])
         np.testing.assert_array_equal(leaf[k].numpy(), expected_leaf)
         np.testing.assert_array_equal(place[k].numpy(), expected_place.astype(np.float32))
+    steps = torch.from_numpy(np.stack([deltas, -deltas]))
+    leaves, places = GroupTensors(groups).leaf_and_place(steps)
+    for step, own_leaf, own_place in zip(steps, leaves, places, strict=True):
+        leaf, place = GroupTensors(groups).leaf_and_place(step)
+        assert torch.equal(own_leaf, leaf)
+        assert torch.equal(own_place, place)
 
 
 def certain(leaf: Tensor, place: Tensor, num_groups: int) -> TreeOutput:

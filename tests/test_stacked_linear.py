@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aqa_pipeline.stacked_linear import Write, give_gradients_to, stacked_linear
+from aqa_pipeline.stacked_linear import (
+    Write,
+    give_gradients_to,
+    stacked_linear,
+    weight_gradient,
+)
 
 
 class Listener:
@@ -99,3 +104,17 @@ def test_large_weights_give_the_plain_product_whatever_the_columns(
         expected += bias.flatten(0, 1).mT
     found = stacked_linear(x, weight, bias if has_bias else None)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("columns", [1, 4, 128, 129])
+@pytest.mark.parametrize(("layers", "rows"), [(1, 400), (1, 401), (3, 400)])
+def test_the_gradient_of_a_large_weight_is_the_plain_product_however_it_is_cut(
+    layers: int, rows: int, columns: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(layers, columns, 200, generator=generator, dtype=torch.float64)
+    out_grad = torch.rand(layers, columns, rows, generator=generator, dtype=torch.float64)
+    weight = torch.nn.Parameter(torch.zeros(layers, rows, 200, dtype=torch.float64))
+    found = weight_gradient(weight, out_grad, x)
+    assert found is not None
+    torch.testing.assert_close(found, torch.einsum("nbo,nbi->noi", out_grad, x))

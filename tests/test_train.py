@@ -14,7 +14,6 @@ from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.gart import GroupTensors
 from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
 from aqa_pipeline.metrics import spearman
@@ -118,13 +117,13 @@ def test_exemplars_are_drawn_evenly() -> None:
 
 def test_both_orders_of_a_pair_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     deltas: list[Tensor] = []
-    leaf_and_place = GroupTensors.leaf_and_place
+    labels = GartTrunk.labels
 
-    def listen(self: GroupTensors, delta: Tensor) -> tuple[Tensor, Tensor]:
-        deltas.append(delta)
-        return leaf_and_place(self, delta)
+    def listen(self: GartTrunk, target: Tensor) -> Any:
+        deltas.extend(target)
+        return labels(self, target)
 
-    monkeypatch.setattr(GroupTensors, "leaf_and_place", listen)
+    monkeypatch.setattr(GartTrunk, "labels", listen)
     loop_over(planted_clips(20), [list(range(20))], batch_size=8).epoch()
     assert [delta.shape[1] for delta in deltas] == [16, 16, 8], "the last batch is smaller"
     for delta in deltas:
@@ -156,7 +155,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pairs(
                         label[[exemplar]].expand(2, 1),
                     )
                     delta = (label[query] - label[exemplar]).expand(2, 1)
-                    losses = head.trunk.losses(root, delta)
+                    (labels,) = head.trunk.labels(delta.unsqueeze(0))
+                    losses = head.trunk.losses(root, labels)
                 expected[:, k] += [float(loss[k]) / (2 * len(rows)) for loss in losses]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 

@@ -195,5 +195,6 @@ class PairModel(nn.Module):
             label[exemplar].unsqueeze(0),
         )
         target = (label[query] - label[exemplar]).unsqueeze(0)  # (1, 2 B)
-        losses: Tensor = self.head.trunk.losses(root, target)  # (2, 1)
+        (labels,) = self.head.trunk.labels(target.unsqueeze(0))
+        losses: Tensor = self.head.trunk.losses(root, labels)  # (2, 1)
         return losses[:, 0]
