@@ -46,6 +46,8 @@ class LeafPaths(NamedTuple):
         Weight of the pair's squared error in its model's loss.
     turn : Tensor of int64, shape=(L, K * B, 1)
         Child that the pair turns to: 0 is the left one, 1 the right one.
+    side : Tensor, shape=(L, K * B, 2)
+        1 for that child, 0 for the other.
     rows : sequence of Tensor of int64, length L, shape=(K * B,)
         Where the pair stands in the nodes' lists: those of all models and nodes, each C long,
         one after another.
@@ -58,6 +60,7 @@ class LeafPaths(NamedTuple):
     place: Tensor
     share: Tensor
     turn: Tensor
+    side: Tensor
     rows: Sequence[Tensor]
     longest: Sequence[int]
 
@@ -84,6 +87,7 @@ def leaf_paths(leaf: Tensor, place: Tensor, share: Tensor, num_layers: int) -> l
         place.gather(2, order).flatten(1).unbind(),
         share.gather(2, order).flatten(1).unbind(),
         turn.unbind(),
+        torch.cat([1 - turn, turn], dim=3).to(place.dtype).unbind(),
         [of_step.unbind() for of_step in rows.unbind()],
         longest.tolist(),
         strict=True,
@@ -192,13 +196,11 @@ class _LeafPathLosses(torch.autograd.Function):
         of_layers: list[Tensor | None] = []  # from the last layer up: bias, weight
         # Of both children the one on the way has a gradient, where it is not cut off. Of both
         # decisions, d log_softmax is 1 - p for the way taken, p - 1 for the other.
-        right = paths.turn.to(weight_row.dtype)  # (L, K * B, 1)
         alive = torch.stack(features).sign_()  # (L, K * B, H); features are not negative
+        alive = (paths.side.unsqueeze(3) * alive.unsqueeze(2)).flatten(2)  # (L, K * B, 2 H)
         wrong_way = -torch.expm1(steps).view(len(weights), num_models, batch)  # 1 - p
         decision = (wrong_way * (of_models[0] / -batch)).view(len(weights), -1, 1)
-        to_right = (2 * right - 1) * decision
-        alive = torch.cat([(1 - right) * alive, right * alive], dim=2)
-        decisions = torch.cat([-to_right, to_right], dim=2)
+        decisions = (2 * paths.side - 1) * decision  # (L, K * B, 2)
         grad = weight_row * place_grad  # (K * B, H)
         for layer in reversed(range(len(weights))):
             rows, weight = paths.rows[layer], by_node[layer]

@@ -90,8 +90,10 @@ def test_the_ways_of_many_steps_are_those_of_each() -> None:
     for t, paths in enumerate(together):
         (alone,) = leaf_paths(leaf[t, None], place[t, None], share[t, None], num_layers=4)
         assert paths.longest == alone.longest
-        for a, b in zip(paths[:5], alone[:5], strict=True):
-            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+        for a, b in zip(paths[:6], alone[:6], strict=True):
+            assert isinstance(a, Tensor)
+            assert isinstance(b, Tensor)
+            assert torch.equal(a, b)
         for a, b in zip(paths.rows, alone.rows, strict=True):
             assert torch.equal(a, b)
 
