@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _WARM_UP = 3
 _TRIAL_STEPS = 20
 
-Batch = Any  # a NamedTuple of tensors, of such NamedTuples and of None
+Batch = Any  # a NamedTuple of tensors and of such NamedTuples
 Step = Callable[[Batch], Tensor]
 
 
@@ -128,13 +128,13 @@ def _tensors(part: Any) -> list[Tensor]:
     """All tensors of a batch, in order."""
     if isinstance(part, Tensor):
         return [part]
-    return [] if part is None else [tensor for inner in part for tensor in _tensors(inner)]
+    return [tensor for inner in part for tensor in _tensors(inner)]
 
 
 def _copied(part: Any) -> Any:
     if isinstance(part, Tensor):
         return part.clone()
-    return None if part is None else type(part)(*map(_copied, part))
+    return type(part)(*map(_copied, part))
 
 
 def _first_line(error: Exception) -> str:

@@ -85,20 +85,17 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
 
-class GartLabels(NamedTuple):
-    """Labels of Eq. 6 for one step.
+class LeafLabels(NamedTuple):
+    """Labels of Eq. 6 for one step in which the whole tree is computed.
 
     Attributes
     ----------
     leaf : Tensor of int64, shape=(K, B)
     place : Tensor of float32, shape=(K, B)
-    paths : LeafPaths or None
-        The ways to the leaves, where they are all that is to be computed.
     """
 
     leaf: Tensor
     place: Tensor
-    paths: LeafPaths | None
 
 
 class GartTrunk(Trunk):
@@ -117,24 +114,21 @@ class GartTrunk(Trunk):
         )
         self.groups = GroupTensors(groups)
 
-    def labels(self, target: Tensor) -> Sequence[GartLabels]:
+    def labels(self, target: Tensor) -> Sequence[LeafLabels | LeafPaths]:
         leaf, place = self.groups.leaf_and_place(target)
         # The printed loss looks at wrong leaves, too; and on a GPU the whole tree is computed,
         # whose shapes do not depend on the labels.
         if self.recipe == "paper" or target.device.type != "cpu":
-            return [GartLabels(*own, None) for own in zip(leaf, place, strict=True)]
-        num_groups = self.tree.num_groups
-        share = pair_shares(leaf, recipe=self.recipe, num_groups=num_groups)
-        paths = leaf_paths(leaf, place, share, num_layers=len(self.tree.weights))
-        return [GartLabels(*own) for own in zip(leaf, place, paths, strict=True)]
+            return [LeafLabels(*own) for own in zip(leaf, place, strict=True)]
+        share = pair_shares(leaf, recipe=self.recipe, num_groups=self.tree.num_groups)
+        return leaf_paths(leaf, place, share, num_layers=len(self.tree.weights))
 
-    def losses(self, root: Tensor, labels: GartLabels) -> Tensor:
-        leaf, place, paths = labels
+    def losses(self, root: Tensor, labels: LeafLabels | LeafPaths) -> Tensor:
         tree = self.tree
-        if paths is None:
-            return torch.stack(leaf_losses(tree(root), leaf, place, recipe=self.recipe))
+        if isinstance(labels, LeafLabels):
+            return torch.stack(leaf_losses(tree(root), *labels, recipe=self.recipe))
         return leaf_path_losses(
-            root, paths, tree.weights, tree.biases, tree.leaf_weight, tree.leaf_bias
+            root, labels, tree.weights, tree.biases, tree.leaf_weight, tree.leaf_bias
         )
 
     def value(self, root: Tensor) -> Value:

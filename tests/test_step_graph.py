@@ -17,6 +17,11 @@ class Batch(NamedTuple):
     x: Tensor
 
 
+class Nested(NamedTuple):
+    x: Tensor
+    labels: Batch
+
+
 class Counter:
     """A training step: adds the batch's mean to its state."""
 
@@ -67,6 +72,26 @@ def test_the_trial_leaves_no_trace(counter: Counter, monkeypatch: pytest.MonkeyP
     run.forget()
     assert run(Batch(torch.ones(2))).tolist() == [4, 4]
     assert made == [1, 1]
+
+
+def test_tensors_inside_a_batch_count_as_its_own(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(step_graph, "captured", captures(counter, made))
+    run, x = runner(counter), torch.ones(3)
+    run(Nested(x, Batch(torch.ones(2))))
+    tried = counter.calls
+    monkeypatch.setattr(run, "_fast", lambda batch: torch.full((2,), 9.0))
+    assert run(Nested(x, Batch(torch.zeros(2)))).tolist() == [9, 9]
+    assert run(Nested(x, Batch(torch.zeros(4)))).tolist() == [2, 2], "other shapes inside"
+    assert counter.calls == tried + 1
+    batch = Nested(x, Batch(torch.zeros(2)))
+    copy = step_graph._copied(batch)
+    assert isinstance(copy, Nested)
+    for own, given in zip(step_graph._tensors(copy), step_graph._tensors(batch), strict=True):
+        assert torch.equal(own, given)
+        assert own.data_ptr() != given.data_ptr()
 
 
 def test_what_cannot_be_captured_is_left_out_with_a_line(
