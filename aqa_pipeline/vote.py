@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.device_memory import numbers_at_once
 from aqa_pipeline.heads import Halves, Head, Regressor
-from aqa_pipeline.stack_size import numbers_at_once
 
 #: Pairs, of all models, that go through the tree at once: bounds the memory of voting.
 _PAIRS_PER_PASS = 4096

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.device_memory import free_bytes
 from aqa_pipeline.stack import Stack
-from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, free_bytes, largest_stack
+from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
