@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.metrics import relative_l2, spearman
+from aqa_pipeline.metrics import relative_l2, spearman, spearman_rows
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.vote import (
     VotePairs,
@@ -143,10 +143,13 @@ class Selection:
         points = [own.to_score(label) for own, label in zip(judges, labels, strict=True)]
         in_points = np.stack(points)
         self.judged_scores.append(in_points)
-        rhos, improved = [], []
+        # All rows at once: one after another they would take longer than a GPU takes for them.
+        rhos = spearman_rows(np.stack([own.score for own in judges]), in_points).tolist()
+        improved = []
         for k, own in enumerate(judges):
             scores = in_points[k]
-            rhos.append(spearman(own.score, scores))
+            if math.isnan(rhos[k]):
+                rhos[k] = spearman(own.score, scores)  # says in the log why
             error = relative_l2(own.score, scores)
             if not error >= self.best_relative_l2[k]:
                 self.best_relative_l2[k] = error

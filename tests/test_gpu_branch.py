@@ -70,14 +70,14 @@ def stack(
 # --- on meta -------------------------------------------------------------------------
 
 
-class OnDeviceAlone(TorchDispatchMode):
+class OnDeviceAlone(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where the host reads from the device, or an operation mixes both.
 
     Copies to the device are allowed, as are numbers (tensors of no dimension) of the host.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
