@@ -82,13 +82,14 @@ class StepRunner:
         saved: list[Tensor] = []
         try:
             saved = [tensor.detach().clone() for tensor in self._state()]
-            expected = self._outcome(self._step, batch)
+            expected = [tensor.clone() for tensor in self._outcome(self._step, batch)]
             plain_seconds = self._seconds(self._step, batch)
             self._put_back(saved)
             fast = captured(self._step, batch, self._device)
             self._put_back(saved)
             found = self._outcome(fast, batch)
             difference = largest_difference(found, expected, saved)
+            del found, expected
             fast_seconds = self._seconds(fast, batch)
         except RuntimeError as error:  # torch's own; if the plain step fails, it will fail again
             if isinstance(error, BrokenCaptureError):
@@ -116,11 +117,11 @@ class StepRunner:
         return best
 
     def _outcome(self, step: Step, batch: Batch) -> list[Tensor]:
-        """Copies of the state and of the losses after some steps on two batches by turns."""
+        """State (not copied) and losses after some steps on two batches by turns."""
         batches = batch, _varied(batch)
         for number in range(_COMPARED_STEPS):
             losses = step(batches[number % 2])
-        return [tensor.detach().clone() for tensor in (*self._state(), losses)]
+        return [*(tensor.detach() for tensor in self._state()), losses]
 
     def _seconds(self, step: Step, batch: Batch) -> float:
         for _ in range(_WARM_UP):

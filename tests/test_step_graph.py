@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -296,3 +297,31 @@ def test_a_step_that_fails_while_it_is_captured_ends_the_capture(
     assert isinstance(caught.value, BrokenCaptureError) != ends
     assert told == ["begin", "end"]
     assert gc.isenabled()
+
+
+def test_a_graph_is_replayed_on_the_batch_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        """Runs the step again on the memory that was captured, as a CUDA graph does."""
+
+        def __init__(self, step: Step, static: Any) -> None:
+            self.step, self.static, self.losses = step, static, step.quickly(static).clone()
+
+        def replay(self) -> None:
+            self.losses.copy_(self.step.quickly(self.static))
+
+    def recorded(step: Any, static: Any) -> tuple[Graph, Tensor]:
+        graph = Graph(step, static)
+        return graph, graph.losses
+
+    stream = mock.MagicMock()
+    for place in ("device", "stream", "current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, place, stream)
+    monkeypatch.setattr(step_graph, "_recorded", recorded)
+    step, given = Step(), batch(3.0)
+    run = runner(step)
+    run(given)
+    tried = step.calls
+    given.x.fill_(5.0)  # the memory of the captured batch is its own
+    assert run(batch(4.0))[0, 0] == pytest.approx(3 * (after(3.0)[0, 0] - 4) ** 2)
+    assert step.calls == tried, "replayed"
+    torch.testing.assert_close(step.weight, after(3.0, 4.0))
