@@ -144,7 +144,8 @@ class Selection:
         in_points = np.stack(points)
         self.judged_scores.append(in_points)
         # All rows at once: one after another they would take longer than a GPU takes for them.
-        rhos = spearman_rows(np.stack([own.score for own in judges]), in_points).tolist()
+        scores_of_judges = np.stack([own.score for own in judges])
+        rhos: list[float] = spearman_rows(scores_of_judges, in_points).tolist()
         improved = []
         for k, own in enumerate(judges):
             scores = in_points[k]
