@@ -23,6 +23,7 @@ from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
+from aqa_pipeline.device_memory import shortage_as_error
 from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.evaluate import (
@@ -95,6 +96,8 @@ def fit_dataset(
         If there is no split or nothing to learn.
     CacheError
         If features are missing.
+    SetupError
+        If memory runs out.
     """
     parts = parts_of(manifest)
     steps = num_steps(head_config, fit_config)
@@ -202,7 +205,8 @@ def fit_head(
     if literature:
         run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
-    predictions = predict_clips(run, clips.test)
+    with shortage_as_error(device):
+        predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))
     write_json_atomically(folder / "metrics.json", measured)

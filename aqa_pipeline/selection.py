@@ -15,12 +15,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.metrics import relative_l2, spearman
+from aqa_pipeline.metrics import relative_l2, spearman, spearman_rows
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.vote import predict_labels
+from aqa_pipeline.vote import (
+    VotePairs,
+    mean_votes,
+    predict_labels,
+    vote_pairs,
+    votes_on_device,
+    votes_on_host,
+)
 
 IntArray = npt.NDArray[np.int64]
 
@@ -101,7 +109,9 @@ class Selection:
             votes.append(np.where(local >= 0, rows[local], -1))
         width = max(v.shape[1] for v in votes)
         padded = [np.pad(v, ((0, 0), (0, width - v.shape[1])), constant_values=-1) for v in votes]
-        self._exemplars = torch.from_numpy(np.stack(padded)).to(device)
+        self._chosen = np.stack(padded)  # (K, n, M)
+        self._pairs: VotePairs | None = None  # of votes on the device, once they are listed
+        self._columns: Tensor | None = None  # bool, (J, K, M): of each M, at most J of them
         num_judged = sum(map(len, self._blocks))
         self.best_rho = [math.nan] * num_judged
         self.best_relative_l2 = [math.nan] * num_judged
@@ -111,12 +121,13 @@ class Selection:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Judge these models alone from now on; the head is cut by the caller."""
-        index = torch.tensor(rows, device=self._exemplars.device)
+        index = torch.tensor(rows, device=self._pool.device)
         self._judged = [self._judged[row] for row in rows]
-        self._queries, self._exemplars = self._queries[index], self._exemplars[index]
+        self._queries, self._chosen = self._queries[index], self._chosen[list(rows)]
         first = np.cumsum([0, *map(len, self._blocks)]).tolist()
         judged = [j for row in rows for j in range(first[row], first[row + 1])]
         self._blocks = [self._blocks[row] for row in rows]
+        self._pairs = self._columns = None
         for name in ("best_rho", "best_relative_l2", "best_epoch"):
             values = getattr(self, name)
             setattr(self, name, [values[j] for j in judged])
@@ -125,36 +136,89 @@ class Selection:
 
     def keep_best(self, epoch: int) -> list[float]:
         """Judge every model; copy those that improved. Returns rho, one a model and M."""
-        votes = predict_labels(
-            self._head,
-            queries=self._queries,
-            pool=self._pool,
-            pool_label=self._pool_label,
-            exemplars=self._exemplars,
-        )
-        judges, points = [], []
-        for k, (own, blocks) in enumerate(zip(self._judged, self._blocks, strict=True)):
-            for block in blocks:
-                # A direct head has one opinion and no votes to choose from.
-                columns = block if self._head.is_contrastive else slice(None)
-                judges.append(own)
-                points.append(own.to_score(votes.columns(k, columns).mean()[0]))
+        judges = [
+            own for own, blocks in zip(self._judged, self._blocks, strict=True) for _ in blocks
+        ]
+        labels = self._labels()
+        points = [own.to_score(label) for own, label in zip(judges, labels, strict=True)]
         in_points = np.stack(points)
         self.judged_scores.append(in_points)
-        state = self._head.state_dict() if self._best else {}
-        rhos = []
+        # All rows at once: one after another they would take longer than a GPU takes for them.
+        scores_of_judges = np.stack([own.score for own in judges])
+        rhos: list[float] = spearman_rows(scores_of_judges, in_points).tolist()
+        improved = []
         for k, own in enumerate(judges):
             scores = in_points[k]
-            rhos.append(spearman(own.score, scores))
+            if math.isnan(rhos[k]):
+                rhos[k] = spearman(own.score, scores)  # says in the log why
             error = relative_l2(own.score, scores)
             if not error >= self.best_relative_l2[k]:
                 self.best_relative_l2[k] = error
             # Where rho is not defined (all predictions equal) any later epoch is preferred.
             if rhos[k] > self.best_rho[k] or math.isnan(self.best_rho[k]):
                 self.best_rho[k], self.best_epoch[k] = rhos[k], epoch
-                for name, value in state.items():
-                    self._best[name][k] = value[k]
+                improved.append(k)
+        self._copy(improved)
         return rhos
+
+    def _labels(self) -> list[npt.NDArray[np.float64]]:
+        """What each model, and each M of it, predicts for its clips; shape=(n,) each."""
+        if not votes_on_host(self._pool.device):
+            there = self.labels_on_device().cpu().numpy()  # (J, K, n); all that the host reads
+            return [there[j, k] for k, own in enumerate(self._blocks) for j in range(len(own))]
+        votes = predict_labels(
+            self._head,
+            queries=self._queries,
+            pool=self._pool,
+            pool_label=self._pool_label,
+            exemplars=torch.from_numpy(self._chosen),
+        )
+        # A direct head has one opinion and no votes to choose from.
+        contrastive = self._head.is_contrastive
+        return [
+            votes.columns(k, block if contrastive else slice(None)).mean()[0]
+            for k, blocks in enumerate(self._blocks)
+            for block in blocks
+        ]
+
+    def labels_on_device(self) -> Tensor:
+        """Every model's predictions by each M, without a word from the host; (J, K, n).
+
+        J is the largest number of M that a model is judged by; a model with fewer has the
+        first ones.
+        """
+        most = max(map(len, self._blocks))
+        if not self._head.is_contrastive:
+            with torch.no_grad():
+                return self._head.direct_value(self._queries).target.expand(most, -1, -1)
+        if self._pairs is None or self._columns is None:
+            self._pairs = vote_pairs(self._chosen, self._pool.device)
+            columns = np.zeros((most, *self._chosen.shape[::2]), dtype=bool)
+            for k, blocks in enumerate(self._blocks):
+                for j, block in enumerate(blocks):
+                    columns[j, k, block] = True
+            self._columns = torch.from_numpy(columns).to(self._pool.device)
+        label, _ = votes_on_device(
+            self._head,
+            queries=self._queries,
+            pool=self._pool,
+            pool_label=self._pool_label,
+            pairs=self._pairs,
+        )
+        return mean_votes(label, self._columns)
+
+    def _copy(self, models: Sequence[int]) -> None:
+        """Keep the weights of some models as they are now."""
+        if not self._best or not models:
+            return
+        if self._pool.device.type == "cpu":
+            for name, value in self._head.state_dict().items():
+                for k in models:
+                    self._best[name][k] = value[k]
+            return
+        index = torch.tensor(models, device=self._pool.device)
+        for name, value in self._head.state_dict().items():
+            self._best[name].index_copy_(0, index, value[index])
 
     def restore(self) -> None:
         """Put every model back to its best epoch."""

@@ -59,6 +59,8 @@ class Stack:
         Training clips in the views that are drawn from; default: the plain one alone.
     num_exemplars : sequence of sequences of int or None, optional
         For each member, several M to judge it by; default: that of ``config``.
+    vote_seed : int, optional
+        Of the exemplars drawn under the literature's way; default: that of ``config``.
     keep_states : bool
         Whether models are kept at their best epoch, or only numbers.
 
@@ -92,6 +94,7 @@ class Stack:
         test: FeatureSet | None = None,
         views: npt.NDArray[np.float32] | None = None,
         num_exemplars: Sequence[Sequence[int | None]] | None = None,
+        vote_seed: int | None = None,
         keep_states: bool = True,
     ) -> None:
         labels = checked_labels(train)
@@ -141,7 +144,11 @@ class Stack:
                 else [counts for counts in num_exemplars for _ in own_seeds]
             ),
             # The literature's way votes as the finished run will: one draw for all heads.
-            seeds=self.seeds if test is None else [config.seed] * len(self.seeds),
+            seeds=(
+                self.seeds
+                if test is None
+                else [config.seed if vote_seed is None else vote_seed] * len(self.seeds)
+            ),
             device=device,
             keep_states=keep_states,
         )

@@ -1,18 +1,21 @@
-"""A training step as it runs fastest on the device at hand.
+"""Training steps in the form that runs fastest on the device at hand.
 
 On a CPU that is the step itself. On a GPU the two hundred small kernels of a step take longer
-to start than to run, so the step is captured once as a CUDA graph, or compiled by
-torch.compile; a short trial on the first full batch decides which of the three stays. The
-trial leaves no trace: parameters and optimiser are put back afterwards. What a device cannot
-do is left out, with a line in the log.
+to start than to run, so the step is captured once as a CUDA graph. A captured step is used
+only where it was seen to be as good: from the same start it must leave the state and return
+the losses that the plain step does, and take less time. The trial leaves no trace: parameters
+and optimiser are put back afterwards. Where capturing fails, the plain step is used, with a
+line in the log.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,14 +24,23 @@ _log = logging.getLogger(__name__)
 
 #: A captured step begins with this many ordinary ones, as torch's manual asks.
 _WARM_UP = 3
-_TRIAL_STEPS = 20
+_TRIAL_STEPS = 10
+_COMPARED_STEPS = 4
+#: Largest difference of two forms, as a share of the change that the steps make. Additions in
+#: another order come to some 1e-5; a step that misses a part differs by 1.
+_TOLERANCE = 1e-2
+_ROUNDING = 1e-6  #: as a share of a tensor itself, where the steps hardly change it
 
 Batch = Any  # a NamedTuple of tensors and of such NamedTuples
 Step = Callable[[Batch], Tensor]
 
 
+class BrokenCaptureError(RuntimeError):
+    """A capture could not be ended: what driver and allocator are left in is not known."""
+
+
 class StepRunner:
-    """Calls a training step, captured or compiled where that is faster.
+    """Calls a training step, captured where that is faster.
 
     Parameters
     ----------
@@ -39,6 +51,9 @@ class StepRunner:
         Every tensor that ``step`` changes.
     device : torch.device
     """
+
+    #: Of the whole process: False once a capture could not be ended.
+    may_capture: ClassVar[bool] = True
 
     def __init__(
         self, step: Step, *, state: Callable[[], Sequence[Tensor]], device: torch.device
@@ -61,30 +76,52 @@ class StepRunner:
         self._shapes, self._fast = None, self._step
 
     def _choose(self, batch: Batch) -> Step:
-        saved = [tensor.detach().clone() for tensor in self._state()]
-        candidates: dict[str, Callable[[], Step]] = {
-            "plain": lambda: self._step,
-            "CUDA graph": lambda: captured(self._step, batch),
-            "torch.compile": lambda: torch.compile(self._step),
-        }
-        seconds: dict[str, float] = {}
-        made: dict[str, Step] = {}
-        for name, make in candidates.items():
-            try:
-                made[name] = make()
-                seconds[name] = self._seconds(made[name], batch)
-            except (RuntimeError, OSError, ImportError) as error:  # torch's own are RuntimeErrors
-                _log.info("training step as %s is left out: %s", name, _first_line(error))
-            self._put_back(saved)
-        if not seconds:  # not even the plain step ran: let its own error be seen
+        """The plain step, or the captured one if it does the same in less time."""
+        if not StepRunner.may_capture:
             return self._step
-        best = min(seconds, key=lambda name: seconds[name])
+        saved: list[Tensor] = []
+        try:
+            saved = [tensor.detach().clone() for tensor in self._state()]
+            expected = [tensor.clone() for tensor in self._outcome(self._step, batch)]
+            plain_seconds = self._seconds(self._step, batch)
+            self._put_back(saved)
+            fast = captured(self._step, batch, self._device)
+            self._put_back(saved)
+            found = self._outcome(fast, batch)
+            difference = largest_difference(found, expected, saved)
+            del found, expected
+            fast_seconds = self._seconds(fast, batch)
+        except RuntimeError as error:  # torch's own; if the plain step fails, it will fail again
+            if isinstance(error, BrokenCaptureError):
+                StepRunner.may_capture = False
+            _log.warning("training step: plain; its CUDA graph failed: %s", _first_line(error))
+            return self._step
+        finally:
+            if saved:
+                self._put_back(saved)
+        if not difference <= _TOLERANCE:
+            _log.warning(
+                "training step: plain; its CUDA graph leaves another state (by %.2g of the change)",
+                difference,
+            )
+            return self._step
+        best = fast if fast_seconds < plain_seconds else self._step
         _log.info(
-            "training step: %s (%s)",
-            best,
-            ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()),
+            "training step: %s (plain %.2f ms, CUDA graph %.2f ms, states differ by %.1g of the "
+            "change)",
+            "CUDA graph" if best is fast else "plain",
+            1e3 * plain_seconds,
+            1e3 * fast_seconds,
+            difference,
         )
-        return made[best]
+        return best
+
+    def _outcome(self, step: Step, batch: Batch) -> list[Tensor]:
+        """State (not copied) and losses after some steps on two batches by turns."""
+        batches = batch, _varied(batch)
+        for number in range(_COMPARED_STEPS):
+            losses = step(batches[number % 2])
+        return [*(tensor.detach() for tensor in self._state()), losses]
 
     def _seconds(self, step: Step, batch: Batch) -> float:
         for _ in range(_WARM_UP):
@@ -102,18 +139,70 @@ class StepRunner:
             tensor.copy_(value)
 
 
-def captured(step: Step, batch: Batch) -> Step:
-    """The step as a CUDA graph over copies of ``batch``."""
+def largest_difference(
+    found: Sequence[Tensor], expected: Sequence[Tensor], before: Sequence[Tensor]
+) -> float:
+    """Difference of two states as a share of the change from ``before`` to ``expected``.
+
+    Parameters
+    ----------
+    found, expected : sequence of Tensor
+        State after the same steps in two forms; rows (models) are compared one by one.
+    before : sequence of Tensor
+        The start; may be shorter: what it lacks (losses) began as zeros.
+
+    Returns
+    -------
+    float
+        The largest of all rows; infinite where nothing has changed at all, since a form that
+        does nothing could not be told from one that does its work.
+    """
+    worst = torch.zeros((), dtype=torch.float64, device=expected[0].device)
+    moved = torch.zeros_like(worst)
+    starts = [*before, *map(torch.zeros_like, expected[len(before) :])]
+    for number, tensors in enumerate(zip(found, expected, starts, strict=True)):
+        own, other, start = map(_rows, tensors)
+        change, error = _length(other - start), _length(own - other)
+        share = torch.where(error <= _ROUNDING * _length(other), 0.0, error / change)
+        worst = torch.maximum(worst, share.amax())
+        if number < len(before):
+            moved = torch.maximum(moved, change.amax())
+    return float(worst) if float(moved) > 0 else math.inf
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(K, ...) -> (K, n); a tensor of one dimension is one row. What is not finite counts as 0."""
+    rows = tensor.reshape(len(tensor) if tensor.ndim > 1 else 1, -1)
+    return rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _length(rows: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return length
+
+
+def captured(step: Step, batch: Batch, device: torch.device) -> Step:
+    """The step as a CUDA graph over copies of ``batch``; runs it some times.
+
+    Raises
+    ------
+    BrokenCaptureError
+        If the capture could not be ended.
+    RuntimeError
+        Torch's own, if the step cannot be captured or memory runs out.
+    """
     static = _copied(batch)
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
-            step(static)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        losses = step(static)
+    # Streams belong to the device that is current when they are made.
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        # A context of our own and not torch.cuda.graph, which leaves its stream the current one
+        # if the capture fails.
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                step(static)
+            graph, losses = _recorded(step, static)
+        torch.cuda.current_stream().wait_stream(side)
 
     def replay(batch: Batch) -> Tensor:
         for own, given in zip(_tensors(static), _tensors(batch), strict=True):
@@ -124,6 +213,36 @@ def captured(step: Step, batch: Batch) -> Step:
     return replay
 
 
+def _recorded(step: Step, static: Batch) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """Capture on the current stream."""
+    # Garbage from an earlier stack must not be freed in the middle: that is no part of a step.
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        try:
+            losses = step(static)
+        except BaseException as error:
+            _end(graph, because=error)
+            raise
+        _end(graph)
+    finally:
+        if collecting:
+            gc.enable()
+    return graph, losses
+
+
+def _end(graph: torch.cuda.CUDAGraph, *, because: BaseException | None = None) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError as error:
+        raise BrokenCaptureError(_first_line(because or error)) from error
+
+
 def _tensors(part: Any) -> list[Tensor]:
     """All tensors of a batch, in order."""
     if isinstance(part, Tensor):
@@ -131,11 +250,20 @@ def _tensors(part: Any) -> list[Tensor]:
     return [tensor for inner in part for tensor in _tensors(inner)]
 
 
-def _copied(part: Any) -> Any:
+def _mapped(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(part, Tensor):
-        return part.clone()
-    return type(part)(*map(_copied, part))
+        return change(part)
+    return type(part)(*(_mapped(inner, change) for inner in part))
 
 
-def _first_line(error: Exception) -> str:
+def _copied(part: Any) -> Any:
+    return _mapped(part, torch.clone)
+
+
+def _varied(part: Any) -> Any:
+    """The batch with other numbers, so that a form which never reads its batch is found out."""
+    return _mapped(part, lambda tensor: 0.9 * tensor if tensor.is_floating_point() else tensor)
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]

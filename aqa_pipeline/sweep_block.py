@@ -6,6 +6,7 @@ only in M (the exemplars that vote) are one training, judged several times.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,13 @@ import torch
 from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, StackMember
+from aqa_pipeline.device_memory import free_bytes, is_shortage, release_memory, too_large
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.metrics import fisher_mean
 from aqa_pipeline.protocol import without_difficulty
 from aqa_pipeline.stack import Stack
-from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, free_bytes, largest_stack
+from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.sweep_space import configs
 from aqa_pipeline.sweep_trials import Trial, TrialResult
 
@@ -121,7 +124,8 @@ def run_block(
     ----------
     block : Block
     advance : callable
-        Told how many epochs of single trials are behind it since it was last told.
+        Told how many epochs of single trials are behind it since it was last told; negative
+        where some are to be done again.
 
     Returns
     -------
@@ -133,6 +137,8 @@ def run_block(
     ------
     DataError, CacheError
         As :func:`aqa_pipeline.clips.load_split`.
+    SetupError
+        If memory runs out even with the models of one trial.
     """
     if block.threads:
         torch.set_num_threads(block.threads)
@@ -147,19 +153,16 @@ def run_block(
             block.source, part, fit.use_difficulty, fit.views, head.aggregation == "mean"
         )
         alive = [p for p in running if not p.stopped]
+        if device.type == "cuda":
+            release_memory(device)  # of the part before
         size = _stack_size(block, clips, head, fit, device, notes)
         advance(fit.epochs * (len(running) - len(alive)))
-        for group in _groups(alive, size // fit.num_seeds):
-            _train_group(
-                block,
-                group,
-                number,
-                clips=clips,
-                protocol=protocol,
-                views=views,
-                device=device,
-                advance=advance,
-            )
+        data = {"clips": clips, "protocol": protocol, "views": views, "device": device}
+        waiting = _groups(alive, size // fit.num_seeds)
+        while waiting:
+            group = waiting.pop(0)
+            if not _fits(block, group, number, advance=advance, **data):
+                waiting = [*_halved(group, fit.num_seeds, device, notes), *waiting]
     categories = [part.category for part in parts]
     return [_result(p, categories, manifest.protocol.rho_average) for p in running], notes
 
@@ -191,7 +194,8 @@ def _stack_size(
     """Models side by side; never less than the seeds of one trial."""
     dropout = any(trial.point.get("dropout", head.dropout) for trial in block.trials)
     widest = dataclasses.replace(head, dropout=0.5 if dropout else 0.0)
-    model_bytes, free = bytes_a_model(clips.train, widest, fit), free_bytes(device)
+    model_bytes = bytes_a_model(clips.train, widest, fit, device=device)
+    free = free_bytes(device)
     fitting = largest_stack(model_bytes, free=free, sharers=block.sharers)
     wanted = min(block.stack or MOST_MODELS, len(block.trials) * fit.num_seeds)
     if fitting < wanted:
@@ -215,6 +219,57 @@ def _groups(running: Sequence[_Progress], most: int) -> list[list[list[_Progress
     listed = list(members.values())
     step = max(most, 1)
     return [listed[i : i + step] for i in range(0, len(listed), step)]
+
+
+def _fits(
+    block: Block,
+    group: list[list[_Progress]],
+    part_number: int,
+    *,
+    advance: Callable[[int], None],
+    **data: Any,
+) -> bool:
+    """Train a stack; False, and nothing is changed, if memory runs out."""
+    everyone = [p for member in group for p in member]
+    before = [copy.deepcopy(p.__dict__) for p in everyone]
+    told = 0
+
+    def count(epochs: int) -> None:
+        nonlocal told
+        told += epochs
+        advance(epochs)
+
+    try:
+        _train_group(block, group, part_number, advance=count, **data)
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+    else:
+        return True
+    for progress, fields in zip(everyone, before, strict=True):
+        progress.__dict__.update(fields)
+    advance(-told)
+    return False
+
+
+def _halved(
+    group: list[list[_Progress]], num_seeds: int, device: torch.device, notes: list[str]
+) -> list[list[list[_Progress]]]:
+    """Both halves of a stack that memory did not suffice for.
+
+    Raises
+    ------
+    SetupError
+        If it is one member alone.
+    """
+    release_memory(device)
+    if len(group) == 1:
+        raise too_large(device)
+    half = -(-len(group) // 2)
+    notes.append(
+        f"stacks of {half * num_seeds} models instead of {len(group) * num_seeds}: memory ran out"
+    )
+    return [group[:half], group[half:]]
 
 
 def _train_group(

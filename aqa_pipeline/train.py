@@ -15,9 +15,11 @@ Source: Sec. 3.1-3.2 and 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.device_memory import is_shortage, release_memory, too_large
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.stack import Stack
@@ -35,6 +38,8 @@ IntArray = npt.NDArray[np.int64]
 #: Columns of history.csv, one row a model and epoch. The last is the rho of the clips that
 #: choose the epoch: of the validation part, or of the test split under the literature's way.
 HISTORY_COLUMNS = ("seed", "epoch", "loss", "classification", "regression", "selection_rho")
+
+_log = logging.getLogger(__name__)
 
 HeadT = TypeVar("HeadT", bound=Regressor)
 
@@ -87,6 +92,8 @@ def train_heads(
 ) -> TrainedHeads[Head]:
     """Train one head a seed and keep each at its best epoch.
 
+    The heads train side by side; if memory runs out, half of them at a time.
+
     Parameters
     ----------
     train : FeatureSet
@@ -108,17 +115,92 @@ def train_heads(
     DataError
         If the labels cannot be learned from: one is not finite, all are equal, or no two
         clips share an exemplar group.
+    SetupError
+        If memory runs out with a single head.
     """
+    count = config.num_seeds
+    while True:
+        starts = range(0, config.num_seeds, count)
+        parts: list[TrainedHeads[Head]] = []
+        try:
+            for number, start in enumerate(starts):
+                own = dataclasses.replace(
+                    config, seed=config.seed + start, num_seeds=min(count, config.num_seeds - start)
+                )
+
+                def advance_all(
+                    done: int, total: int, number: int = number, of: int = len(starts)
+                ) -> None:
+                    advance((number * total + done) // of, total)
+
+                parts.append(
+                    _train_stack(
+                        train,
+                        head_config=head_config,
+                        config=own,
+                        score_range=score_range,
+                        epsilon=epsilon,
+                        device=device,
+                        test=test,
+                        views=views,
+                        vote_seed=config.seed,
+                        advance=advance_all,
+                    )
+                )
+            return _side_by_side(parts)
+        except RuntimeError as error:
+            if not is_shortage(error):
+                raise
+        parts.clear()
+        release_memory(device)
+        if count == 1:
+            raise too_large(device)
+        count = -(-count // 2)
+        _log.warning("memory ran out: training again, %d heads side by side", count)
+
+
+def _side_by_side(parts: Sequence[TrainedHeads[Head]]) -> TrainedHeads[Head]:
+    """Heads of several stacks as if they had trained in one."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for modules in zip(*(part.head.modules() for part in parts), strict=True):
+        for name, parameter in modules[0].named_parameters(recurse=False):
+            parameter.data = torch.cat([getattr(m, name).detach() for m in modules])
+        for name, _ in list(modules[0].named_buffers(recurse=False)):
+            modules[0].register_buffer(name, torch.cat([getattr(m, name) for m in modules]))
+    first.head.num_models = sum(part.head.num_models for part in parts)
+
+    def together(name: str) -> Any:
+        return tuple(value for part in parts for value in getattr(part, name))
+
+    return TrainedHeads(
+        head=first.head,
+        best_epoch=together("best_epoch"),
+        selection_rho=together("selection_rho"),
+        best_relative_l2=together("best_relative_l2"),
+        validation_rows=np.concatenate([part.validation_rows for part in parts]),
+        held_out_scores=np.concatenate([part.held_out_scores for part in parts]),
+        history=sorted(together("history"), key=lambda row: row[1]),  # by epoch
+    )
+
+
+def _train_stack(
+    train: FeatureSet,
+    *,
+    head_config: HeadConfig,
+    config: FitConfig,
+    vote_seed: int,
+    advance: Callable[[int, int], None],
+    **data: Any,
+) -> TrainedHeads[Head]:
     stack = Stack(
         train,
         [StackMember.of(config, head_config)],
         head_config=head_config,
         config=config,
-        score_range=score_range,
-        epsilon=epsilon,
-        device=device,
-        test=test,
-        views=views,
+        vote_seed=vote_seed,
+        **data,
     )
     history: list[tuple[float, ...]] = []
     for epoch in range(1, config.epochs + 1):

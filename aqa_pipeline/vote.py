@@ -2,23 +2,28 @@
 
 Each clip is projected once through both halves of the root layer; a pair then costs one
 addition and its way through the tree (on a CPU, only the nodes that may hold its best leaf:
-:mod:`aqa_pipeline.leaf_search`).
+:mod:`aqa_pipeline.leaf_search`). On a GPU as many pairs go at once as memory takes, and the
+votes of all of them are read by the host at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.device_memory import numbers_at_once
 from aqa_pipeline.heads import Halves, Head, Regressor
 
 #: Pairs, of all models, that go through the tree at once: bounds the memory of voting.
 _PAIRS_PER_PASS = 4096
+_PAIRS_PER_PASS_ON_GPU = 2**17
 _NUMBERS_PER_PASS = 2**24  #: of standardised features
+_NUMBERS_PER_PASS_ON_GPU = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,12 @@ def vote(
     num_models = head.num_models
     index = exemplars.expand(num_models, *exemplars.shape[-2:])
     shape = index.shape  # (K, Q, M)
+    if not votes_on_host(head.device):
+        pairs = vote_pairs(index.cpu().numpy(), head.device)
+        there = votes_on_device(
+            head, queries=queries, pool=pool, pool_label=pool_label, pairs=pairs
+        )
+        return Votes(*(votes.cpu().numpy() for votes in there))
     label = np.full(shape, np.nan).reshape(num_models, -1)
     leaf = np.full(shape, -1, dtype=np.int64).reshape(num_models, -1)
     flat = index.flatten(1)
@@ -121,10 +132,127 @@ def vote(
     return Votes(label.reshape(shape), leaf.reshape(shape))
 
 
+class VotePairs(NamedTuple):
+    """The pairs that vote, on the device.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        K, Q, M.
+    position : Tensor of int64, shape=(K, P)
+        Where in the head's Q * M votes each pair stands; after the last one Q * M.
+    query, exemplar : Tensor of int64, shape=(K, P)
+        Positions in the queries and in the pool.
+    """
+
+    shape: tuple[int, int, int]
+    position: Tensor
+    query: Tensor
+    exemplar: Tensor
+
+
+def votes_on_host(device: torch.device) -> bool:
+    """Whether votes are gathered pass by pass in the host's memory, as suits a CPU."""
+    return device.type == "cpu"
+
+
+def vote_pairs(exemplars: npt.NDArray[np.int64], device: torch.device) -> VotePairs:
+    """The pairs of exemplars of shape (K, Q, M), -1 for none."""
+    num_models, num_queries, width = exemplars.shape
+    flat = exemplars.reshape(num_models, -1)
+    present, length = _present(flat)
+    exemplar = np.take_along_axis(flat, present, axis=1).clip(min=0)
+    query = present // max(width, 1)
+    # Shorter lists are filled up with pairs whose votes go to a place after the last one.
+    filling = np.arange(present.shape[1]) >= np.array(length)[:, None]
+    position = np.where(filling, num_queries * width, present)
+    return VotePairs(
+        (num_models, num_queries, width),
+        *(torch.from_numpy(part).to(device) for part in (position, query, exemplar)),
+    )
+
+
+@torch.no_grad()
+def votes_on_device(
+    head: Head, *, queries: Tensor, pool: Tensor, pool_label: Tensor, pairs: VotePairs
+) -> tuple[Tensor, Tensor]:
+    """:func:`vote` without a word from the host.
+
+    Returns
+    -------
+    label : Tensor of float64, shape=(K, Q, M)
+    leaf : Tensor of int64, shape=(K, Q, M)
+        As in :class:`Votes`.
+    """
+    num_models, num_queries, width = pairs.shape
+    votes = num_queries * width
+    label = pool_label.new_full((num_models, votes + 1), torch.nan)
+    leaf = pairs.position.new_full((num_models, votes + 1), -1)
+    count = pairs.position.shape[1]
+    if count:
+        query_half = _projected(head, queries).query  # (K, Q, H)
+        exemplar_half = _projected(head, pool).exemplar  # (K, N, H)
+        model = torch.arange(num_models, device=label.device).unsqueeze(1)
+        per_pass = max(1, _pairs_at_once(head) // num_models)
+        for start in range(0, count, per_pass):
+            part = slice(start, start + per_pass)
+            position, rows = pairs.position[:, part], pairs.exemplar[:, part]
+            exemplar_label = pool_label[rows]  # (K, p)
+            root = head.root(
+                query_half[model, pairs.query[:, part]],
+                exemplar_half[model, rows],
+                exemplar_label,
+            )
+            delta, leaves = head.trunk.value(root)
+            label.scatter_(1, position, exemplar_label + delta)
+            leaf.scatter_(1, position, leaves)
+    shape = pairs.shape
+    return label[:, :votes].reshape(shape), leaf[:, :votes].reshape(shape)
+
+
+def mean_votes(label: Tensor, blocks: Tensor) -> Tensor:
+    """Means of some of the votes (Eq. 9), for several M at once.
+
+    Parameters
+    ----------
+    label : Tensor of float64, shape=(K, Q, M)
+        NaN where there is no vote.
+    blocks : Tensor of bool, shape=(J, K, M)
+        The columns of each block.
+
+    Returns
+    -------
+    Tensor of float64, shape=(J, K, Q)
+        NaN for a query without any vote in a block.
+    """
+    means = []
+    for block in blocks:  # (K, M)
+        counted = block.unsqueeze(1) & ~label.isnan()
+        total = torch.where(counted, label, 0.0).sum(dim=2)
+        means.append(total / counted.sum(dim=2))
+    return torch.stack(means)
+
+
+def _pairs_at_once(head: Head) -> int:
+    config = head.config
+    nodes = config.num_groups if config.kind == "gart" else 2
+    # The widest layer of a whole tree, its parts after ReLU and in another order, and its input.
+    numbers = 4 * nodes * config.hidden
+    return max(
+        _PAIRS_PER_PASS,
+        numbers_at_once(
+            head.device,
+            on_cpu=_PAIRS_PER_PASS * numbers,
+            on_gpu=_PAIRS_PER_PASS_ON_GPU * numbers,
+        )
+        // numbers,
+    )
+
+
 def _present(index: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Where each row has an exemplar, filled up to the longest list; and the lists' lengths."""
     lists = [np.flatnonzero(row >= 0) for row in index]
-    longest = max(map(len, lists))
+    longest = max(map(len, lists), default=0)
     filled = [np.pad(own, (0, longest - len(own))) for own in lists]
     return np.stack(filled), [len(own) for own in lists]
 
@@ -132,7 +260,14 @@ def _present(index: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], list[
 def _projected(head: Head, features: Tensor) -> Halves:
     """Both halves of many clips, some at a time: a stack standardises each clip K times."""
     clips = features.shape[-3]
-    per_pass = max(1, _NUMBERS_PER_PASS // (head.num_models * features[..., :1, :, :].numel()))
+    if votes_on_host(features.device):
+        at_once, clip = _NUMBERS_PER_PASS, features[..., :1, :, :].numel()
+    else:
+        at_once = numbers_at_once(
+            features.device, on_cpu=_NUMBERS_PER_PASS, on_gpu=_NUMBERS_PER_PASS_ON_GPU
+        )
+        clip = features.shape[-2] * features.shape[-1]
+    per_pass = max(1, at_once // (head.num_models * clip))
     parts = [
         head.halves(features[..., start : start + per_pass, :, :])
         for start in range(0, clips, per_pass)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
-from aqa_pipeline.errors import CacheError, DataError
+from aqa_pipeline.errors import CacheError, DataError, SetupError
 from aqa_pipeline.evaluate import (
     difficulty_alone,
     evaluate_folder,
@@ -370,3 +370,15 @@ def test_difficulty_alone_is_the_mean_score_of_the_nearest_difficulty(
     train, test = result.run.exemplars, result.predictions.clips
     expected = [train.score[train.difficulty == d].mean() for d in test.difficulty]
     np.testing.assert_allclose(difficulty_alone(train, test), expected)  # type: ignore[arg-type]
+
+
+def test_a_vote_that_memory_does_not_suffice_for_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, cache = make_cache(tmp_path)
+    monkeypatch.setattr("aqa_pipeline.fit.predict_clips", lambda run, clips: torch.empty(2**60))
+    with pytest.raises(SetupError, match="device cpu: out of memory"):
+        fit_head(
+            manifest, cache, tmp_path / "run", head_config=HeadConfig(hidden=8),
+            fit_config=dataclasses.replace(QUICK, epochs=1), device=CPU,
+        )  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.device_memory import free_bytes
 from aqa_pipeline.stack import Stack
-from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, free_bytes, largest_stack
+from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,3 +136,14 @@ def test_a_stack_is_as_large_as_memory_allows() -> None:
     assert 2**20 < free_bytes(torch.device("cpu")) < 2**45
     wide = bytes_a_model(CLIPS, dataclasses.replace(HeadConfig(), hidden=512), FitConfig())
     assert wide > 3 * model
+
+
+def test_a_gpu_is_asked_for_whole_trees_and_the_copies_of_a_trial() -> None:
+    gpu, head = torch.device("cuda"), HeadConfig(hidden=256)
+    small = bytes_a_model(CLIPS, head, FitConfig(batch_size=1), device=gpu)
+    weights = 4 * (2 * 3 * 64 * 256 + 15 * 514 * 257)
+    assert small > 11 * weights
+    pairs = 63  # more, in both orders, each through 15 nodes of 256 and more
+    large = bytes_a_model(CLIPS, head, FitConfig(batch_size=64), device=gpu)
+    assert large - small > 2 * pairs * 15 * 4 * 12 * 256
+    assert small > 2 * bytes_a_model(CLIPS, head, FitConfig(batch_size=1))

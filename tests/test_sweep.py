@@ -21,7 +21,8 @@ from click.testing import CliRunner, Result
 
 from aqa_pipeline import sweep_block
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
-from aqa_pipeline.errors import UsageError
+from aqa_pipeline.errors import SetupError, UsageError
+from aqa_pipeline.stack import Stack
 from aqa_pipeline.sweep import run_sweep
 from aqa_pipeline.sweep_block import Block, DataSource, run_block
 from aqa_pipeline.sweep_plan import SweepPlan, planned_points, waves
@@ -155,6 +156,48 @@ def test_a_stack_is_cut_when_memory_is_short_and_it_is_said(
     assert notes[0].startswith("stacks of 3 models instead of 6: each takes")
     for a, b in zip(whole, cut, strict=True):
         assert a.score == pytest.approx(b.score, abs=0.02)
+
+
+def test_a_stack_that_memory_does_not_suffice_for_is_halved_as_if_it_had_never_begun(
+    project: tuple[Path, DataSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = plan(project, "x", "lr=1e-6,1e-5,1e-4,1e-3,3e-3")
+    trials = tuple(Trial(i, point) for i, point in enumerate(planned_points(own)))
+    block = Block(own.source, trials, own.head, own.fit, early_stop=False)
+    whole, _ = run_block(block)
+    real = Stack.run_epoch
+
+    def short(self: Stack) -> Any:
+        if self.epoch == 2 and len(self.seeds) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return real(self)
+
+    monkeypatch.setattr(Stack, "run_epoch", short)
+    told: list[int] = []
+    cut, notes = run_block(block, advance=told.append)
+    assert sum(told) == 5 * 8, "epochs that are done again count once"
+    assert notes == [
+        "stacks of 6 models instead of 10: memory ran out",
+        "stacks of 4 models instead of 6: memory ran out",
+    ]
+    assert [r.stack for r in cut] == [4, 4, 2, 4, 4]
+    for a, b in zip(whole, cut, strict=True):
+        assert a.score == pytest.approx(b.score, abs=0.02)
+        assert len(a.best_epoch) == len(b.best_epoch)
+    monkeypatch.setattr(Stack, "run_epoch", lambda self: torch.empty(2**60))
+    with pytest.raises(SetupError, match="device cpu: out of memory"):
+        run_block(block)
+
+
+def test_a_sweep_without_memory_ends_in_one_sentence(
+    project: tuple[Path, DataSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stack, "run_epoch", lambda self: torch.empty(2**60))
+    root, _ = project
+    done = aqa(root, *SWEEP, "--set", "lr=1e-3,1e-2", "--jobs", "1", "--run", "short")
+    assert done.exit_code == 6, done.output
+    assert "out of memory" in done.stderr
+    assert "Traceback" not in done.output
 
 
 def test_processes_side_by_side_find_the_same(project: tuple[Path, DataSource]) -> None:

@@ -305,7 +305,10 @@ def test_an_epoch_without_a_correlation_never_wins_over_one_with(
     rhos: list[float], best: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_rhos = iter(rhos)
-    monkeypatch.setattr(selection, "spearman", lambda scores, predictions: next(given_rhos))
+    monkeypatch.setattr(selection, "spearman", lambda scores, predictions: math.nan)
+    monkeypatch.setattr(
+        selection, "spearman_rows", lambda scores, predictions: np.array([next(given_rhos)])
+    )
     outcome = trained(planted_clips(40), epochs=len(rhos))
     assert outcome.best_epoch == (best,)
     np.testing.assert_equal(outcome.selection_rho, (rhos[best - 1],))

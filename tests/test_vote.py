@@ -118,3 +118,27 @@ def test_no_query_is_an_empty_vote(head: Head) -> None:
     empty = ask(head, torch.empty(0, S, D), torch.empty(0, 0, dtype=torch.int64))
     assert empty.label.shape == (2, 0, 0)
     assert empty.mean().shape == (2, 0)
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 4096])
+def test_votes_on_the_device_are_those_of_the_host(
+    head: Head, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first vote of the first query is missing, and the heads' lists differ in length.
+    holes = EXEMPLARS.clone()
+    holes[0, 0] = -1
+    own = torch.stack([EXEMPLARS, holes])
+    host = ask(head, torch.stack([QUERIES, QUERIES.flip(0)]), own)
+    monkeypatch.setattr(module, "votes_on_host", lambda device: False)
+    monkeypatch.setattr(module, "_PAIRS_PER_PASS", pairs)
+    there = ask(head, torch.stack([QUERIES, QUERIES.flip(0)]), own)
+    np.testing.assert_array_equal(there.leaf, host.leaf)
+    np.testing.assert_allclose(there.label, host.label, atol=CLOSE, rtol=0)
+    assert ask(head, torch.empty(0, S, D), torch.empty(0, 0, dtype=torch.int64)).mean().size == 0
+
+
+def test_eq9_means_on_the_device_leave_out_what_is_missing_or_of_another_block() -> None:
+    label = torch.tensor([[[20.0, 26.0, math.inf], [30.0, math.nan, 1.0]]], dtype=torch.float64)
+    blocks = torch.tensor([[[True, True, False]], [[False, True, False]]])
+    found = module.mean_votes(label, blocks)
+    np.testing.assert_equal(found.numpy(), [[[23.0, 30.0]], [[26.0, math.nan]]])

@@ -1,0 +1,96 @@
+"""Memory of a device: what is free, how much to use at once, what to do when it runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from aqa_pipeline.errors import SetupError
+
+_FLOAT = 4  #: bytes
+_SHARE_AT_ONCE = 1 / 64  #: of free memory, for numbers that are made for many steps at once
+#: What torch, CUDA, cuBLAS and the system say when memory runs out.
+_SHORTAGE = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory",
+             "not enough memory")  # fmt: skip
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, in bytes; what torch keeps for later use is free."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    free = _proc_available()
+    limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
+    return max(free, 0)
+
+
+def _proc_available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kib) * 1024
+    except (OSError, StopIteration, ValueError):
+        return 4 * 2**30  # not Linux: a size that most machines have
+
+
+def _cgroup_number(name: str) -> int | None:
+    try:
+        return int((_CGROUP / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None
+
+
+def numbers_at_once(device: torch.device, *, on_cpu: int, on_gpu: int) -> int:
+    """How many numbers an operation over many steps or clips makes at once.
+
+    Parameters
+    ----------
+    device : torch.device
+    on_cpu, on_gpu : int
+        What is best for each; on a GPU less where memory is short, but never below ``on_cpu``.
+    """
+    if device.type != "cuda":
+        return on_cpu
+    return max(on_cpu, min(on_gpu, int(_SHARE_AT_ONCE * free_bytes(device)) // _FLOAT))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out: torch says so by a class, libraries only by their words."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Free what a stack that is no longer used holds; call it outside the exception handler."""
+    gc.collect()  # a stack and its captured step refer to one another
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def too_large(device: torch.device) -> SetupError:
+    """The error where not even the smallest stack fits."""
+    free = f"{free_bytes(device) / 1e9:.1f} GB"
+    other = "" if device.type == "cpu" else ", or type --device cpu"
+    return SetupError(
+        f"device {device}: out of memory ({free} free now); end what else uses it, make the heads "
+        f"smaller (--batch-size, --hidden, fewer exemplars){other}"
+    )
+
+
+@contextmanager
+def shortage_as_error(device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into :func:`too_large`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+        raise too_large(device) from error
