@@ -208,13 +208,18 @@ class BatchedEncoder:
 
     def _upload_locked(self, windows: list[Tensor], copies: torch.cuda.Stream) -> Tensor:
         """Frames that the GPU fetches by itself; they are kept until it has."""
-        self._uploading = [one for one in self._uploading if not one[0].query()]
+        self._uploading = [
+            one
+            for one in self._uploading
+            if not one[0].query()  # type: ignore[no-untyped-call]
+        ]
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(copies):
             shape = self._frames_shape(len(windows))
             frames = torch.empty(shape, dtype=torch.uint8, device=self._device)
-            for part, window in zip(frames.split(self._window_frames), windows, strict=True):
-                part.copy_(window, non_blocking=True)
+            for number, window in enumerate(windows):
+                first = number * self._window_frames
+                frames[first : first + self._window_frames].copy_(window, non_blocking=True)
             is_there = _event()
             is_there.record(copies)
         self._uploading.append((is_there, windows))
