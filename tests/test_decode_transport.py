@@ -115,6 +115,39 @@ def test_every_clip_has_its_own_frames_however_decoders_die_and_clips_are_kept(
         check(result)
 
 
+def stubborn_decoder(work: DecodeTask) -> DecodedClip:
+    """At the first attempt a process that does not end when it is asked to."""
+    marker = work.video / "stubborn"
+    if not marker.exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        marker.write_text(str(os.getpid()))
+        os.rename(marker, marker.with_suffix(".pid"))
+        marker.touch()
+        time.sleep(60)
+    return DecodedClip(expected(work), np.zeros(len(work.positions)), 0, 100)
+
+
+def test_a_slot_is_not_lent_again_while_a_lost_decoder_may_write_into_it(tmp_path: Path) -> None:
+    with DecodePool(workers=1, clip_timeout_seconds=60, decode=stubborn_decoder) as pool:
+        decoded = pool.decode([[task(1, tmp_path), task(2, tmp_path)]])
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "stubborn").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        worker = int((tmp_path / "stubborn.pid").read_text())
+        (lane,) = pool._lanes
+        slots = {one.slot for one in lane.in_hand}
+        assert pool._slots is not None
+        pool._renew(lane)  # as if its pool had broken
+        was_still_running = False
+        while not slots <= set(pool._slots._returned) and time.monotonic() < deadline:
+            was_still_running = was_still_running or is_running(worker)
+            time.sleep(0.01)
+        assert was_still_running
+        assert not is_running(worker)
+        assert slots.isdisjoint({one.slot for one in lane.in_hand})
+        assert [result.task.clip_id for result in decoded if len(check(result))] == ["1-", "2-"]
+
+
 def test_more_frames_than_expected_come_through_the_pipe(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,11 +55,11 @@ def test_frames_arrive_and_a_slot_is_lent_again_only_when_nothing_looks_into_it(
     frames = sent(slots, slot, clip(1))
     assert np.array_equal(frames, clip(1))
     part = frames[3:5, ::2].T.reshape(-1)[1:]  # a copy: reshape had to
-    tensor_like = memoryview(frames[7:9])
+    tensor = torch.from_numpy(frames[7:9])
     view = frames[7:9].view(np.int8).reshape(-1)
     del frames, part
     assert taken(slots, 5000) is not slot
-    del tensor_like
+    del tensor
     assert taken(slots, 5000) is not slot
     del view
     assert taken(slots, 5000) is slot
