@@ -22,6 +22,7 @@ from torch import Tensor
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.i3d import normalise
+from aqa_pipeline.page_lock import pinned_tensor_of
 
 _log = logging.getLogger(__name__)
 
@@ -88,9 +89,15 @@ class BatchedEncoder:
         self._device = device
         self._dtype = dtype
         self._buffers: list[_Buffer] = []
+        self._uploading: list[tuple[torch.cuda.Event, list[Tensor]]] = []
         self._copies: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @property
+    def uploads_frames(self) -> bool:
+        """Whether frames in page-locked memory are spared a copy."""
+        return self._copies is not None
 
     @property
     def clips_at_once(self) -> int:
@@ -183,6 +190,9 @@ class BatchedEncoder:
     def _upload(self, windows: Sequence[Frames]) -> Tensor:
         if self._copies is None:
             return torch.from_numpy(np.concatenate(windows)).to(self._device)
+        locked = [tensor for window in windows if (tensor := pinned_tensor_of(window)) is not None]
+        if len(locked) == len(windows):
+            return self._upload_locked(locked, self._copies)
         shape = self._frames_shape(len(windows))
         buffer = self._buffer(shape)
         for number, window in enumerate(windows):
@@ -193,6 +203,27 @@ class BatchedEncoder:
             frames = buffer.frames[: shape[0]].to(self._device, non_blocking=True)
             buffer.is_free.record(self._copies)
         computing.wait_stream(self._copies)
+        frames.record_stream(computing)
+        return frames
+
+    def _upload_locked(self, windows: list[Tensor], copies: torch.cuda.Stream) -> Tensor:
+        """Frames that the GPU fetches by itself; they are kept until it has."""
+        self._uploading = [
+            one
+            for one in self._uploading
+            if not one[0].query()  # type: ignore[no-untyped-call]
+        ]
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(copies):
+            shape = self._frames_shape(len(windows))
+            frames = torch.empty(shape, dtype=torch.uint8, device=self._device)
+            for number, window in enumerate(windows):
+                first = number * self._window_frames
+                frames[first : first + self._window_frames].copy_(window, non_blocking=True)
+            is_there = _event()
+            is_there.record(copies)
+        self._uploading.append((is_there, windows))
+        computing.wait_stream(copies)
         frames.record_stream(computing)
         return frames
 

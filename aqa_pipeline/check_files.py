@@ -128,6 +128,7 @@ def _decode(
         workers=min(jobs, len(tasks)),
         clip_timeout_seconds=clip_timeout_seconds,
         decode=_decode_and_drop,
+        shares_memory=False,
     ) as pool:
         for outcome in pool.decode(decode_runs(tasks)):
             if outcome.error is not None:

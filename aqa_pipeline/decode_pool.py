@@ -8,35 +8,53 @@ the pool is thrown away with it.
 A lane works through *runs* of neighbouring clips of one video, so that its reader goes
 forward instead of seeking, and at most a few decoded clips wait for the network.
 
+Frames come through shared memory (:mod:`aqa_pipeline.frame_slots`): a worker writes them
+into the slot that came with its task, and only what else there is to say of a clip goes
+through a pipe. A slot is used again when the frames are forgotten, or, if its worker died
+or was given up, when that is certain to have ended.
+
 Spawned processes, one container each, one decoder thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import wait as wait_for_handles
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context, resource_tracker
 from threading import Thread
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from pebble import ProcessExpired, ProcessPool
 
-from aqa_pipeline.config import PixelPreset
+from aqa_pipeline.decode_worker import (
+    DecodedClip,
+    DecodeTask,
+    SentClip,
+    decode_and_send,
+    decode_clip,
+    start_worker,
+)
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.snippets import clamp_positions
-from aqa_pipeline.views import shifted_union
+from aqa_pipeline.frame_slots import FrameSlots, Slot
+
+__all__ = [
+    "DecodePool",
+    "DecodeTask",
+    "Decoded",
+    "DecodedClip",
+    "decode_clip",
+    "decode_runs",
+]
+
+_log = logging.getLogger(__name__)
 
 _AHEAD = 2  #: clips a lane has in hand: one being decoded, one waiting
 _RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
@@ -44,66 +62,7 @@ _ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alon
 _LOOK_SECONDS = 2.0  #: between two looks at whether a pool still works
 #: On top of the clip's time: for the start of a process, and the way there and back.
 _GRACE_SECONDS = 30.0
-#: Added to a worker's niceness: where cores are few, the network keeps them.
-_NICER = 5
 _END_SECONDS = 10.0  #: a pool that does not end in this time is left to itself
-
-
-@dataclass(frozen=True, eq=False)
-class DecodeTask:
-    """One clip to decode.
-
-    Attributes
-    ----------
-    clip_id : str
-    video : Path
-    positions : ndarray of int64, shape=(window_frames,)
-        Before clamping, see :mod:`aqa_pipeline.snippets`.
-    shifts : tuple of int
-        Frames by which the window is moved: all these windows are decoded, each frame
-        once.
-    pixels : PixelPreset
-    index_folder : Path
-        Where indexes of video files are remembered.
-    strict_window : bool
-        Fail, instead of repeating frames, where the window reaches past the video;
-        shifted ones may.
-    """
-
-    clip_id: str
-    video: Path
-    positions: npt.NDArray[np.int64]
-    pixels: PixelPreset
-    index_folder: Path
-    strict_window: bool
-    shifts: tuple[int, ...] = (0,)
-
-    @property
-    def union(self) -> npt.NDArray[np.int64]:
-        """Positions of the frames that are decoded, ascending, shape=(m,)."""
-        return shifted_union(self.positions, self.shifts)
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedClip:
-    """One clip's frames.
-
-    Attributes
-    ----------
-    frames : ndarray of uint8, shape=(m, crop, crop, 3)
-        Those at the positions of :attr:`DecodeTask.union`.
-    pts_seconds : ndarray of float64, shape=(window_frames,)
-        Of the window that is not shifted.
-    num_clamped : int
-        Frames of that window that are the video's first or last one repeated.
-    video_frames : int
-        Length of the whole video.
-    """
-
-    frames: npt.NDArray[np.uint8]
-    pts_seconds: npt.NDArray[np.float64]
-    num_clamped: int
-    video_frames: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,41 +75,6 @@ class Decoded:
     attempts: int
 
 
-#: In a worker: the reader of the last video, kept open so that the next clip reads on.
-_open_reader: list[tuple[PixelPreset, Any]] = []
-
-
-def decode_clip(task: DecodeTask) -> DecodedClip:
-    """Decode one clip in this process; the reader of the last video stays open.
-
-    Raises
-    ------
-    ClipError
-        The video cannot be opened or decoded, or the window reaches past it and
-        ``strict_window`` is set.
-    """
-    from aqa_pipeline.video import VideoReader, read_index
-
-    pixels, reader = _open_reader[0] if _open_reader else (None, None)
-    if reader is None or reader.path != task.video or pixels != task.pixels:
-        while _open_reader:
-            _open_reader.pop()[1].close()
-        index = read_index(task.video, index_folder=task.index_folder)
-        reader = VideoReader(task.video, task.pixels, index=index)
-        _open_reader.append((task.pixels, reader))
-    video_frames = reader.index.num_frames
-    frame_index, num_clamped = clamp_positions(task.positions, video_frames=video_frames)
-    if num_clamped and task.strict_window:
-        raise ClipError(
-            f"{task.video}: the window is frames {task.positions[0]} to {task.positions[-1]}, "
-            f"the video has {video_frames} frames (0 to {video_frames - 1})",
-            stage="window",
-        )
-    union, _ = clamp_positions(task.union, video_frames=video_frames)
-    frames = reader.read(union).frames
-    return DecodedClip(frames, reader.index.pts_seconds(frame_index), num_clamped, video_frames)
-
-
 def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
     """Neighbouring clips of one video together, in ascending order of their windows."""
     order = sorted(tasks, key=lambda t: (str(t.video), int(t.positions[0]), t.clip_id))
@@ -160,21 +84,6 @@ def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
             runs.append([])
         runs[-1].append(task)
     return runs
-
-
-def _start_worker() -> None:
-    """Make way for the network; end as soon as the parent does, even in a hung decode."""
-    if hasattr(os, "nice"):
-        os.nice(_NICER)
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def wait_for_its_end() -> None:
-        wait_for_handles([parent.sentinel])
-        os._exit(1)
-
-    Thread(target=wait_for_its_end, name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -196,6 +105,16 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@dataclass(eq=False)
+class _InHand:
+    """A task that a lane's pool has, and where its frames are to be written."""
+
+    task: DecodeTask
+    attempt: int
+    future: Any
+    slot: Slot | None
+
+
 @dataclass
 class _Lane:
     """One worker process, the tasks it has in hand, and the rest of its run.
@@ -206,7 +125,7 @@ class _Lane:
     pool: ProcessPool
     first_since: float = 0.0
     run: deque[DecodeTask] = field(default_factory=deque)
-    in_hand: deque[tuple[DecodeTask, int, Any]] = field(default_factory=deque)
+    in_hand: deque[_InHand] = field(default_factory=deque)
 
 
 class DecodePool:
@@ -220,6 +139,8 @@ class DecodePool:
         A clip that takes longer loses its process.
     decode : callable
         What a worker does with a task; replaced in tests.
+    shares_memory : bool
+        False: whatever frames there are come through the pipes.
     """
 
     def __init__(
@@ -228,10 +149,13 @@ class DecodePool:
         workers: int,
         clip_timeout_seconds: float,
         decode: Callable[[DecodeTask], DecodedClip] = decode_clip,
+        shares_memory: bool = True,
     ) -> None:
         self._timeout = clip_timeout_seconds
         self._decode = decode
-        self._lanes = [_Lane(_new_pool()) for _ in range(workers)]
+        self._slots = FrameSlots() if shares_memory else None
+        self._has_told = False
+        self._lanes = [_Lane(self._new_pool()) for _ in range(workers)]
 
     def __enter__(self) -> DecodePool:
         return self
@@ -243,8 +167,19 @@ class DecodePool:
         traceback: TracebackType | None,
     ) -> None:
         deadline = time.monotonic() + _END_SECONDS
-        for ending in [_discard(lane.pool) for lane in self._lanes]:
+        endings = []
+        for lane in self._lanes:
+            endings.append(self._discard(lane.pool, [one.slot for one in lane.in_hand]))
+            lane.in_hand.clear()
+        for ending in endings:
             ending.join(max(0.0, deadline - time.monotonic()))
+        if self._slots is not None:
+            self._slots.close()
+
+    def lock_pages(self) -> None:
+        """Page-lock the shared memory of clips from now on: a GPU takes their frames from it."""
+        if self._slots is not None:
+            self._slots.lock_pages()
 
     def decode(self, runs: Iterable[Sequence[DecodeTask]]) -> Iterator[Decoded]:
         """Decode all runs; yields clips as they are done, each lane's in order.
@@ -262,7 +197,7 @@ class DecodePool:
         while True:
             for lane in self._lanes:
                 self._fill(lane, waiting)
-            heads = {lane.in_hand[0][2]: lane for lane in self._lanes if lane.in_hand}
+            heads = {lane.in_hand[0].future: lane for lane in self._lanes if lane.in_hand}
             if not heads:
                 return
             done, _ = wait(heads, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
@@ -282,24 +217,31 @@ class DecodePool:
     def _schedule(self, lane: _Lane, task: DecodeTask, *, attempt: int) -> None:
         if not lane.in_hand:
             lane.first_since = time.monotonic()
+        slot = self._slots.take(task.frame_bytes) if self._slots is not None else None
+        args = [self._decode, task, None if slot is None else slot.address]
         with _interrupts_held():  # the first task starts the process
             try:
-                future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
+                future = lane.pool.schedule(decode_and_send, args=args, timeout=self._timeout)
             except RuntimeError:  # the process died with nothing in hand
                 self._renew(lane)
-                future = lane.pool.schedule(self._decode, args=[task], timeout=self._timeout)
-        lane.in_hand.append((task, attempt, future))
+                future = lane.pool.schedule(decode_and_send, args=args, timeout=self._timeout)
+        lane.in_hand.append(_InHand(task, attempt, future, slot))
 
-    def _renew(self, lane: _Lane) -> None:
-        """A new pool for a lane, which does what the old one had in hand and not finished."""
-        _discard(lane.pool)
-        lane.pool = _new_pool()
+    def _renew(self, lane: _Lane, slot: Slot | None = None) -> None:
+        """A new pool for a lane, which does what the old one had in hand and not finished.
+
+        ``slot``: one more that the old pool may still be writing into.
+        """
+        old, lane.pool = lane.pool, self._new_pool()
         in_hand, lane.in_hand = lane.in_hand, deque()
-        for task, attempt, future in in_hand:
-            if future.done() and future.exception() is None:
-                lane.in_hand.append((task, attempt, future))
+        is_done = [one.future.done() and one.future.exception() is None for one in in_hand]
+        again = [one for one, done in zip(in_hand, is_done, strict=True) if not done]
+        self._discard(old, [slot, *(one.slot for one in again)])
+        for one, done in zip(in_hand, is_done, strict=True):
+            if done:
+                lane.in_hand.append(one)
             else:
-                self._schedule(lane, task, attempt=attempt)
+                self._schedule(lane, one.task, attempt=one.attempt)
 
     def _is_lost(self, lane: _Lane) -> bool:
         """Whether a lane's first task will never be done: its pool broke, or lost a message."""
@@ -308,13 +250,15 @@ class DecodePool:
 
     def _take(self, lane: _Lane) -> Decoded | None:
         """The lane's first clip, which is done; None when it is tried once more."""
-        task, attempt, future = lane.in_hand.popleft()
+        one = lane.in_hand.popleft()
+        task, attempt, slot = one.task, one.attempt, one.slot
         lane.first_since = time.monotonic()
         try:
-            if not future.done():
+            if not one.future.done():
                 raise BrokenProcessPool("it does not answer")
-            return Decoded(task, future.result(), None, attempt)
-        except TimeoutError:
+            return Decoded(task, self._received(one.future.result(), slot), None, attempt)
+        except TimeoutError:  # its process has ended
+            self._give_back(slot)
             error = ClipError(
                 f"{task.video}: decoding took longer than {self._timeout:g} s; "
                 "raise --clip-timeout if the machine is only slow",
@@ -324,25 +268,55 @@ class DecodePool:
             error = ClipError(
                 f"{task.video}: the decoding process died ({_death(expired)})", stage="worker"
             )
-            self._renew(lane)
+            self._renew(lane, slot)
         except ClipError as failure:  # the video's fault: another attempt would fail alike
+            self._give_back(slot)
             return Decoded(task, None, failure, attempt)
+        except Exception:
+            self._give_back(slot)
+            raise
         if attempt < _ATTEMPTS:
             self._schedule(lane, task, attempt=attempt + 1)
             return None
         return Decoded(task, None, error, attempt)
 
+    def _received(self, sent: SentClip, slot: Slot | None) -> DecodedClip:
+        if sent.shape is None or slot is None or self._slots is None:
+            self._give_back(slot)
+            if sent.reason and not self._has_told:
+                self._has_told = True
+                _log.warning("decoded frames come through a pipe (%s)", sent.reason)
+            return sent.clip
+        frames = self._slots.frames(slot, sent.shape)
+        if frames is None:
+            self._slots.give_up("they did not arrive there")
+            raise BrokenProcessPool("its frames did not arrive")
+        return replace(sent.clip, frames=frames)
 
-def _new_pool() -> ProcessPool:
-    return ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_start_worker)
+    def _give_back(self, slot: Slot | None) -> None:
+        if self._slots is not None:
+            self._slots.give_back(slot)
 
+    def _new_pool(self) -> ProcessPool:
+        handle = None if self._slots is None else self._slots.handle
+        context = get_context("spawn")
+        return ProcessPool(1, context=context, initializer=start_worker, initargs=[handle])
 
-def _discard(pool: ProcessPool) -> Thread:
-    """Kill a pool's process. Its end is waited for apart: a broken pool may never end."""
-    pool.stop()  # type: ignore[no-untyped-call]
-    ending = Thread(target=pool.join, name="end of a pool", daemon=True)
-    ending.start()
-    return ending
+    def _discard(self, pool: ProcessPool, slots: Sequence[Slot | None]) -> Thread:
+        """Kill a pool's process; what it may have written into is free when it has ended.
+
+        That is waited for apart: a broken pool may never end.
+        """
+        pool.stop()  # type: ignore[no-untyped-call]
+
+        def end() -> None:
+            pool.join()
+            for slot in slots:
+                self._give_back(slot)
+
+        ending = Thread(target=end, name="end of a pool", daemon=True)
+        ending.start()
+        return ending
 
 
 def _death(expired: ProcessExpired | BrokenProcessPool) -> str:

@@ -194,6 +194,8 @@ class _Extraction:
                 decoded = pool.decode(self._claimed_runs(to_do))
                 if encode is None:  # the first clips are decoded while it is loaded
                     encode = backbone()
+                    if getattr(encode, "uploads_frames", False):
+                        pool.lock_pages()
                     writer = stack.enter_context(self._new_writer(encode))
                 for clip, features in encode_stream(decoded, self._windows, encode):
                     self._take(clip, features, writer)

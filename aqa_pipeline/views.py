@@ -107,7 +107,13 @@ def cut_view(
     Returns
     -------
     ndarray of uint8, shape=(window_frames, height, width, 3)
-        C-contiguous.
+        C-contiguous. Without mirroring, and where no frame lies between those of the
+        window, it is part of ``frames`` and no copy.
     """
-    window = frames[np.searchsorted(union, positions + view.shift)]
-    return np.ascontiguousarray(window[:, :, ::-1]) if view.flip else window
+    rows = np.searchsorted(union, positions + view.shift)
+    is_stretch = bool(len(rows)) and bool((np.diff(rows) == 1).all())
+    window = frames[rows[0] : rows[-1] + 1] if is_stretch else frames[rows]
+    if view.flip:
+        # Half the time of copying window[:, :, ::-1].
+        window = window.take(np.arange(window.shape[2])[::-1], axis=2)
+    return np.ascontiguousarray(window)

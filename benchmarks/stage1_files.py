@@ -21,7 +21,7 @@ from stage1_network import clocks
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.decode_pool import DecodeTask, decode_clip
-from aqa_pipeline.extract import extract, plan_extraction
+from aqa_pipeline.extract import default_workers, extract, plan_extraction
 from aqa_pipeline.i3d import I3D
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.plan import fingerprint_of, locate
@@ -119,11 +119,13 @@ def extraction(
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return wall, processor + spent
 
+    config = ExtractConfig(workers=default_workers(device))  # as `aqa extract` decides
+
     def whole(number: int) -> None:
         plan = plan_extraction(
             manifest, cache_root=root / f"cache{number}", fingerprint=fingerprint
         )
-        summary = extract(plan, backbone=lambda: encode, config=ExtractConfig())
+        summary = extract(plan, backbone=lambda: encode, config=config)
         if summary.num_extracted != clips:
             raise SystemExit(f"{clips - summary.num_extracted} clips failed")
 

@@ -48,3 +48,19 @@ def test_json_is_alone_on_stdout() -> None:
     assert row["relative_error"] < 1e-4
     assert row["ratio"] == row["plain_seconds"] / row["fast_seconds"] > 0
     assert row["fraction_of_matrix_product"] > 0
+
+
+def test_the_transport_benchmark_names_what_it_measured() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(BENCHMARKS / "transport.py"), "--json"),
+            *("--lanes", "1", "--clips", "4"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (row,) = json.loads(done.stdout)["transport"]
+    assert row["lanes"] == 1
+    assert row["clips_per_second"] > 0
+    assert row["processor_ms_per_clip"] > 0

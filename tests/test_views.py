@@ -42,3 +42,20 @@ def test_a_view_is_the_shifted_window_mirrored_left_to_right() -> None:
     mirrored = cut_view(frames, View(shift=-1, flip=True), positions=positions, union=union)
     assert mirrored[0, 0, :, 0].tolist() == [13, 12, 11, 10]
     assert mirrored.flags.c_contiguous
+
+
+def test_a_window_without_gaps_is_not_copied_and_every_other_one_is_right() -> None:
+    rng = np.random.default_rng(1)
+    for stride, shifts in ((1, (0,)), (1, (-3, 0, 2)), (2, (0,)), (2, (-1, 0)), (3, (-3, 1))):
+        positions = np.arange(4, 4 + 6 * stride, stride)
+        union = shifted_union(positions, shifts)
+        frames = rng.integers(0, 256, (len(union), 5, 4, 3), dtype=np.uint8)
+        for shift in shifts:
+            rows = np.searchsorted(union, positions + shift)
+            for flip in (False, True):
+                found = cut_view(frames, View(shift, flip), positions=positions, union=union)
+                expected = frames[rows][:, :, ::-1] if flip else frames[rows]
+                assert np.array_equal(found, expected), (stride, shift, flip)
+                assert found.flags.c_contiguous
+                is_part = not flip and rows[-1] - rows[0] == len(rows) - 1
+                assert np.shares_memory(found, frames) == is_part, (stride, shift, flip)
