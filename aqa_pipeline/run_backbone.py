@@ -109,8 +109,18 @@ def own_weights(run: Run) -> Path | None:
     return run.folder / name if name else None
 
 
-def _precision(run: Run) -> str:
-    """What the features were computed in, if the run's protocol is how they were made.
+def has_exact_features(run: Run) -> bool:
+    """Whether a clip's features come out the same each time: float32, and no GPU took part.
+
+    A run folder says where the head was fitted and now is; that a run fitted on a CPU has
+    features of a GPU it cannot say, but in float32 these differ by rounding alone.
+    """
+    devices = (str(run.head.device), str(run.config.get("device", "cpu")))
+    return all(name == "cpu" for name in devices) and _known_precision(run) in (None, FLOAT32)
+
+
+def _known_precision(run: Run) -> str | None:
+    """What the features were computed in, None if not by the way the run's protocol says.
 
     The run folder holds the hash of their fingerprint, and the protocol has all of it but this.
     """
@@ -121,7 +131,22 @@ def _precision(run: Run) -> str:
         )
         if here.sha256 == cache["fingerprint_sha256"]:
             return precision
+    return None
+
+
+def _precision(run: Run) -> str:
+    """What the features were computed in.
+
+    Raises
+    ------
+    CacheError
+        They were made otherwise than the run's protocol says.
+    """
+    precision = _known_precision(run)
+    if precision is not None:
+        return precision
     raise CacheError(
-        f"{run.folder}: its features ({cache['folder']}) were extracted with other settings than "
-        "its protocol says or this program uses; extract and fit again to score videos with it"
+        f"{run.folder}: its features ({run.config['cache']['folder']}) were extracted with other "
+        "settings than its protocol says or this program uses; extract and fit again to score "
+        "videos with it"
     )
