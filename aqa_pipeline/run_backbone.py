@@ -14,7 +14,11 @@ from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.precision import FLOAT32, PRECISIONS
 from aqa_pipeline.run_folder import Run
+from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.weights import find_weights, weights_identity
+
+#: What to do where a device has no memory left for a backbone and its heads.
+LESS_MEMORY = "type --device cpu, or end what else uses the GPU"
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +40,10 @@ def load_backbone(
         How a window is cut into snippets; None: as the run says.
     """
     found = find_backbone(runs, weights, device=device)
-    return i3d_backbone(
-        found.weights, protocol or runs[0].protocol, device=device, precision=found.precision
-    )()
+    with naming_shortage(device, LESS_MEMORY):
+        return i3d_backbone(
+            found.weights, protocol or runs[0].protocol, device=device, precision=found.precision
+        )()
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ def test_half_precision_is_held_against_float32(monkeypatch: pytest.MonkeyPatch,
     assert f"{kind} within" in device_check.half_against_float32(cpu, kind)
     real = torch.nn.functional.conv3d
 
-    def wrong(x: torch.Tensor, weight: torch.Tensor, **settings: int) -> torch.Tensor:
-        out = real(x, weight, **settings)
+    def wrong(x: torch.Tensor, weight: torch.Tensor, *, padding: int) -> torch.Tensor:
+        out = real(x, weight, padding=padding)
         if x.dtype != torch.float32:
             out[0, 0] = 0  # a hundredth of all
         return out
