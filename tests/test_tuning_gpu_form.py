@@ -40,11 +40,11 @@ SHORTAGES: list[Callable[[], RuntimeError]] = [
 ]
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts reads of the host, and operations on tensors of two devices."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads: list[str] = []
         self.mixed: list[str] = []
 

@@ -16,6 +16,7 @@ sum over its pairs however these are cut.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -166,12 +167,10 @@ class PairModel(nn.Module):
                     x = self.layer(name, x)
         return x.float().mean(dim=(2, 3, 4)).view(len(frames), len(self.snippets), -1)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.snippets.device.type,
-            dtype=getattr(torch, self.precision),
-            enabled=self.precision != "float32",
-        )
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.snippets.device.type, dtype=getattr(torch, self.precision))
 
     def forward(
         self, frames: Tensor | None, encoded: Tensor | None, pairs: Tensor, label: Tensor
