@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -131,24 +131,26 @@ class Uploads:
 
     def upload(self, draw: StepDraw, boxes: Mapping[int, Frames]) -> UploadedStep:
         """Put the boxes of one step on the device; does not wait for the copy."""
+        if self._copies is None:
+            return self._uploaded(draw, boxes, pin=False)
+        # The stream of this thread from here on, and the device whose context page-locks.
+        with torch.cuda.stream(self._copies):
+            step = self._uploaded(draw, boxes, pin=True)
+            is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            is_there.record(self._copies)
+        return replace(step, is_there=is_there)
+
+    def _uploaded(self, draw: StepDraw, boxes: Mapping[int, Frames], *, pin: bool) -> UploadedStep:
         rows = list(boxes)
         num_frames, side = len(self._tasks[rows[0]].positions), boxes[rows[0]].shape[1]
-        host = torch.empty(
-            (len(rows), num_frames, side, side, 3),
-            dtype=torch.uint8,
-            pin_memory=self._copies is not None,
-        )
+        shape = (len(rows), num_frames, side, side, 3)
+        host = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
         for number, row in enumerate(rows):
             task = self._tasks[row]
             index = np.searchsorted(task.union, task.positions + draw.views[row].shift)
             # "clip" writes straight into the result; every index is there.
             np.take(boxes[row], index, axis=0, out=host[number].numpy(), mode="clip")
-        place = {row: number for number, row in enumerate(rows)}
-        if self._copies is None:
-            return UploadedStep(host.to(self._device), place, draw.views, self._jitter)
-        with torch.cuda.stream(self._copies):  # of this thread; its device, too
-            there = host.to(self._device, non_blocking=True)
-            is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            is_there.record(self._copies)
         # The allocator of page-locked memory keeps ``host`` until the copy is done.
-        return UploadedStep(there, place, draw.views, self._jitter, is_there)
+        there = host.to(self._device, non_blocking=True)
+        place = {row: number for number, row in enumerate(rows)}
+        return UploadedStep(there, place, draw.views, self._jitter)
