@@ -121,7 +121,10 @@ def has_exact_features(run: Run) -> bool:
     features of a GPU it cannot say, but in float32 these differ by rounding alone.
     """
     devices = (str(run.head.device), str(run.config.get("device", "cpu")))
-    return all(name == "cpu" for name in devices) and _known_precision(run) in (None, FLOAT32)
+    if any(name != "cpu" for name in devices):
+        return False
+    # A run put together in memory may not say what its features came from.
+    return "cache" not in run.config or _known_precision(run) in (None, FLOAT32)
 
 
 def _known_precision(run: Run) -> str | None:
