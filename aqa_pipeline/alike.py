@@ -27,7 +27,9 @@ from aqa_pipeline.clip_frames import ClipRequest
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.novelty import SAME_SHARE
 from aqa_pipeline.project import Project
+from aqa_pipeline.run_backbone import has_exact_features
 from aqa_pipeline.run_folder import Run
 
 _log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ _log = logging.getLogger(__name__)
 FloatArray = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.uint8]
 
-#: Nearer than this is the clip itself: it is no company for itself.
+#: Distances below this mean that the exemplar is the query clip itself; it is skipped.
 _SAME = 1e-3
 
 #: Gives the frames of a clip as they are shown.
@@ -82,7 +84,14 @@ def distances(pool: FeatureSet, features: npt.NDArray[np.float32]) -> FloatArray
     return root
 
 
-def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: float) -> list[int]:
+def choose(
+    pool: FeatureSet,
+    distance: FloatArray,
+    rows: npt.ArrayLike,
+    score: float,
+    *,
+    is_exact: bool = True,
+) -> list[int]:
     """The exemplars to show: the nearest of ``rows``, then the nearest on the other side.
 
     Parameters
@@ -93,6 +102,10 @@ def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: f
         Exemplars that may be shown; never the clip itself.
     score : float
         Of the clip, in points.
+    is_exact : bool
+        Whether all features are float32 from a CPU
+        (:func:`aqa_pipeline.run_backbone.has_exact_features`). Otherwise an exemplar is the
+        clip itself if it is much nearer to it than to any other exemplar.
 
     Returns
     -------
@@ -101,12 +114,20 @@ def choose(pool: FeatureSet, distance: FloatArray, rows: npt.ArrayLike, score: f
     """
     others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > _SAME]
     by_distance = sorted(others, key=lambda i: distance[i])
+    while not is_exact and by_distance and _is_the_clip(pool, distance, by_distance[0]):
+        del by_distance[0]
     if not by_distance:
         return []
     nearest = by_distance[0]
     is_above = pool.score[nearest] > score
     other_side = [i for i in by_distance if (pool.score[i] > score) != is_above]
     return [nearest, *other_side[:1]]
+
+
+def _is_the_clip(pool: FeatureSet, distance: FloatArray, row: int) -> bool:
+    apart = distances(pool, pool.features[row])
+    apart = apart[apart > _SAME]  # not from itself, nor from a copy of it
+    return bool(apart.size and distance[row] < SAME_SHARE * apart.min())
 
 
 def shown_exemplars(
@@ -139,7 +160,7 @@ def shown_exemplars(
         _log.info("no pictures of exemplars: %s", error)
         reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
     shown: list[ShownExemplar] = []
-    for row in choose(pool, distance, rows, score):
+    for row in choose(pool, distance, rows, score, is_exact=has_exact_features(run)):
         frames, why = None, reason
         clip_id = pool.clip_id[row]
         if clip_id in requests:

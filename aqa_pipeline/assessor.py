@@ -16,11 +16,9 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.featureset import FeatureSet, Key
 from aqa_pipeline.jury import Jury, Verdict
 from aqa_pipeline.novelty import Familiarity
+from aqa_pipeline.run_backbone import has_exact_features
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.scored import ExemplarVote, Scored
-
-#: Nearer to a training clip than this, in units of :mod:`aqa_pipeline.novelty`, is being it.
-_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,9 @@ class Assessor:
         self.runs, self.coverage = list(runs), coverage
         self._juries = [Jury(run) for run in runs]
         self._known = _distinct([run.exemplars for run in runs])
-        self._familiarity = Familiarity(self._known.features)
+        self._familiarity = Familiarity(
+            self._known.features, is_exact=all(has_exact_features(run) for run in runs)
+        )
         calibrations = [run.calibration for run in runs if run.calibration is not None]
         self.calibration = merged(calibrations) if len(calibrations) == len(runs) else None
         self._intervals = Intervals(self.calibration, coverage) if self.calibration else None
@@ -227,7 +227,7 @@ class Assessor:
             asked, found = run.fit_config.num_exemplars, len(verdict.exemplars)
             if found < asked:
                 doubts.append(f"only {found} of {asked} exemplars have its {names}")
-        if distance < _SAME:
+        if distance < self._familiarity.same:
             doubts.append(
                 f"it is the training clip {self._known.clip_id[nearest]}: the run knows its score"
             )

@@ -38,6 +38,9 @@ _MEMORY_SHARE = 0.7
 #: More snippets at once keep no GPU busier, and cost memory on both sides.
 _MAX_BATCH = 96
 _SIDE = "type --device cpu, or end what else uses the GPU"
+#: What torch, the CUDA runtime, cuDNN 8 and 9 and cuBLAS say when memory runs out. A
+#: convolution that gets no workspace for any of its algorithms finds no engine.
+_SHORTAGE = ("out of memory", "alloc_failed", "allocation_failed", "unable to find an engine")
 
 
 @dataclass
@@ -254,8 +257,9 @@ class BatchedEncoder:
 
 
 def is_shortage(error: RuntimeError) -> bool:
-    """Whether memory ran out: torch says so by a class, cuDNN and cuBLAS only by their words."""
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+    """Whether memory ran out: torch says so by a class, the libraries only by their words."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(part in words for part in _SHORTAGE)
 
 
 def _new_buffer(shape: tuple[int, int, int, int]) -> _Buffer:

@@ -135,21 +135,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _device() -> Check:
-    import torch
+    from aqa_pipeline.device_check import check_device
 
-    from aqa_pipeline.device import find_device
-
-    device = find_device("auto")
-    ones = torch.ones(1, 1, 3, 3, 3, device=device)
-    total = float(torch.nn.functional.conv3d(ones, ones))
-    if total != 27.0:
-        raise SetupError(
-            f"torch {torch.__version__} computes a wrong convolution on {device}: {total}, not 27"
-        )
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        return Check("device", "ok", f"{torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB")
-    return Check("device", "ok", "cpu (no GPU: extraction takes seconds a clip)")
+    found = check_device()
+    return Check(
+        "device",
+        "missing" if found.is_broken else "!" if found.advice else "ok",
+        found.found,
+        found.advice,
+    )
 
 
 def _threads() -> Check:

@@ -24,7 +24,9 @@ from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, Head
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.tuning.loop import Tell
 from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
 from aqa_pipeline.tuning.plan import PartPlan, plan_part
@@ -35,6 +37,8 @@ from aqa_pipeline.tuning.training import train_part
 from aqa_pipeline.weights import load_i3d, weights_identity
 
 Advance = Callable[[int, int], None]
+
+_LOWER = "lower --pairs-at-once, or type --checkpointing, and go on with the same command"
 
 
 def plan_finetune(
@@ -156,17 +160,21 @@ def finetune_dataset(
             check_settings(state, saved.settings, plan.settings)
         ranks.wait()
         parent = load_i3d(weights)[1]
-        tuned = train_part(
-            plan, weights=weights, config=config, machine=machine, device=device, ranks=ranks,
-            saved=saved, tell=tell, cache_root=cache_root,
-        )  # fmt: skip
+        # The flags are the process's: each part begins with the same ones, and leaves none behind.
+        with naming_shortage(device, _LOWER), computing_in(FLOAT32):
+            tuned = train_part(
+                plan, weights=weights, config=config, machine=machine, device=device, ranks=ranks,
+                saved=saved, tell=tell, cache_root=cache_root,
+            )  # fmt: skip
         backbone = plan.folder / BACKBONE_FILE
         if ranks.is_first:
             write_backbone(plan, tuned, parent)
         ranks.wait()
-        cache = extract_part(
-            plan, backbone, cache_root=cache_root, device=device, machine=machine, told=extracting
-        )
+        with naming_shortage(device, "end what else uses it and type the same command again"):
+            cache = extract_part(
+                plan, backbone, cache_root=cache_root, device=device, machine=machine,
+                told=extracting,
+            )  # fmt: skip
         if ranks.is_first:
             measured.append(
                 (plan.part, write_tuned_run(plan, tuned, backbone, parent, cache, config, device))

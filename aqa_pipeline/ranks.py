@@ -87,7 +87,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Named, or the first sum has to guess which GPU this process has.
+        numbered = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl", device_id=numbered)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield ranks
     finally:

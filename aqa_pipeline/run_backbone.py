@@ -14,7 +14,11 @@ from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.precision import FLOAT32, PRECISIONS
 from aqa_pipeline.run_folder import Run
+from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.weights import find_weights, weights_identity
+
+#: What to do where a device has no memory left for a backbone and its heads.
+LESS_MEMORY = "type --device cpu, or end what else uses the GPU"
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +40,10 @@ def load_backbone(
         How a window is cut into snippets; None: as the run says.
     """
     found = find_backbone(runs, weights, device=device)
-    return i3d_backbone(
-        found.weights, protocol or runs[0].protocol, device=device, precision=found.precision
-    )()
+    with naming_shortage(device, LESS_MEMORY):
+        return i3d_backbone(
+            found.weights, protocol or runs[0].protocol, device=device, precision=found.precision
+        )()
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,21 @@ def own_weights(run: Run) -> Path | None:
     return run.folder / name if name else None
 
 
-def _precision(run: Run) -> str:
-    """What the features were computed in, if the run's protocol is how they were made.
+def has_exact_features(run: Run) -> bool:
+    """Whether a clip's features come out the same each time: float32, and no GPU took part.
+
+    A run folder says where the head was fitted and now is; that a run fitted on a CPU has
+    features of a GPU it cannot say, but in float32 these differ by rounding alone.
+    """
+    devices = (str(run.head.device), str(run.config.get("device", "cpu")))
+    if any(name != "cpu" for name in devices):
+        return False
+    # A run put together in memory may not say what its features came from.
+    return "cache" not in run.config or _known_precision(run) in (None, FLOAT32)
+
+
+def _known_precision(run: Run) -> str | None:
+    """What the features were computed in, None if not by the way the run's protocol says.
 
     The run folder holds the hash of their fingerprint, and the protocol has all of it but this.
     """
@@ -121,7 +139,22 @@ def _precision(run: Run) -> str:
         )
         if here.sha256 == cache["fingerprint_sha256"]:
             return precision
+    return None
+
+
+def _precision(run: Run) -> str:
+    """What the features were computed in.
+
+    Raises
+    ------
+    CacheError
+        They were made otherwise than the run's protocol says.
+    """
+    precision = _known_precision(run)
+    if precision is not None:
+        return precision
     raise CacheError(
-        f"{run.folder}: its features ({cache['folder']}) were extracted with other settings than "
-        "its protocol says or this program uses; extract and fit again to score videos with it"
+        f"{run.folder}: its features ({run.config['cache']['folder']}) were extracted with other "
+        "settings than its protocol says or this program uses; extract and fit again to score "
+        "videos with it"
     )

@@ -12,8 +12,9 @@ A video is decoded in a process of its own with limits of time and memory, goes 
 backbone once, and is compared with exemplars whose features lie in the run folder. What is slow
 to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
 
-A prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
-(:mod:`aqa_pipeline.jury`).
+On a CPU a prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
+(:mod:`aqa_pipeline.jury`). A GPU computes one clip by other algorithms than a group of clips, so
+there the two differ by rounding.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_backbone import load_backbone
+from aqa_pipeline.run_backbone import LESS_MEMORY, load_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
+from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.slide import Slid, slide, snippet_protocol
 
 
@@ -114,7 +116,8 @@ class Scorer:
         config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
         folder = Project.find().run_path(run)
         found = find_device(device)
-        runs = [read_run(own, device=found) for own in run_folders(folder)]
+        with naming_shortage(found, LESS_MEMORY):
+            runs = [read_run(own, device=found) for own in run_folders(folder)]
         check_coverage(coverage)
         snippets = snippet_protocol(runs[0].protocol)
         scorer = cls(
@@ -276,7 +279,8 @@ class Scorer:
         columns: Mapping[str, str] | None = None,
     ) -> Scored:
         """Score a clip whose frames are decoded; parameters and errors as :meth:`score`."""
-        features = self.encode(np.ascontiguousarray(clip.frames))
+        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
+            features = self.encode(np.ascontiguousarray(clip.frames))
         return self.score_features(
             features, clip, category=category, difficulty=difficulty, columns=columns
         )
@@ -301,7 +305,8 @@ class Scorer:
             As :meth:`score`.
         """
         facts = ClipFacts(category, difficulty, columns or {})
-        return self.assessor(category).score(features, clip, facts)
+        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
+            return self.assessor(category).score(features, clip, facts)
 
     def check_facts(
         self,

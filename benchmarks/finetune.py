@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
         # On a CPU the processor's seconds, which other programs on the machine hardly touch.
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         started = clock()
-        stepper.step(draw, lambda row: frames[row])
+        stepper.step(draw, lambda rows: torch.from_numpy(frames[rows]))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(clock() - started)

@@ -12,7 +12,7 @@ from aqa_pipeline.project import Project
 
 from .console import progress, say
 from .metrics import show_metrics
-from .options import json_option, pass_project, weights_option
+from .options import device_option, json_option, pass_project, weights_option
 
 
 @click.command()
@@ -21,6 +21,7 @@ from .options import json_option, pass_project, weights_option
 @click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, help="Heads to train.")
 @weights_option
+@device_option
 @json_option
 @pass_project
 def demo(
@@ -30,6 +31,7 @@ def demo(
     test: int,
     seeds: int,
     weights: Path | None,
+    device: str,
     as_json: bool,
 ) -> None:
     """Run everything once on a small diving competition, rendered and encoded here.
@@ -41,17 +43,17 @@ def demo(
     """
     from aqa_pipeline.device import share_cores
 
-    share_cores()
-    import torch
-
+    share_cores()  # before torch is imported
     from aqa_pipeline.datasets.demo import PROTOCOL, ceiling, write_demo
     from aqa_pipeline.datasets.demo_competition import DemoConfig
-    from aqa_pipeline.extract import extract, i3d_backbone, plan_extraction
+    from aqa_pipeline.device import find_device
+    from aqa_pipeline.extract import default_workers, extract, i3d_backbone, plan_extraction
     from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.fit import fit_dataset
     from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.weights import fetch_weights, fetched_path, find_weights, weights_info
 
+    computing_on = find_device(device)
     if weights is None and not fetched_path().exists():
         say("fetching the I3D weights (47 MB)")
         fetch_weights()
@@ -64,9 +66,12 @@ def demo(
         )
     fingerprint = fingerprint_of(PROTOCOL, weights_sha256=weights_info(weights_path).sha256)
     plan = plan_extraction(manifest, cache_root=project.cache, fingerprint=fingerprint)
-    backbone = i3d_backbone(weights_path, PROTOCOL)
+    backbone = i3d_backbone(
+        weights_path, PROTOCOL, device=str(computing_on), num_clips=len(plan.to_do)
+    )
+    extract_config = ExtractConfig(workers=default_workers(computing_on.type))
     with progress("extract", unit="clips") as advance:
-        summary = extract(plan, backbone=backbone, config=ExtractConfig(), advance=advance)
+        summary = extract(plan, backbone=backbone, config=extract_config, advance=advance)
     if summary.failures:
         first = summary.failures[0]
         raise ClipError(f"{len(summary.failures)} clips failed, {first.clip_id}: {first.error}")
@@ -78,7 +83,7 @@ def demo(
             head_config=HeadConfig(),
             # A difficulty has some twenty training dives: all of them may vote.
             fit_config=FitConfig(num_seeds=seeds, num_exemplars=None),
-            device=torch.device("cpu"),
+            device=computing_on,
             advance=advance,
         )
     show_metrics(

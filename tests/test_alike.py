@@ -39,6 +39,17 @@ def test_a_clip_is_no_company_for_itself() -> None:
     assert choose(pool, np.array([0.0, 0.7]), [0, 1], 50.0) == [1]
 
 
+def test_rounding_does_not_make_a_clip_company_for_itself() -> None:
+    pool = dataclasses.replace(planted_clips(4), score=np.array([50.0, 60, 70, 60]))
+    pool.features[3] = pool.features[1]  # a copy of the second clip under another name
+    spread = pool.features.std(axis=(0, 1))
+    query = pool.features[1] + 0.05 * spread
+    distance = distances(pool, query)
+    assert distance[1] == pytest.approx(0.05, rel=1e-3)
+    assert 1 in choose(pool, distance, range(4), 60.0)
+    assert sorted(choose(pool, distance, range(4), 60.0, is_exact=False)) == [0, 2]
+
+
 @pytest.mark.parametrize("name", PIXEL_PRESETS)
 def test_shown_pixels_are_the_same_part_of_the_frame(name: str) -> None:
     pixels = PIXEL_PRESETS[name]

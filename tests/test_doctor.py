@@ -16,7 +16,7 @@ import torch
 from aqa_cli.main import cli
 from click.testing import CliRunner
 
-from aqa_pipeline import atomic, decode_check, video
+from aqa_pipeline import atomic, decode_check, device_check, video
 from aqa_pipeline.doctor import Check, diagnose
 from aqa_pipeline.errors import ClipError, SetupError
 from tests.random_i3d import random_i3d
@@ -76,6 +76,73 @@ def test_a_torch_that_cannot_multiply(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.nn.functional, "conv3d", lambda *_: torch.zeros(1))
     found = check("device", project)
     assert (found.status, "computes a wrong convolution" in found.found) == ("missing", True)
+
+
+#: What CUDA says of a GPU that torch sees and cannot use, and what to do then.
+BROKEN_GPUS = {
+    "CUDA error: no kernel image is available for execution on the device\nCompile with ...": (
+        "install a torch built for this GPU's architecture"
+    ),
+    "The NVIDIA driver on your system is too old (found version 11040).": "install a newer driver",
+    "CUDA error: out of memory": "end what else uses the GPU",
+}
+
+
+@pytest.mark.parametrize("said", BROKEN_GPUS)
+@pytest.mark.parametrize("first_failing", ["get_device_name", "mem_get_info"])
+def test_a_gpu_that_torch_sees_and_cannot_use(
+    project: Path, monkeypatch: pytest.MonkeyPatch, said: str, first_failing: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    # Everything else of torch.cuda raises by itself: there is no GPU here.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    monkeypatch.setattr(torch.cuda, first_failing, fail)
+    found = check("device", project)
+    name = "GPU" if first_failing == "get_device_name" else "A GPU"
+    assert (found.status, found.found) == ("missing", f"{name}: {said.splitlines()[0]}")
+    assert found.advice.startswith(BROKEN_GPUS[said])
+    assert "--device cpu" in found.advice
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert result.exit_code == 6
+    assert "Traceback" not in result.output
+
+
+def test_a_driver_whose_gpu_torch_does_not_see(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = project / "version"
+    text.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
+        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
+    )
+    monkeypatch.setattr(device_check, "_DRIVER_FILE", text)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = check("device", project)
+    assert found.status == "!"
+    assert found.found.startswith("cpu; a GPU's driver 580.65.06 is here, but torch ")
+    assert found.advice == "install a newer driver, or a torch built for a CUDA before 13.0"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_is_held_against_float32(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    cpu = torch.device("cpu")
+    assert f"{kind} within" in device_check.half_against_float32(cpu, kind)
+    real = torch.nn.functional.conv3d
+
+    def wrong(x: torch.Tensor, weight: torch.Tensor, *, padding: int) -> torch.Tensor:
+        out = real(x, weight, padding=padding)
+        if x.dtype != torch.float32:
+            out[0, 0] = 0  # a hundredth of all
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", wrong)
+    with pytest.raises(SetupError, match=f"a wrong convolution in {kind} on cpu"):
+        device_check.half_against_float32(cpu, kind)
 
 
 def test_more_threads_than_cores(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.run_backbone import own_weights
 from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.tuning.bank import Encoder
+from aqa_pipeline.tuning.folded import lay_out_channels_last
+from aqa_pipeline.tuning.loop import TuningLoop
+from aqa_pipeline.tuning.model import PairModel
 from aqa_pipeline.tuning.state import STATE_FILE, read_state
+from aqa_pipeline.tuning.upload import Uploads
 from aqa_pipeline.weights import weights_identity, weights_info
 from tests import thin_aqa
 from tests.tuning_data import make_tuning_project
@@ -150,6 +156,50 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(project: Path, finishe
     for file in ("history.csv", "predictions.csv"):
         assert (run / file).read_bytes() == (finished / file).read_bytes()
     assert not (run / STATE_FILE).exists()
+
+
+def test_frames_cut_ahead_end_with_the_same_weights(
+    project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU gets them, on a CPU."""
+    use_uploads(monkeypatch)
+    done = thin_aqa.run(project, *FINETUNE, "--run", "ahead")
+    assert done.returncode == 0, done.stderr
+    assert learned(project / "runs" / "ahead") == learned(finished)
+
+
+def test_a_gpus_ways_give_the_numbers_of_a_cpus(
+    project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that differs but the arithmetic itself: folded layers, clips in batches, uploads."""
+    use_uploads(monkeypatch)
+    real = PairModel.__init__
+
+    def folded(self: PairModel, *args: Any, **settings: Any) -> None:
+        real(self, *args, **settings)
+        lay_out_channels_last(self.backbone)
+        self._prefix, self._is_folded = [], True
+
+    monkeypatch.setattr(PairModel, "__init__", folded)
+    monkeypatch.setattr(Encoder, "_on_cpu", Encoder._on_gpu)
+    done = thin_aqa.run(project, *FINETUNE, "--run", "gpu-ways")
+    assert done.returncode == 0, done.stderr
+    one, other = (
+        pd.read_csv(run / "history.csv") for run in (finished, project / "runs" / "gpu-ways")
+    )
+    # Adam's first steps have the gradient's sign: what rounding turns over is a whole step.
+    np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-2)
+
+
+def use_uploads(patch: pytest.MonkeyPatch) -> None:
+    real = TuningLoop.__init__
+
+    def ahead(self: TuningLoop, stepper: Any, encoder: Any, frames: Any, *a: Any, **s: Any) -> None:
+        real(self, stepper, encoder, frames, *a, **s)
+        jitter = s["augmentation"].jitter
+        self._uploads = Uploads(frames.tasks, jitter=jitter, device=torch.device("cpu"))
+
+    patch.setattr(TuningLoop, "__init__", ahead)
 
 
 def test_a_signal_saves_the_step_and_the_same_command_goes_on(

@@ -46,3 +46,12 @@ def test_many_clips_are_thinned_out_and_still_named(monkeypatch: pytest.MonkeyPa
     distance, place = Familiarity(features).nearest(features[6])
     assert distance < 1e-4
     assert place == 6
+
+
+def test_rounded_features_are_the_clip_within_a_quarter_of_the_smallest_distance() -> None:
+    clips = np.array([0.0, 1.0, 5.0, 5.0])[:, None, None]  # the last two are one clip, listed twice
+    exact, rounded = Familiarity(clips), Familiarity(clips, is_exact=False)
+    assert exact.same == 1e-4
+    assert rounded.same == pytest.approx(0.25 / clips.std())
+    assert Familiarity(clips[:1], is_exact=False).same == 1e-4
+    assert Familiarity(clips[2:], is_exact=False).same == 1e-4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.ranks import Ranks, own_device, ranks_of
+from aqa_pipeline.ranks import Ranks, joined, own_device, ranks_of
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip
@@ -42,3 +42,23 @@ def test_each_process_of_a_machine_takes_its_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UsageError, match=r"2 processes on this machine, but torch sees 1 GPU"):
         own_device(cuda, TWO)
+
+
+def test_nccl_is_told_which_gpu_a_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told none, it makes its communicator late and guesses the GPU from the rank."""
+    for name, value in TWO.items():
+        monkeypatch.setenv(name, value)
+    current = [torch.device("cuda:0")]
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: current.append(device))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: current[-1].index)
+    met: list[tuple[str, torch.device | None]] = []
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group",
+        lambda backend, device_id=None: met.append((backend, device_id)),
+    )
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    with joined(torch.device("cuda:1")) as ranks:
+        assert ranks.rank == 1
+    with joined(CPU):
+        pass
+    assert met == [("nccl", torch.device("cuda:1")), ("gloo", None)]

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import CacheError, ClipError, UsageError
 from aqa_pipeline.evaluate import evaluate_run
@@ -111,6 +113,34 @@ def test_a_training_clip_is_recognised(scorer: Scorer, folder: Path) -> None:
     assert scored.warnings == (
         f"it is the training clip {known.clip_id[3]}: the run knows its score",
     )
+
+
+def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
+    folder: Path,
+) -> None:
+    """``extract`` used a GPU, groups of clips and fp16; ``predict`` has one clip, in float32."""
+    known = read_run(folder, device=CPU).exemplars
+    spread = known.features.std(axis=0)
+    rounded = known.features[3] + 0.02 * spread
+    between = (known.features[3] + known.features[4]) / 2
+    difficulty = float(known.difficulty[3])
+    sentence = f"it is the training clip {known.clip_id[3]}: the run knows its score"
+
+    def warnings(features: np.ndarray, **config: Any) -> tuple[str, ...]:
+        run = read_run(folder, device=CPU)
+        run.config["cache"].update(config.pop("cache", {}))
+        run.config.update(config)
+        assessor = Assessor([run], 0.9)
+        return assessor.score(features, None, ClipFacts(difficulty=difficulty)).warnings
+
+    made = fingerprint_of(
+        read_run(folder, device=CPU).protocol, weights_sha256="00" * 32, precision="fp16"
+    )
+    of_fp16 = {"fingerprint_sha256": made.sha256, "weights_sha256": "00" * 32}
+    assert sentence not in warnings(rounded), "on a CPU a clip's features are always the same"
+    for config in ({"cache": of_fp16}, {"device": "cuda:0"}):
+        assert sentence in warnings(rounded, **config)
+        assert not any("the training clip" in text for text in warnings(between, **config))
 
 
 def test_another_world_is_warned_of(scorer: Scorer) -> None:

@@ -33,7 +33,7 @@ def stepped(count: int) -> tuple[Stepper, np.ndarray]:
         model, label=label, fit_config=FitConfig(), config=FinetuneConfig(), pairs_at_once=2
     )
     for _ in range(count):
-        stepper.step(draw_of(PAIRS), lambda row: frames[row])
+        stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     return stepper, frames
 
 
@@ -63,7 +63,7 @@ def test_what_is_read_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     best = restore(saved, model=other.model, optimiser=other.optimiser, scaler=other.scaler)
     assert best.keys() == learned(stepper.model).keys()
     for both in (stepper, other):
-        both.step(draw_of(PAIRS), lambda row: frames[row])
+        both.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     for name, value in stepper.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[name]), name
     put_learned(other.model, best)

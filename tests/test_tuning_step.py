@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -86,10 +87,9 @@ def test_a_steps_gradients_equal_a_plain_loops(
     model, frames, label = small_model(checkpointing=checkpointing)
     asked: list[int] = []
 
-    def frames_of(row: int) -> npt.NDArray[np.uint8]:
-        asked.append(row)
-        own: npt.NDArray[np.uint8] = frames[row]
-        return own
+    def frames_of(rows: Sequence[int]) -> Tensor:
+        asked.extend(rows)
+        return torch.from_numpy(frames[list(rows)])
 
     stepper = stepper_of(model, label, pairs_at_once=pairs_at_once)
     outcome = stepper.backward(draw_of(PAIRS), frames_of)
@@ -110,7 +110,7 @@ def test_statistics_of_batch_norm_and_frozen_layers_stay() -> None:
     model, frames, label = small_model(first="mixed_5")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stepper = stepper_of(model, label, pairs_at_once=4)
-    stepper.step(draw_of(PAIRS), lambda row: frames[row])
+    stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     of_backbone = {name.split(".")[1] for name in changed if name.startswith("backbone.")}
     assert of_backbone == {"mixed_5b", "mixed_5c"}
@@ -125,7 +125,7 @@ def test_frozen_layers_do_not_change_the_loss(
 ) -> None:
     model, frames, label = small_model(first=first)
     outcome = stepper_of(model, label, pairs_at_once=4).backward(
-        draw_of(PAIRS), lambda row: frames[row]
+        draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows])
     )
     assert outcome.classification + outcome.regression == pytest.approx(by_hand[0], rel=1e-4)
     wanted = {name for name in by_hand[1] if name in gradients(model)}
@@ -136,7 +136,7 @@ def test_frozen_layers_do_not_change_the_loss(
 def test_a_long_gradient_is_cut() -> None:
     model, frames, label = small_model(first="mixed_5")
     stepper = stepper_of(model, label, pairs_at_once=4, clip_norm=1e-3)
-    stepper.step(draw_of(PAIRS), lambda row: frames[row])
+    stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     norm = torch.cat([g.flatten() for g in gradients(model).values()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 

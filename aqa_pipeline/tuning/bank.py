@@ -12,7 +12,8 @@ Source: Eq. 8-9.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -20,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aqa_pipeline.batched_encoder import BatchedEncoder
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.featureset import FeatureSet, Key
 from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
+from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.clips import ClipFrames, cut
 from aqa_pipeline.tuning.draws import PLAIN_VIEW
@@ -36,6 +39,7 @@ FloatArray = npt.NDArray[np.float64]
 FeatureArray = npt.NDArray[np.float32]
 
 _CLIPS_AT_ONCE_ON_GPU = 8  #: a CPU takes one, so that no feature depends on its neighbours
+_BATCHES_AT_ONCE = 2  #: on a GPU: one is computed while the next is cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +129,7 @@ class ValidationPlan:
 class Encoder:
     """Plain-view features of rows, by the quick form of the backbone as it is now.
 
-    They are the features ``aqa extract`` would cache with these weights.
+    They are the features ``aqa extract`` would cache with these weights, in true float32.
 
     Parameters
     ----------
@@ -150,7 +154,9 @@ class Encoder:
         ranks: Ranks,
     ) -> None:
         self._clips, self._jitter, self.device, self._ranks = clips, jitter, device, ranks
-        self._snippets, self._pixels = torch.from_numpy(snippets), pixels
+        self._snippets, self._pixels = snippets, pixels
+        #: Snippets a GPU takes at once; fewer after its memory has run out.
+        self._batch = len(snippets) * _CLIPS_AT_ONCE_ON_GPU
 
     def encode(
         self,
@@ -167,28 +173,64 @@ class Encoder:
         rows : sequence of int
         between : callable
             Told ``(clips done, clips in all)`` of this process; an exception ends it.
+
+        Raises
+        ------
+        SetupError
+            A GPU's memory does not take a single snippet.
         """
-        network = fast_form(backbone, winograd=self.device.type == "cpu")
         own = range(self._ranks.rank, len(rows), self._ranks.world)
-        at_once = 1 if self.device.type == "cpu" else _CLIPS_AT_ONCE_ON_GPU
-        batches = [own[i : i + at_once] for i in range(0, len(own), at_once)]
-        found: list[tuple[range, torch.Tensor]] = []
-        needs = [[rows[i] for i in batch] for batch in batches]
-        between(0, len(own))
-        with closing(self._clips.follow(needs)) as following:
-            for batch, boxes in zip(batches, following, strict=True):
-                frames = np.stack([self._plain(rows[i], boxes[rows[i]]) for i in batch])
-                snippets = torch.from_numpy(frames).to(self.device)[:, self._snippets]
-                x = normalise(snippets.flatten(0, 1), self._pixels)
-                found.append((batch, network.features(x).view(len(batch), len(self._snippets), -1)))
-                between(batch[-1] // self._ranks.world + 1, len(own))
         dim = backbone.classifier.in_channels
-        features = torch.zeros(len(rows), len(self._snippets), dim, device=self.device)
-        for batch, values in found:
-            features[list(batch)] = values
+        features = np.zeros((len(rows), len(self._snippets), dim), np.float32)
+        encode = self._on_cpu if self.device.type == "cpu" else self._on_gpu
+        done = 0
+        between(0, len(own))
+        batches = encode(backbone, [rows[i] for i in own])
+        with computing_in(FLOAT32), closing(batches):
+            for values in batches:
+                numbers = own[done : done + len(values)]
+                features[list(numbers)] = values
+                done += len(values)
+                between(done, len(own))
+        if self._ranks.world == 1:
+            return features
         # Every row is zero but in one process: the sum is exact.
-        gathered: FeatureArray = self._ranks.sum(features).cpu().numpy()
+        everywhere = self._ranks.sum(torch.from_numpy(features).to(self.device))
+        gathered: FeatureArray = everywhere.cpu().numpy()
         return gathered
+
+    def _on_cpu(
+        self, backbone: I3D, rows: Sequence[int]
+    ) -> Generator[Sequence[FeatureArray], None, None]:
+        network, snippets = fast_form(backbone), torch.from_numpy(self._snippets)
+        with closing(self._clips.follow([[row] for row in rows])) as following:
+            for row, boxes in zip(rows, following, strict=True):
+                frames = torch.from_numpy(self._plain(row, boxes[row]))
+                yield [network.features(normalise(frames[snippets], self._pixels)).numpy()]
+
+    def _on_gpu(
+        self, backbone: I3D, rows: Sequence[int]
+    ) -> Generator[Sequence[FeatureArray], None, None]:
+        network = fast_form(backbone, winograd=False)
+        encoder = BatchedEncoder(
+            network.features,
+            pixels=self._pixels,
+            index=self._snippets,
+            window_frames=int(self._snippets.max()) + 1,
+            device=self.device,
+            batch=self._batch,
+        )
+        at_once = max(1, self._batch // len(self._snippets))
+        needs = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+        pending: deque[Callable[[], Sequence[FeatureArray]]] = deque()
+        with closing(self._clips.follow(needs)) as following:
+            for need, boxes in zip(needs, following, strict=True):
+                pending.append(encoder.start([self._plain(row, boxes[row]) for row in need]))
+                if len(pending) == _BATCHES_AT_ONCE:
+                    yield pending.popleft()()
+            for wait in pending:
+                yield wait()
+        self._batch = encoder.batch
 
     def _plain(self, row: int, box: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return cut(box, self._clips.tasks[row], PLAIN_VIEW, jitter=self._jitter)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from aqa_pipeline.atomic import atomic_path
@@ -36,7 +38,8 @@ from aqa_pipeline.tuning.state import (
     restore,
     write_state,
 )
-from aqa_pipeline.tuning.step import StepOutcome, Stepper, learning_rate_factor
+from aqa_pipeline.tuning.step import FramesOf, StepOutcome, Stepper, learning_rate_factor
+from aqa_pipeline.tuning.upload import Uploads
 
 IntArray = npt.NDArray[np.int64]
 
@@ -156,6 +159,12 @@ class TuningLoop:
         self._fit_config, self._config, self._machine = fit_config, config, machine
         self._state_path, self._settings, self._ranks = state_path, settings, ranks
         self._tell_outside = tell
+        # On a CPU there is nothing to copy, and no time beside the network's.
+        self._uploads = (
+            Uploads(frames.tasks, jitter=augmentation.jitter, device=encoder.device)
+            if encoder.device.type == "cuda"
+            else None
+        )
         self._steps = num_steps(len(material.fit), fit_config.batch_size)
         self.position = Position()
         self.best: dict[str, Tensor] = {}
@@ -207,21 +216,32 @@ class TuningLoop:
             seed=self._fit_config.seed,
             epoch=position.epoch,
         )[position.step :]
-        needs = [self._stepper.own_rows(draw) for draw in draws]
-        with closing(self._frames.follow(needs)) as following:
-            for draw, boxes in zip(draws, following, strict=True):
-                self._train_step(draw, boxes)
+        with closing(self._frames_of_steps(draws)) as steps:
+            for draw, frames in zip(draws, steps, strict=True):
+                self._train_step(draw, frames)
                 if position.step % self._machine.save_every == 0:
                     self.save()
                 self._stop_if_asked(held)
 
-    def _train_step(self, draw: StepDraw, boxes: Mapping[int, npt.NDArray[np.uint8]]) -> None:
+    def _frames_of_steps(self, draws: Sequence[StepDraw]) -> Generator[FramesOf, None, None]:
+        needs = [self._stepper.own_rows(draw) for draw in draws]
+        with closing(self._frames.follow(needs)) as following:
+            if self._uploads is None:
+                for draw, boxes in zip(draws, following, strict=True):
+                    yield partial(self._cut, draw, boxes)
+                return
+            with closing(self._uploads.ahead(draws, following)) as uploaded:
+                yield from uploaded
+
+    def _cut(
+        self, draw: StepDraw, boxes: Mapping[int, npt.NDArray[np.uint8]], rows: Sequence[int]
+    ) -> Tensor:
+        tasks, jitter = self._frames.tasks, self._augmentation.jitter
+        views = [cut(boxes[row], tasks[row], draw.views[row], jitter=jitter) for row in rows]
+        return torch.from_numpy(np.stack(views))
+
+    def _train_step(self, draw: StepDraw, frames: FramesOf) -> None:
         position = self.position
-
-        def frames(row: int) -> npt.NDArray[np.uint8]:
-            task = self._frames.tasks[row]
-            return cut(boxes[row], task, draw.views[row], jitter=self._augmentation.jitter)
-
         self._stepper.set_rates(self._factor(self._done()))
         outcome = self._stepper.step(draw, frames)
         position.step += 1

@@ -87,13 +87,15 @@ def kept_bytes(model: PairModel, frames: Tensor) -> KeptBytes:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         for name in model.trained_layers:
             layer.clear()
-            x = model.backbone.layer(name, x)
+            x = model.layer(name, x)
             between += x.nbytes
             largest = max(largest, sum(layer.values()))
     return KeptBytes(sum(kept.values()), between + largest)
 
 
-def find_pairs_at_once(model: PairModel, *, crop: int, num_frames: int, most: int) -> int:
+def find_pairs_at_once(
+    model: PairModel, *, crop: int, num_frames: int, most: int, reserved_bytes: int = 0
+) -> int:
     """As many pairs as fit, at least 1 and at most ``most``.
 
     Parameters
@@ -106,6 +108,8 @@ def find_pairs_at_once(model: PairModel, *, crop: int, num_frames: int, most: in
         Used frames of a clip.
     most : int
         Pairs of a step in this process; no more are ever needed.
+    reserved_bytes : int
+        Of a GPU's memory, for the frames of this step and those prepared beside it.
     """
     if most <= 1:
         return 1
@@ -128,7 +132,7 @@ def find_pairs_at_once(model: PairModel, *, crop: int, num_frames: int, most: in
     free, _ = torch.cuda.mem_get_info(device)
     # Gradients and Adam's two moments are still to come.
     to_come = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return _how_many(free - to_come, one, most)
+    return _how_many(free - to_come - reserved_bytes, one, most)
 
 
 def _how_many(free: float, one: float, most: int) -> int:

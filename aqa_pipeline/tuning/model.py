@@ -16,6 +16,7 @@ sum over its pairs however these are cut.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from aqa_pipeline.config import PixelPreset, Unfreeze
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D, LAYERS, check_input, normalise
+from aqa_pipeline.tuning.folded import folded_layer
 from aqa_pipeline.tuning.prefix import FrozenPrefix
 
 IntArray = npt.NDArray[np.int64]
@@ -124,12 +126,19 @@ class PairModel(nn.Module):
         # In a list, so as not to be part of the state: what is written is the backbone alone.
         on_cpu = backbone.classifier.weight.device.type == "cpu"
         self._prefix = [FrozenPrefix(backbone, self._frozen)] if on_cpu else []
+        self._is_folded = not on_cpu
         self._trained = [name for name, _ in LAYERS[first:]]
 
     @property
     def trained_layers(self) -> list[str]:
         """The layers that learn, in order."""
         return list(self._trained)
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """One layer of the backbone, in the form for its device; the pool before it included."""
+        if self._is_folded:
+            return folded_layer(self.backbone, name, x)
+        return self.backbone.layer(name, x)
 
     def inputs(self, frames: Tensor) -> Tensor:
         """What the first layer that learns gets; (U, m, H, W, 3) -> (U * S, C, T, H', W')."""
@@ -141,7 +150,7 @@ class PairModel(nn.Module):
             return frozen
         with torch.no_grad(), self._autocast():
             for name in self._frozen:
-                x = self.backbone.layer(name, x)
+                x = self.layer(name, x)
         return x
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -152,18 +161,16 @@ class PairModel(nn.Module):
                 if self.checkpointing and torch.is_grad_enabled():
                     # Nothing is drawn in a layer, so there is no random state to put back.
                     x = checkpoint(
-                        self.backbone.layer, name, x, use_reentrant=False, preserve_rng_state=False
+                        self.layer, name, x, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    x = self.backbone.layer(name, x)
+                    x = self.layer(name, x)
         return x.float().mean(dim=(2, 3, 4)).view(len(frames), len(self.snippets), -1)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.snippets.device.type,
-            dtype=getattr(torch, self.precision),
-            enabled=self.precision != "float32",
-        )
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.snippets.device.type, dtype=getattr(torch, self.precision))
 
     def forward(
         self, frames: Tensor | None, encoded: Tensor | None, pairs: Tensor, label: Tensor

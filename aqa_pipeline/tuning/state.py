@@ -128,8 +128,11 @@ def write_state(
         }
     )
     metadata = {"format": STATE_FORMAT, "format_version": str(STATE_VERSION), "state": text}
-    # A copy of each: tensors that share memory cannot be stored.
-    copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+    # A copy of each: tensors that share memory, or lie channels last, cannot be stored.
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
     with atomic_path(path) as temporary:
         save_file(copies, temporary, metadata=metadata)
 
@@ -187,8 +190,20 @@ def restore(
             parts[kind][rest] = value
     put_learned(model, parts["model"])
     optimiser.load_state_dict({**optimiser.state_dict(), "state": adam})
+    _lay_out_as_parameters(optimiser)
     scaler.load_state_dict(saved.scaler)
     return parts["best"]
+
+
+def _lay_out_as_parameters(optimiser: torch.optim.Optimizer) -> None:
+    """Give Adam's moments the strides of their parameters again.
+
+    A file has none; where strides differ, torch updates one parameter after the other.
+    """
+    for parameter, values in optimiser.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def put_learned(model: nn.Module, values: Mapping[str, Tensor]) -> None:

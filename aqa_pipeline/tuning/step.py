@@ -31,8 +31,8 @@ from aqa_pipeline.tuning.model import PairModel
 
 IntArray = npt.NDArray[np.int64]
 
-#: Frames of a row in its view, uint8 (m, crop, crop, 3).
-FramesOf = Callable[[int], npt.NDArray[np.uint8]]
+#: Frames of rows in their views, uint8 (len(rows), m, crop, crop, 3), on the model's device.
+FramesOf = Callable[[Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Stepper:
         draw : StepDraw
             The pairs of the step, over all processes.
         frames : callable
-            Gives the frames of a row; asked for the rows of :meth:`own_rows`, once each.
+            Gives the frames of some rows; asked for those of :meth:`own_rows`, once each.
         """
         self.optimiser.zero_grad(set_to_none=True)
         outcome = self.backward(draw, frames)
@@ -182,7 +182,7 @@ class Stepper:
         shared = in_several(parts)
         # DistributedDataParallel takes the mean over processes; we want the sum.
         scale = counts * self._ranks.world / len(draw.pairs)
-        outputs = self.model.encode(self._stack(shared, frames)) if shared else None
+        outputs = self.model.encode(frames(shared)) if shared else None
         leaves = outputs.detach().requires_grad_() if outputs is not None else None
         total = torch.zeros(3, dtype=torch.float64, device=self._device)
         for number, part in enumerate(parts):
@@ -192,13 +192,14 @@ class Stepper:
             known = [row for row in rows_of(part) if row in shared]
             encoded = None
             if source is not None and known:
-                encoded = source[[shared.index(row) for row in known]]
+                index = self._on_device([shared.index(row) for row in known])
+                encoded = source.index_select(0, index)
             with self._gradients_summed(is_last):
                 losses = self._wrapped(
-                    self._stack(new, frames) if new else None,
+                    frames(new) if new else None,
                     encoded,
                     self._positions(part, [*new, *known]),
-                    self._label[[*new, *known]],
+                    self._label.index_select(0, self._on_device([*new, *known])),
                 )
                 loss = self.scaler.scale(losses.sum() * (scale * len(part)))
                 if is_last and outputs is not None and leaves is not None:
@@ -219,13 +220,13 @@ class Stepper:
             return contextlib.nullcontext()
         return wrapped.no_sync()
 
-    def _stack(self, rows: Sequence[int], frames: FramesOf) -> Tensor:
-        stacked = torch.from_numpy(np.stack([frames(row) for row in rows]))
-        if self._device.type == "cuda":
-            return stacked.pin_memory().to(self._device, non_blocking=True)
-        return stacked
-
     def _positions(self, pairs: IntArray, rows: Sequence[int]) -> Tensor:
         place: Mapping[int, int] = {row: i for i, row in enumerate(rows)}
-        positions = [[place[a], place[b]] for a, b in pairs.tolist()]
-        return torch.tensor(positions, dtype=torch.int64, device=self._device)
+        return self._on_device([[place[a], place[b]] for a, b in pairs.tolist()])
+
+    def _on_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """Numbers as int64 on the device; a GPU does not wait for what it has to do before."""
+        values = torch.tensor(numbers, dtype=torch.int64)
+        if self._device.type == "cuda":
+            return values.pin_memory().to(self._device, non_blocking=True)
+        return values.to(self._device)

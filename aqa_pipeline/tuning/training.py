@@ -18,6 +18,7 @@ from aqa_pipeline.plan import video_index_folder
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.bank import Encoder
 from aqa_pipeline.tuning.clips import ClipFrames, decode_tasks, used_frames
+from aqa_pipeline.tuning.folded import lay_out_channels_last
 from aqa_pipeline.tuning.loop import Progress, Tell, TuningLoop
 from aqa_pipeline.tuning.memory import find_pairs_at_once, free_cpu_bytes
 from aqa_pipeline.tuning.model import PairModel, resolve_precision, unfreeze
@@ -27,6 +28,8 @@ from aqa_pipeline.tuning.state import STATE_FILE, Position, SavedState
 from aqa_pipeline.tuning.step import Stepper
 from aqa_pipeline.tuning.tensorboard import tensorboard_log
 from aqa_pipeline.weights import load_i3d
+
+_STEPS_ON_GPU = 3  #: whose frames are there at once: computed, ready, and just let go
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,8 @@ def train_part(
     protocol, material = plan.manifest.protocol, plan.material
     pixels, (used, snippets) = PIXEL_PRESETS[protocol.pixels], used_frames(protocol)
     backbone = load_i3d(weights)[0].to(device)
+    if device.type != "cpu":
+        lay_out_channels_last(backbone)
     unfreeze(backbone, config.unfreeze)
     memory = machine.frame_memory_gib
     memory_bytes = free_cpu_bytes() / 4 if memory is None else memory * 2**30
@@ -129,11 +134,18 @@ def train_part(
             precision=resolve_precision(config.precision, device),
             checkpointing=machine.checkpointing,
         ).to(device)
+        box_bytes = 3 * (pixels.crop + 2 * plan.augmentation.jitter) ** 2
         own = -(-plan.fit_config.batch_size // ranks.world)  # pairs of a step in this process
         pairs_at_once = machine.pairs_at_once or (
             saved.pairs_at_once
             if saved
-            else find_pairs_at_once(model, crop=pixels.crop, num_frames=len(used), most=own)
+            else find_pairs_at_once(
+                model,
+                crop=pixels.crop,
+                num_frames=len(used),
+                most=own,
+                reserved_bytes=_STEPS_ON_GPU * 2 * own * len(used) * box_bytes,
+            )
         )
         stepper = Stepper(
             model,
