@@ -62,7 +62,7 @@ def gradients(
         config=FinetuneConfig(),
         pairs_at_once=at_once,
     )
-    outcome = stepper.backward(draw, lambda row: frames[row])
+    outcome = stepper.backward(draw, lambda rows: torch.from_numpy(frames[rows]).to(device))
     scale = stepper.scaler.get_scale() if precision == "float16" else 1.0
     layers = (
         model.backbone.conv_1a.conv.weight,
