@@ -16,6 +16,18 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from aqa_pipeline.tuning.draws import StepDraw
+    from aqa_pipeline.tuning.step import FramesOf
 
 CASES = (("all", False), ("all", True), ("mixed_4", False), ("mixed_4", True), ("mixed_5", False))
 
@@ -27,7 +39,9 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
     from aqa_pipeline.featureset import FeatureSet
     from aqa_pipeline.i3d import I3D
+    from aqa_pipeline.precision import computing_in
     from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
+    from aqa_pipeline.tuning.folded import lay_out_channels_last
     from aqa_pipeline.tuning.memory import kept_bytes
     from aqa_pipeline.tuning.model import PairModel, resolve_precision
     from aqa_pipeline.tuning.model import unfreeze as let_learn
@@ -48,6 +62,8 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     )  # fmt: skip
     backbone = I3D().to(device)
     let_learn(backbone, unfreeze)  # type: ignore[arg-type]
+    if device.type == "cuda":
+        lay_out_channels_last(backbone)
     head = fresh_head(
         HeadConfig(),
         known,
@@ -77,11 +93,13 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
     seconds = []
-    for _ in range(options.steps + 1):
+    steps = [draw] * (options.steps + 1)
+    for of_step in frames_of_steps(frames, steps, device):
         # On a CPU the processor's seconds, which other programs on the machine hardly touch.
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         started = clock()
-        stepper.step(draw, lambda rows: torch.from_numpy(frames[rows]))
+        with computing_in("float32"):
+            stepper.step(draw, of_step)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(clock() - started)
@@ -93,6 +111,29 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
         kept = kept_bytes(model, torch.from_numpy(frames[:2]))
         found["kept_gib"] = (kept.checkpointed if checkpointing else kept.plain) / 2**30
     return found
+
+
+def frames_of_steps(
+    frames: npt.NDArray[np.uint8], steps: Sequence[StepDraw], device: torch.device
+) -> Iterator[FramesOf]:
+    """Frames as training gets them: on a GPU those of the next step go up meanwhile."""
+    import numpy as np
+    import torch
+
+    from aqa_pipeline.config import PIXEL_PRESETS
+    from aqa_pipeline.decode_pool import DecodeTask
+    from aqa_pipeline.tuning.upload import Uploads
+
+    if device.type != "cuda":
+        yield from [lambda rows: torch.from_numpy(frames[list(rows)])] * len(steps)
+        return
+    pixels, nowhere = PIXEL_PRESETS["kinetics"], Path()
+    tasks = [
+        DecodeTask(str(row), nowhere, np.arange(frames.shape[1]), pixels, nowhere, False)
+        for row in range(len(frames))
+    ]
+    uploads = Uploads(tasks, jitter=0, device=device)
+    yield from uploads.ahead(steps, repeat(dict(enumerate(frames))))
 
 
 def main() -> None:
