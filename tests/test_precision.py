@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from aqa_pipeline.find_precision import find_precision, sample_windows
 from aqa_pipeline.fingerprint import cache_folder, ensure_cache
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.plan import fingerprint_of
-from aqa_pipeline.precision import agreement, choose, set_precision
+from aqa_pipeline.precision import PRECISIONS, agreement, choose, computing_in
 from tests.small_project import make_project
 
 FEATURES = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
@@ -52,26 +53,65 @@ def network(cosines: dict[str, float]) -> Callable[[str], Array]:
 
 
 def test_the_first_that_agrees_is_chosen() -> None:
-    candidates = ("bf16", "fp16", "tf32", "float32")
-    choice = choose(candidates, network({"bf16": 0.998, "fp16": 0.9992}))
-    assert choice.precision == "fp16"
-    assert choice.cosines == pytest.approx({"bf16": 0.998, "fp16": 0.9992}, abs=1e-5)
-    assert choose(candidates, network({})).precision == "bf16"
+    candidates = PRECISIONS
+    choice = choose(candidates, network({"fp16": 0.9998, "bf16": 0.99992}))
+    assert choice.precision == "bf16"
+    assert choice.cosines == pytest.approx({"fp16": 0.9998, "bf16": 0.99992}, abs=1e-5)
+    assert choose(candidates, network({})).precision == "fp16"
     none = choose(candidates, network(dict.fromkeys(candidates[:3], 0.9)))
     assert (none.precision, len(none.cosines)) == ("float32", 3)
 
 
-def test_set_precision_turns_tf32_off_for_all_but_tf32() -> None:
-    before = set_precision("tf32")
+def flags() -> tuple[object, ...]:
+    """Everything that :func:`computing_in` may touch, and what it must not."""
+    cudnn = torch.backends.cudnn
+    return (
+        cudnn.allow_tf32,
+        cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        cudnn.benchmark,
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tf32"),
+    [
+        ("tf32", torch.float32, (True, "tf32")),
+        ("float32", torch.float32, (False, "ieee")),
+        ("fp16", torch.float16, (False, "ieee")),
+        ("bf16", torch.bfloat16, (False, "ieee")),
+    ],
+)
+def test_computing_in_a_precision_leaves_nothing_behind(
+    precision: str, dtype: torch.dtype, tf32: tuple[bool, str]
+) -> None:
+    before = flags()
+    with computing_in(precision, benchmark=True) as found:
+        assert found == dtype
+        # The head's products are no business of the backbone's precision.
+        assert flags() == (*tf32, True, *before[3:])
+        with computing_in("float32"):
+            assert flags() == (False, "ieee", False, *before[3:])
+        assert flags() == (*tf32, True, *before[3:])
+    assert flags() == before
+    with pytest.raises(KeyError), computing_in(precision, benchmark=True):
+        raise KeyError
+    assert flags() == before
+
+
+def test_flags_that_contradict_one_another_are_put_right() -> None:
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    conv.fp32_precision = "ieee"
     try:
-        assert before == torch.float32
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-        assert set_precision("bf16") == torch.bfloat16
-        assert set_precision("fp16") == torch.float16
+        with pytest.raises(RuntimeError):
+            _ = torch.backends.cudnn.allow_tf32
+        with computing_in("tf32"):
+            assert torch.backends.cudnn.allow_tf32
+        assert conv.fp32_precision == "ieee"
     finally:
-        assert set_precision("float32") == torch.float32
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.fixture
@@ -110,7 +150,7 @@ def test_a_cpu_computes_in_float32(manifest: Manifest) -> None:
     for asked in ("bf16", "fp16", "tf32"):
         with pytest.raises(UsageError, match=f"--precision {asked} needs a GPU"):
             find(asked, manifest, device="cpu")
-    with pytest.raises(UsageError, match="'half' is none of auto, bf16, fp16, tf32, float32"):
+    with pytest.raises(UsageError, match="'half' is none of auto, fp16, bf16, tf32, float32"):
         find("half", manifest, device="cpu")
 
 
