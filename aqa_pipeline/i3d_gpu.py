@@ -137,11 +137,16 @@ class GpuI3D(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.stem.weight.dtype
 
+    @property
+    def kept(self) -> Tensor | None:
+        """Memory that is read again with the next batch; a graph must hold on to it."""
+        return self._zeros
+
     def forget(self) -> None:
         """Give memory back that is kept from one batch to the next."""
         self._zeros = None
 
-    def prepare(self, frames: Tensor, index: Tensor) -> Tensor:
+    def prepare(self, frames: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         """What :meth:`features_of` takes, from frames.
 
         Parameters
@@ -149,21 +154,28 @@ class GpuI3D(nn.Module):
         frames : Tensor of uint8, shape=(F, H, W, 3), dense
         index : Tensor of int64, shape=(N, T), dense
             Frames of every snippet.
+        out : Tensor or None
+            What an earlier call gave for the same shapes: it is written again, and returned.
         """
         if not self.form.kernels:
-            return self.padded(normalise(frames[index], self._pixels).to(self.dtype))
+            made = self.padded(normalise(frames[index], self._pixels).to(self.dtype))
+            return made if out is None else out.copy_(made)
         blocks = self.form.blocks
         sizes = index.shape[1], *frames.shape[1:3]
         padding = [stem_padding(size, blocks=blocks) for size in sizes]
         side = _STRIDE if blocks else 1
         padded = [sum(p, size) // side for p, size in zip(padding, sizes, strict=True)]
-        out = frames.new_empty(len(index), *padded, _CHANNELS * side**3, dtype=self.dtype)
+        if out is None:
+            shape = len(index), *padded, _CHANNELS * side**3
+            out = channels_first(frames.new_empty(shape, dtype=self.dtype))
         before = tuple(p[0] for p in padding)
         scale, shift = scale_and_shift_of(self._pixels, frames.device)
         kernels = self._own_kernels()
         with kernels.on_device_of(frames):
-            kernels.cut(frames, index, scale, shift, out, side=side, before=before)
-        return channels_first(out)
+            kernels.cut(
+                frames, index, scale, shift, channels_behind(out), side=side, before=before
+            )
+        return out
 
     def padded(self, x: Tensor) -> Tensor:
         """What :meth:`features_of` takes, from normalised snippets (N, 3, T, H, W)."""
@@ -190,22 +202,22 @@ class GpuI3D(nn.Module):
         return self.feature_map(x).mean(dim=(2, 3, 4), dtype=torch.float32)
 
     def _map_of(self, x: Tensor) -> Tensor:
-        x = self._unit(x, self.block_stem if self.form.blocks else self.stem)
+        x = self.unit(x, self.block_stem if self.form.blocks else self.stem)
         for name, pool in LAYERS[1:]:
             if pool is not None:
                 (kernel_t, kernel_s, _), (stride_t, stride_s, _) = pool
                 x = self._max_pool(x, kernel=(kernel_t, kernel_s), stride=(stride_t, stride_s))
-            x = self._mixed(x, name) if name in self.widths else self._unit(x, self.convs[name])
+            x = self._mixed(x, name) if name in self.widths else self.unit(x, self.convs[name])
         return x
 
     def _mixed(self, x: Tensor, name: str) -> Tensor:
         convs = [self.convs[f"{name}_{branch}"] for branch in ("b1b", "b2b", "b3")]
         pooled = self._max_pool(x, kernel=(3, 3), stride=(1, 1))
         if self.form.convolution != "epilogue":
-            joined = self._unit(x, self.convs[name])
+            joined = self.unit(x, self.convs[name])
             b0, b1, b2 = torch.split(joined, self.widths[name], dim=1)
             branches = (b1, b2, pooled)
-            return torch.cat([b0, *map(self._unit, branches, convs)], dim=1)
+            return torch.cat([b0, *map(self.unit, branches, convs)], dim=1)
         n, _, *sizes = x.shape
         first = self.widths[name]
         widths = [first[0], *(conv.weight.shape[0] for conv in convs)]
@@ -219,7 +231,7 @@ class GpuI3D(nn.Module):
             self._into(branch, conv, [to])
         return channels_first(out)  # (N, b0 + b1b + b2b + b3, T, H, W)
 
-    def _unit(self, x: Tensor, conv: nn.Module) -> Tensor:
+    def unit(self, x: Tensor, conv: nn.Module) -> Tensor:
         """Convolution, bias, ReLU."""
         if self.form.convolution == "plain":
             plain: Tensor = conv(x)

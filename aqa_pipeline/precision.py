@@ -113,13 +113,6 @@ def _no_word_of_newer_flags() -> Iterator[None]:
         yield
 
 
-def set_precision(precision: str) -> torch.dtype:
-    """Let cuDNN compute in a precision from now on; :func:`computing_in` undoes it."""
-    how = "tf32" if precision == "tf32" else "ieee"
-    _set_tf32_flags((how == "tf32", how, how))
-    return dtype_of(precision)
-
-
 def supported_precisions(device: torch.device) -> tuple[str, ...]:
     """Those a GPU has hardware for, quickest first."""
     import torch
