@@ -159,6 +159,8 @@ class BatchedEncoder:
         cuda.reset_peak_memory_stats(self._device)
         self._features(frames, self._index, measured=True)
         taken = cuda.max_memory_allocated(self._device) - before
+        if isinstance(self.network, TakesFrames):
+            self.network.forget()  # these two were no batches
         cuda.empty_cache()
         free, _ = cuda.mem_get_info(self._device)
         self.batch = fitting_batch(

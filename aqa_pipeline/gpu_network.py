@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +60,8 @@ class GpuNetwork:
         On the device, in the precision's type.
     precision : str
     tries_out : bool
-        May be changed before the first full batch: choose a form, and let cuDNN try its algorithms out, for full batches: seconds, which
-        are for an extraction of many clips.
+        Choose a form, and let cuDNN try its algorithms out, for full batches: seconds, which
+        are for an extraction of many clips. May be changed before the first of them.
     graphs : bool
         Capture shapes that come again and again.
     form : Form or None
@@ -84,7 +85,7 @@ class GpuNetwork:
         self._forms: dict[tuple[int, ...], Form] = {}
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._uses: Counter[tuple[int, ...]] = Counter()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch has no public type for it
 
     @torch.inference_mode()
     def features_of_frames(self, frames: Tensor, index: Tensor, *, is_full: bool) -> Tensor:
@@ -162,9 +163,7 @@ class GpuNetwork:
         _log.info("CUDA graph for %d snippets, made in %.2f s", shape[0], seconds)
 
 
-def captured(
-    function: Callable[[Tensor], Tensor], example: Tensor, *, pool: tuple[int, int]
-) -> _Graph:
+def captured(function: Callable[[Tensor], Tensor], example: Tensor, *, pool: Any) -> _Graph:
     """A graph of ``function`` on a copy of ``example``, which becomes its input.
 
     Must be called with the example's device as the current one.
@@ -259,7 +258,7 @@ def _fused_is_quick_to_start(network: GpuI3D, snippets: int) -> bool:
     network.form = Form("cudnn")
     seconds = 0.0
     for name in ("mixed_4b_b1b", "mixed_4c_b1b"):
-        conv = network.convs[name]
+        conv = network.conv(name)
         x = conv.weight.new_zeros(snippets, 4, 14, 14, conv.weight.shape[1])
         started = time.perf_counter()
         network.unit(x.permute(0, 4, 1, 2, 3), conv)

@@ -116,7 +116,7 @@ class GpuI3D(nn.Module):
         self._pixels = pixels
         self._kernels: ModuleType | None = None
         self._zeros: Tensor | None = None
-        self.stem = join([model.conv_1a.requires_grad_(False)])
+        self.stem = join([model.conv_1a])
         self.block_stem = block_kernel(self.stem)
         self.convs = nn.ModuleDict()
         self.widths: dict[str, list[int]] = {}
@@ -172,9 +172,7 @@ class GpuI3D(nn.Module):
         scale, shift = scale_and_shift_of(self._pixels, frames.device)
         kernels = self._own_kernels()
         with kernels.on_device_of(frames):
-            kernels.cut(
-                frames, index, scale, shift, channels_behind(out), side=side, before=before
-            )
+            kernels.cut(frames, index, scale, shift, channels_behind(out), side=side, before=before)
         return out
 
     def padded(self, x: Tensor) -> Tensor:
@@ -207,45 +205,49 @@ class GpuI3D(nn.Module):
             if pool is not None:
                 (kernel_t, kernel_s, _), (stride_t, stride_s, _) = pool
                 x = self._max_pool(x, kernel=(kernel_t, kernel_s), stride=(stride_t, stride_s))
-            x = self._mixed(x, name) if name in self.widths else self.unit(x, self.convs[name])
+            x = self._mixed(x, name) if name in self.widths else self.unit(x, self.conv(name))
         return x
 
     def _mixed(self, x: Tensor, name: str) -> Tensor:
-        convs = [self.convs[f"{name}_{branch}"] for branch in ("b1b", "b2b", "b3")]
+        convs = [self.conv(f"{name}_{branch}") for branch in ("b1b", "b2b", "b3")]
         pooled = self._max_pool(x, kernel=(3, 3), stride=(1, 1))
         if self.form.convolution != "epilogue":
-            joined = self.unit(x, self.convs[name])
+            joined = self.unit(x, self.conv(name))
             b0, b1, b2 = torch.split(joined, self.widths[name], dim=1)
             branches = (b1, b2, pooled)
             return torch.cat([b0, *map(self.unit, branches, convs)], dim=1)
         n, _, *sizes = x.shape
         first = self.widths[name]
-        widths = [first[0], *(conv.weight.shape[0] for conv in convs)]
+        widths = [first[0], *(conv.out_channels for conv in convs)]
         out = x.new_empty(n, *sizes, sum(widths))
         to_b0, *to_branches = torch.split(out, widths, dim=-1)
         b1, b2 = (x.new_empty(n, *sizes, width) for width in first[1:])
-        self._into(x, self.convs[name], [to_b0, b1, b2])
+        self._into(x, self.conv(name), [to_b0, b1, b2])
         for branch, conv, to in zip(
             (channels_first(b1), channels_first(b2), pooled), convs, to_branches, strict=True
         ):
             self._into(branch, conv, [to])
         return channels_first(out)  # (N, b0 + b1b + b2b + b3, T, H, W)
 
-    def unit(self, x: Tensor, conv: nn.Module) -> Tensor:
+    def conv(self, name: str) -> nn.Conv3d:
+        """That of a layer; a Mixed block has ``NAME`` (joined), ``NAME_b1b``, ``_b2b``, ``_b3``."""
+        found = self.convs[name]
+        assert isinstance(found, nn.Conv3d)
+        return found
+
+    def unit(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         """Convolution, bias, ReLU."""
         if self.form.convolution == "plain":
             plain: Tensor = conv(x)
             return plain.relu_()
-        assert isinstance(conv, nn.Conv3d)
         if self.form.convolution == "cudnn":
             return self._by_cudnn(x, conv)
         y = self._without_bias(x, conv)
         self._bias_relu(channels_behind(y), conv.bias, channels_behind(y))
         return y
 
-    def _into(self, x: Tensor, conv: nn.Module, outs: Sequence[Tensor]) -> None:
+    def _into(self, x: Tensor, conv: nn.Conv3d, outs: Sequence[Tensor]) -> None:
         """Convolution, then bias and ReLU of its channels into each output in turn."""
-        assert isinstance(conv, nn.Conv3d)
         assert conv.bias is not None
         y = channels_behind(self._without_bias(x, conv))
         widths = [out.shape[-1] for out in outs]
@@ -255,7 +257,7 @@ class GpuI3D(nn.Module):
             self._bias_relu(part, bias, out)
 
     def _without_bias(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
-        y = F.conv3d(x, conv.weight, None, conv.stride, conv.padding)  # type: ignore[arg-type]
+        y = F.conv3d(x, conv.weight, None, conv.stride, padding_of(conv))
         return y.contiguous(memory_format=torch.channels_last_3d)
 
     def _bias_relu(self, y: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -266,16 +268,16 @@ class GpuI3D(nn.Module):
     def _by_cudnn(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         n, _, *sizes = x.shape
         sizes = [
-            (size + 2 * int(pad) - kernel) // stride + 1
+            (size + 2 * pad - kernel) // stride + 1
             for size, pad, kernel, stride in zip(
-                sizes, conv.padding, conv.kernel_size, conv.stride, strict=True
+                sizes, padding_of(conv), conv.kernel_size, conv.stride, strict=True
             )
         ]
         # cudnn_convolution_relu is this with its own output, not yet written, times 0: what
         # is there may be NaN, which times 0 is NaN.
         added = self._zeros_of(x, n, *sizes, conv.out_channels)
         y: Tensor = torch.cudnn_convolution_add_relu(
-            x, conv.weight, added, 0.0, conv.bias, conv.stride, conv.padding, (1, 1, 1), 1
+            x, conv.weight, added, 0.0, conv.bias, conv.stride, padding_of(conv), (1, 1, 1), 1
         )  # fmt: skip
         return y
 
@@ -296,6 +298,12 @@ class GpuI3D(nn.Module):
         if self._kernels is None:
             raise RuntimeError("triton is not installed")
         return self._kernels
+
+
+def padding_of(conv: nn.Conv3d) -> tuple[int, ...]:
+    """Which torch also takes as a word."""
+    assert not isinstance(conv.padding, str)
+    return conv.padding
 
 
 def rows_of(x: Tensor) -> Tensor:

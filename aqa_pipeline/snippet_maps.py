@@ -125,16 +125,17 @@ class LayerCam:
     ) -> FloatArray:
         """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
         snippets = self.encoder.snippets(frames)
-        cams = [
-            layer_cam(
-                self.network,
-                lambda number: snippets[number : number + 1],
-                run,
-                clip,
-                rows,
-                layer=self.layer,
-            )
-            for run, clip, rows in zip(runs, clips, exemplars, strict=True)
-        ]
+        with computing_in(FLOAT32):
+            cams = [
+                layer_cam(
+                    self.network,
+                    lambda number: snippets[number : number + 1],
+                    run,
+                    clip,
+                    rows,
+                    layer=self.layer,
+                )
+                for run, clip, rows in zip(runs, clips, exemplars, strict=True)
+            ]
         mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
         return mean

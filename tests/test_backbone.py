@@ -64,7 +64,9 @@ def test_the_cpu_form_gives_the_plain_features(
     assert encode(frames).tobytes() == found.tobytes()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-4), ("fp16", 0.01), ("bf16", 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-4), ("fp16", 0.01), ("bf16", 0.05)]
+)
 def test_the_form_for_a_gpu_gives_them_too(
     model: I3D, frames: np.ndarray, expected: np.ndarray, precision: str, tolerance: float
 ) -> None:

@@ -115,7 +115,11 @@ def test_every_library_words_its_shortage_otherwise(message: str) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    ["expected 4 channels", "CUDA error: an illegal memory access", "CUDNN_STATUS_EXECUTION_FAILED"],
+    [
+        "expected 4 channels",
+        "CUDA error: an illegal memory access",
+        "CUDNN_STATUS_EXECUTION_FAILED",
+    ],
 )
 def test_other_errors_are_no_shortage(message: str) -> None:
     several = encoder(Network(), batch=3)
@@ -199,7 +203,9 @@ def test_the_batch_is_measured_when_nothing_is_tried_out_any_more(
     several = filling(network, batch=1)
     cuda = torch.cuda
     monkeypatch.setattr(cuda, "memory_allocated", lambda device: 0)
-    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: vars(network).update(peak=0))
+    monkeypatch.setattr(
+        cuda, "reset_peak_memory_stats", lambda device: vars(network).update(peak=0)
+    )
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: network.peak)
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (400, 1000))
     several.find_batch()

@@ -50,7 +50,9 @@ def test_a_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old.\nMore.")
 
     monkeypatch.setattr(torch.cuda, "set_device", too_old)
-    with pytest.raises(SetupError, match=r"device cuda:0: The NVIDIA .* too old\.; see `aqa doctor`"):
+    with pytest.raises(
+        SetupError, match=r"device cuda:0: The NVIDIA .* too old\.; see `aqa doctor`"
+    ):
         find_device("cuda:0")
 
 

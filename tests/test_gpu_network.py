@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -64,7 +65,7 @@ def test_the_quickest_form_is_used_and_said(
 ) -> None:
     caplog.set_level("INFO")
     seconds = {PLAIN: 0.4, EPILOGUE: 0.2, BLOCKS: 0.3}
-    monkeypatch.setattr(module.time, "perf_counter", clock(seconds, network))
+    monkeypatch.setattr(time, "perf_counter", clock(seconds, network))
     plain = features(GpuNetwork(network, "float32"))
     assert network.form == PLAIN
     several = GpuNetwork(network, "float32", tries_out=True)
@@ -90,7 +91,7 @@ def test_a_form_with_other_features_is_never_used(
 ) -> None:
     caplog.set_level("INFO")
     seconds = {PLAIN: 0.4, EPILOGUE: 0.2, BLOCKS: 0.1}
-    monkeypatch.setattr(module.time, "perf_counter", clock(seconds, network))
+    monkeypatch.setattr(time, "perf_counter", clock(seconds, network))
     with torch.no_grad():
         network.block_stem.weight.mul_(-1)
     features(GpuNetwork(network, "float32", tries_out=True))
@@ -102,7 +103,7 @@ def test_trying_ends_when_it_takes_too_long(
     network: GpuI3D, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {PLAIN: 4.0, EPILOGUE: 0.2, BLOCKS: 0.1}
-    monkeypatch.setattr(module.time, "perf_counter", clock(seconds, network))
+    monkeypatch.setattr(time, "perf_counter", clock(seconds, network))
     features(GpuNetwork(network, "float32", tries_out=True))
     assert network.form == PLAIN
 
@@ -151,6 +152,28 @@ def test_memory_that_runs_out_in_the_plain_form_is_for_the_encoder(network: GpuI
     network.features_of = no_memory  # type: ignore[method-assign]
     with pytest.raises(torch.OutOfMemoryError):
         features(GpuNetwork(network, "float32", tries_out=True))
+
+
+@pytest.mark.parametrize("tries_out", [False, True])
+def test_the_precision_holds_during_the_pass_and_no_longer(
+    network: GpuI3D, monkeypatch: pytest.MonkeyPatch, tries_out: bool
+) -> None:
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    seen = []
+
+    def fails(prepared: Tensor) -> Tensor:
+        seen.append((conv.fp32_precision, torch.backends.cudnn.benchmark))
+        raise KeyError
+
+    before = conv.fp32_precision, torch.backends.cudnn.benchmark
+    network.features_of = fails  # type: ignore[method-assign]
+    several = GpuNetwork(network, "float32", tries_out=tries_out)
+    for is_full in (True, False):
+        with pytest.raises(KeyError):
+            features(several, is_full=is_full)
+    # cuDNN tries algorithms out for the shape that comes often, and only where that pays.
+    assert seen == [("ieee", tries_out), ("ieee", False)]
+    assert (conv.fp32_precision, torch.backends.cudnn.benchmark) == before
 
 
 class FakeGraph:

@@ -15,8 +15,8 @@ from aqa_pipeline import i3d_gpu
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.i3d import I3D, normalise, pad_same
-from aqa_pipeline.i3d_gpu import Form, GpuI3D, block_kernel, gpu_form, in_blocks, stem_padding
 from aqa_pipeline.i3d_fast import join
+from aqa_pipeline.i3d_gpu import Form, GpuI3D, block_kernel, gpu_form, in_blocks, stem_padding
 from tests import plain_kernels
 from tests.random_i3d import thin_i3d
 
@@ -71,11 +71,12 @@ def test_every_form_gives_the_readable_features(
 @pytest.mark.parametrize("size", [9, 64, 65, 112])
 def test_the_first_convolution_on_blocks(model: I3D, size: int) -> None:
     x = torch.randn(1, 3, 9, size, 64)
-    stem = join([model.conv_1a])
+    stem = join([model.conv_1a]).requires_grad_(False)
     plain = stem(pad_same(x, kernel=(7, 7, 7), stride=(2, 2, 2), value=0.0))
     padding = [stem_padding(n, blocks=True) for n in reversed(x.shape[2:])]
     blocks = in_blocks(F.pad(x, [n for pair in padding for n in pair]))
-    assert_same(block_kernel(stem)(blocks), plain)
+    with torch.inference_mode():
+        assert_same(block_kernel(stem)(blocks), plain)
 
 
 def test_blocks_are_numbered_time_height_width_colour() -> None:
@@ -94,14 +95,17 @@ def test_half_precision_gives_float32_features(network: GpuI3D) -> None:
     assert half.feature_map(x).dtype == torch.float16
 
 
-def test_without_triton_the_kernels_say_so(
-    model: I3D, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_triton_the_kernels_say_so(model: I3D, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(i3d_gpu, "triton_kernels", lambda: None)
     network = gpu_form(model, PIXELS)
     network.form = Form("epilogue", kernels=True)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         network.features(torch.zeros(1, 3, 9, 64, 64))
+
+
+def test_the_model_still_learns(model: I3D) -> None:
+    assert not any(parameter.requires_grad for parameter in gpu_form(model, PIXELS).parameters())
+    assert model.conv_1a.conv.weight.requires_grad
 
 
 def test_refuses_what_the_readable_form_refuses(network: GpuI3D) -> None:

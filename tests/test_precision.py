@@ -133,9 +133,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return cosines
 
 
-def find(
-    asked: str, manifest: Manifest, *, device: str = "cuda:1", compares: bool = True
-) -> str:
+def find(asked: str, manifest: Manifest, *, device: str = "cuda:1", compares: bool = True) -> str:
     return find_precision(
         asked,
         device=device,

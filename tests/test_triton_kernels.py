@@ -57,9 +57,7 @@ def test_bias_and_relu_between_channels_of_larger_maps(kernels: ModuleType) -> N
 
 
 @pytest.mark.parametrize(("side", "before"), [(1, (2, 3, 2)), (2, (3, 2, 2))])
-def test_snippets_from_frames(
-    kernels: ModuleType, side: int, before: tuple[int, int, int]
-) -> None:
+def test_snippets_from_frames(kernels: ModuleType, side: int, before: tuple[int, int, int]) -> None:
     frames = torch.randint(0, 256, (7, 10, 11, 3), dtype=torch.uint8)
     index = torch.tensor([[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]])
     scale, shift = torch.tensor([0.5, 0.25, 2.0]), torch.tensor([1.0, 0.0, -3.0])
