@@ -54,8 +54,8 @@ def _max_pool(
     t = row // (out_width * out_height) % out_frames * STRIDE_T - before_t
     n = row // (out_width * out_height * out_frames)
     largest = tl.full((ROWS, WIDTH), float("-inf"), tl.float32)
-    for a in tl.static_range(KERNEL_T):
-        for b in tl.static_range(KERNEL_S):
+    for a in range(KERNEL_T):  # unrolled wholly, it would take seconds to compile
+        for b in range(KERNEL_S):
             for c in tl.static_range(KERNEL_S):
                 inside = (row < rows) & (t + a >= 0) & (t + a < frames)
                 inside = inside & (h + b >= 0) & (h + b < height) & (w + c >= 0) & (w + c < width)
