@@ -51,8 +51,8 @@ def i3d_backbone(
         One of ``float32``, ``tf32``, ``bf16``, ``fp16``; all but the first need a GPU, see
         :mod:`aqa_pipeline.precision`.
     num_clips : int
-        How many there are to extract, as far as known: on a GPU the network is compiled
-        where that would pay.
+        How many there are to extract, as far as known: for many, a GPU tries out how it
+        computes the network best.
 
     Returns
     -------
@@ -98,28 +98,32 @@ def _on_cpu(model: I3D, protocol: Protocol) -> Encode:
     return encode
 
 
+#: Full batches from which on trying out pays, which takes some seconds.
+_BATCHES_WORTH_A_TRIAL = 100
+
+
 def _on_gpu(
     model: I3D, protocol: Protocol, device: torch.device, precision: str, num_clips: int
 ) -> BatchedEncoder:
     import torch
 
     from aqa_pipeline.batched_encoder import BatchedEncoder
-    from aqa_pipeline.compile_trial import compiled_if_it_pays
-    from aqa_pipeline.i3d_fast import fast_form
-    from aqa_pipeline.precision import set_precision
+    from aqa_pipeline.gpu_network import GpuNetwork
+    from aqa_pipeline.i3d_gpu import gpu_form
+    from aqa_pipeline.precision import dtype_of
 
-    dtype = set_precision(precision)
-    # Shapes repeat, so that trying out the library's algorithms once pays at once.
-    torch.backends.cudnn.benchmark = True
-    network = fast_form(model, winograd=False)
-    network.to(device=device, dtype=dtype)
+    dtype = dtype_of(precision)
+    pixels = PIXEL_PRESETS[protocol.pixels]
+    network = GpuNetwork(gpu_form(model, pixels).to(device=device, dtype=dtype), precision)
+    num_snippets = len(protocol.snippet_starts)
     encoder = BatchedEncoder(
-        network.features,
-        pixels=PIXEL_PRESETS[protocol.pixels],
+        network,
+        pixels=pixels,
         index=snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames),
         window_frames=protocol.window_frames,
         device=device,
         dtype=dtype,
+        batch=num_snippets,
         facts={
             "device": str(device),
             "gpu": torch.cuda.get_device_name(device),
@@ -127,8 +131,8 @@ def _on_gpu(
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         },
     )
-    encoder.find_batch()
-    num_batches = num_clips * len(protocol.snippet_starts) / encoder.batch
-    example = encoder.example(encoder.batch)
-    encoder.network = compiled_if_it_pays(network.features, example, num_batches=num_batches)
+    if num_clips > 1:  # else one clip is a batch
+        encoder.find_batch()
+        num_batches = num_clips * num_snippets / encoder.batch
+        network.tries_out = num_batches >= _BATCHES_WORTH_A_TRIAL
     return encoder

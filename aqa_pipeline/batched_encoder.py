@@ -3,7 +3,8 @@
 Frames go up as uint8, each once however many snippets share it, and are cut into snippets
 and normalised there. While one group of clips is computed, the next is copied: two page-
 locked buffers take turns. Batches are as large as free memory lets them be; should it run
-out all the same, they are halved and the work goes on where it stopped.
+out all the same, they are halved and the work goes on where it stopped. On a GPU they have
+two shapes only, a full batch and one clip: what is left over is filled up with repeats.
 
 Everything but the copying runs alike on a CPU, where the tests run it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import PixelPreset
+from aqa_pipeline.device_memory import is_shortage
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.i3d import normalise
 from aqa_pipeline.page_lock import pinned_tensor_of
@@ -38,9 +41,22 @@ _MEMORY_SHARE = 0.7
 #: More snippets at once keep no GPU busier, and cost memory on both sides.
 _MAX_BATCH = 96
 _SIDE = "type --device cpu, or end what else uses the GPU"
-#: What torch, the CUDA runtime, cuDNN 8 and 9 and cuBLAS say when memory runs out. A
-#: convolution that gets no workspace for any of its algorithms finds no engine.
-_SHORTAGE = ("out of memory", "alloc_failed", "allocation_failed", "unable to find an engine")
+
+
+@runtime_checkable
+class TakesFrames(Protocol):
+    """A network that makes its own input, as :class:`aqa_pipeline.gpu_network.GpuNetwork`."""
+
+    def features_of_frames(self, frames: Tensor, index: Tensor, *, is_full: bool) -> Tensor:
+        """Features, float32, shape=(n, dim), of frames (F, H, W, 3) by index (n, T).
+
+        ``is_full`` says that this is the shape that most batches have.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Give up all memory but the weights'."""
+        ...
 
 
 @dataclass
@@ -56,8 +72,8 @@ class BatchedEncoder:
 
     Parameters
     ----------
-    network : callable
-        (N, 3, T, H, W) in ``dtype`` to (N, dim).
+    network : callable or TakesFrames
+        (N, 3, T, H, W) in ``dtype`` to (N, dim); or frames to features.
     pixels : PixelPreset
     index : ndarray of int64, shape=(snippets, snippet_frames)
         Frames of every snippet, as indices into the window.
@@ -67,13 +83,15 @@ class BatchedEncoder:
         Of the network's weights.
     batch : int
         Snippets the network takes at once; see also :meth:`find_batch`.
+    fills : bool or None
+        Whether what is left over is filled up to a full batch, or to one clip; None: on a GPU.
     facts : dict
         What to record of the machine.
     """
 
     def __init__(
         self,
-        network: Callable[[Tensor], Tensor],
+        network: Callable[[Tensor], Tensor] | TakesFrames,
         *,
         pixels: PixelPreset,
         index: npt.NDArray[np.int64],
@@ -81,6 +99,7 @@ class BatchedEncoder:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
+        fills: bool | None = None,
         facts: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> None:
         self.network = network
@@ -91,6 +110,7 @@ class BatchedEncoder:
         self._window_frames = window_frames
         self._device = device
         self._dtype = dtype
+        self._fills = device.type == "cuda" if fills is None else fills
         self._buffers: list[_Buffer] = []
         self._uploading: list[tuple[torch.cuda.Event, list[Tensor]]] = []
         self._copies: torch.cuda.Stream | None = None
@@ -135,23 +155,21 @@ class BatchedEncoder:
         """
         self.batch = len(self._index)
         cuda = torch.cuda
+        frames = torch.zeros(self._frames_shape(1), dtype=torch.uint8, device=self._device)
+        # The first pass also tries algorithms out, with workspaces up to all that is free.
+        self._features(frames, self._index, measured=True)
         before = cuda.memory_allocated(self._device)
         cuda.reset_peak_memory_stats(self._device)
-        frames = torch.zeros(self._frames_shape(1), dtype=torch.uint8, device=self._device)
-        self._features(frames, self._index)
+        self._features(frames, self._index, measured=True)
         taken = cuda.max_memory_allocated(self._device) - before
+        if isinstance(self.network, TakesFrames):
+            self.network.forget()  # these two were no batches
         cuda.empty_cache()
         free, _ = cuda.mem_get_info(self._device)
         self.batch = fitting_batch(
             free_bytes=free, snippet_bytes=taken / self.batch, snippets_a_clip=len(self._index)
         )
         _log.info("%d snippets at once (%.1f GB free)", self.batch, free / 1e9)
-
-    def example(self, snippets: int) -> Tensor:
-        """An input of the network, for trying it out."""
-        index = self._index[:1].expand(snippets, -1)
-        frames = torch.zeros(self._frames_shape(1), dtype=torch.uint8, device=self._device)
-        return self._input(frames, index)
 
     def _frames_shape(self, clips: int) -> tuple[int, int, int, int]:
         crop = self._pixels.crop
@@ -161,14 +179,17 @@ class BatchedEncoder:
         """(n, snippet_frames) of frames to (n, 3, snippet_frames, crop, crop)."""
         return normalise(frames[index], self._pixels).to(self._dtype)
 
-    def _features(self, frames: Tensor, index: Tensor) -> Tensor:
+    def _features(self, frames: Tensor, index: Tensor, *, measured: bool = False) -> Tensor:
         done: list[Tensor] = []
         first = 0
         while first < len(index):
             part = index[first : first + self.batch]
+            shape = self._shape_of(len(part))
+            is_full = shape == self.batch and not measured
             try:
                 with torch.inference_mode():
-                    done.append(self.network(self._input(frames, part)).float())
+                    features = self._computed(frames, filled(part, shape), is_full=is_full)
+                    done.append(features[: len(part)])
             except RuntimeError as error:
                 if not is_shortage(error):
                     raise
@@ -177,8 +198,20 @@ class BatchedEncoder:
                 first += len(part)
                 continue
             # Outside the handler, which keeps the tensors of the failed batch alive.
-            self._halve(len(part), shortage)
+            self._halve(shape, shortage)
         return torch.cat(done)
+
+    def _shape_of(self, snippets: int) -> int:
+        """Snippets that the network is given for so many: few shapes, each known to cuDNN."""
+        one_clip = len(self._index)
+        if not self._fills:
+            return snippets
+        return one_clip if snippets <= one_clip <= self.batch else self.batch
+
+    def _computed(self, frames: Tensor, index: Tensor, *, is_full: bool) -> Tensor:
+        if isinstance(self.network, TakesFrames):
+            return self.network.features_of_frames(frames, index, is_full=is_full)
+        return self.network(self._input(frames, index)).float()
 
     def _halve(self, tried: int, shortage: str) -> None:
         if tried == 1:
@@ -187,6 +220,8 @@ class BatchedEncoder:
             )
         self.batch = tried // 2
         _log.warning("%s: out of memory; %d snippets at once now", self._device, self.batch)
+        if isinstance(self.network, TakesFrames):
+            self.network.forget()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -256,10 +291,11 @@ class BatchedEncoder:
         return wait
 
 
-def is_shortage(error: RuntimeError) -> bool:
-    """Whether memory ran out: torch says so by a class, the libraries only by their words."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(part in words for part in _SHORTAGE)
+def filled(index: Tensor, snippets: int) -> Tensor:
+    """Rows of an index, (n, T), and its last one again up to a number: (snippets, T), dense."""
+    if len(index) == snippets:
+        return index.contiguous()
+    return torch.cat([index, index[-1:].expand(snippets - len(index), -1)])
 
 
 def _new_buffer(shape: tuple[int, int, int, int]) -> _Buffer:

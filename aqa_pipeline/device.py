@@ -40,7 +40,9 @@ def share_cores() -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device a user asked for.
+    """The device a user asked for; a GPU with a number becomes torch's current one.
+
+    Streams, graphs and page-locked memory are made on the current device where none is named.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def find_device(name: str) -> torch.device:
     UsageError
         If the name is none of these.
     SetupError
-        If there is no such GPU.
+        If there is no such GPU, or it cannot be used.
     """
     import torch
 
@@ -65,4 +67,11 @@ def find_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         seen = f"torch {torch.__version__} sees {count or 'no'} GPU{'' if count == 1 else 's'}"
         raise SetupError(f"device {name}: {seen} here; type --device cpu, or see `aqa doctor`")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as error:  # a driver that is too old, a GPU in exclusive use, ...
+            reason = str(error).split("\n", 1)[0]
+            raise SetupError(f"device {name}: {reason}; see `aqa doctor`") from error
+    return device

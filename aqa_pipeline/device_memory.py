@@ -6,22 +6,33 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from aqa_pipeline.errors import SetupError
 
+if TYPE_CHECKING:
+    import torch
+
 _FLOAT = 4  #: bytes
 _SHARE_AT_ONCE = 1 / 64  #: of free memory, for numbers that are made for many steps at once
-#: What torch, CUDA, cuBLAS and the system say when memory runs out.
-_SHORTAGE = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory",
-             "not enough memory")  # fmt: skip
+#: What torch, the CUDA runtime, cuDNN 8 and 9, cuBLAS and the system say when memory runs out.
+#: A convolution that gets no workspace for any of its algorithms finds no engine.
+_SHORTAGE = (
+    "out of memory",
+    "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine",
+    "can't allocate memory",
+    "not enough memory",
+)
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device, in bytes; what torch keeps for later use is free."""
     if device.type == "cuda":
+        import torch
+
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = _proc_available()
@@ -63,8 +74,11 @@ def numbers_at_once(device: torch.device, *, on_cpu: int, on_gpu: int) -> int:
 
 def is_shortage(error: BaseException) -> bool:
     """Whether memory ran out: torch says so by a class, libraries only by their words."""
+    import torch
+
+    words = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGE)
+        isinstance(error, RuntimeError) and any(part in words for part in _SHORTAGE)
     )
 
 
@@ -72,25 +86,45 @@ def release_memory(device: torch.device) -> None:
     """Free what a stack that is no longer used holds; call it outside the exception handler."""
     gc.collect()  # a stack and its captured step refer to one another
     if device.type == "cuda":
+        import torch
+
         torch.cuda.empty_cache()
 
 
 def too_large(device: torch.device) -> SetupError:
     """The error where not even the smallest stack fits."""
-    free = f"{free_bytes(device) / 1e9:.1f} GB"
+    free = f"{free_bytes(device) / 1e9:.1f} GB free now"
+    return SetupError(f"device {device}: out of memory ({free}); {smaller_heads(device)}")
+
+
+def smaller_heads(device: torch.device) -> str:
+    """What to do where the heads of stage two are too large."""
     other = "" if device.type == "cpu" else ", or type --device cpu"
-    return SetupError(
-        f"device {device}: out of memory ({free} free now); end what else uses it, make the heads "
-        f"smaller (--batch-size, --hidden, fewer exemplars){other}"
+    return (
+        "end what else uses it, make the heads smaller (--batch-size, --hidden, fewer exemplars)"
+        + other
     )
 
 
 @contextmanager
-def shortage_as_error(device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into :func:`too_large`."""
+def naming_shortage(device: object, advice: str) -> Iterator[None]:
+    """Turn what a device says when its memory runs out into a sentence; the rest passes.
+
+    Parameters
+    ----------
+    device : object
+        Its name is the beginning of the sentence.
+    advice : str
+        What to lower or type, the end of the sentence.
+
+    Raises
+    ------
+    SetupError
+    """
     try:
         yield
     except RuntimeError as error:
         if not is_shortage(error):
             raise
-        raise too_large(device) from error
+        said = str(error).strip().split("\n", 1)[0]
+        raise SetupError(f"{device}: out of memory ({said}); {advice}") from error

@@ -43,8 +43,15 @@ def find_precision(
     cache_root: Path,
     weights: Path,
     weights_sha256: str,
+    compares: bool = True,
 ) -> str:
     """What ``asked``, which may be ``auto``, means on a device for a data set.
+
+    Parameters
+    ----------
+    compares : bool
+        Off: expect that the quickest agrees with float32, instead of computing some clips;
+        for a plan that is only shown.
 
     Raises
     ------
@@ -77,6 +84,9 @@ def find_precision(
     if there is not None:
         _log.info("precision %s, as in the cache that is there", there)
         return there
+    if not compares:
+        _log.info("precision %s, if its features agree with float32", supported[0])
+        return supported[0]
     windows = sample_windows(manifest, index_folder=video_index_folder(cache_root))
     if not windows:
         _log.warning("no clip could be decoded to compare precisions with: float32")

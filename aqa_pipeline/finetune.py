@@ -21,12 +21,12 @@ import torch
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.clips import parts_of
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
+from aqa_pipeline.device_memory import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.tuning.loop import Tell
 from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
 from aqa_pipeline.tuning.plan import PartPlan, plan_part

@@ -23,7 +23,7 @@ from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.clips import Part, SplitClips, load_split, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
-from aqa_pipeline.device_memory import shortage_as_error
+from aqa_pipeline.device_memory import naming_shortage, smaller_heads
 from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.evaluate import (
@@ -205,7 +205,7 @@ def fit_head(
     if literature:
         run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
-    with shortage_as_error(device):
+    with naming_shortage(device, smaller_heads(device)):
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))

@@ -22,6 +22,7 @@ widths are those of the published module deepmind/i3d-kinetics-400.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -73,6 +74,18 @@ LAYERS: tuple[tuple[str, Pool | None], ...] = (
 _POOL_BEFORE = dict(LAYERS)
 
 
+@functools.cache
+def scale_and_shift(pixels: PixelPreset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What :func:`normalise` multiplies with and subtracts, each of float32, shape=(3,).
+
+    Kept on the device: making them there waits until it has done all that it was told before.
+    """
+    with torch.inference_mode(False):  # for use inside and outside of it
+        mean = torch.tensor(pixels.mean, device=device)
+        std = torch.tensor(pixels.std, device=device)
+        return 1 / (255 * std), mean / std
+
+
 def normalise(frames: Tensor, pixels: PixelPreset) -> Tensor:
     """Decoded frames to the network's input: ``(frames / 255 - mean) / std``.
 
@@ -99,9 +112,8 @@ def normalise(frames: Tensor, pixels: PixelPreset) -> Tensor:
             "frames are uint8 of shape (N, T, H, W, 3), "
             f"not {frames.dtype} of {tuple(frames.shape)}"
         )
-    mean = torch.tensor(pixels.mean, device=frames.device)
-    std = torch.tensor(pixels.std, device=frames.device)
-    scaled = frames.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
+    scale, shift = scale_and_shift(pixels, frames.device)
+    scaled = frames.to(torch.float32).mul_(scale).sub_(shift)
     return scaled.permute(0, 4, 1, 2, 3)  # (N, T, H, W, 3) -> (N, 3, T, H, W)
 
 

@@ -83,8 +83,7 @@ def _tf32_flags() -> _Tf32Flags:
     import torch
 
     conv, recurrent = (
-        str(torch._C._get_fp32_precision_getter("cuda", name))  # type: ignore[attr-defined]
-        for name in ("conv", "rnn")
+        str(torch._C._get_fp32_precision_getter("cuda", name)) for name in ("conv", "rnn")
     )
     try:
         with _no_word_of_newer_flags():
@@ -102,7 +101,7 @@ def _set_tf32_flags(flags: _Tf32Flags) -> None:
         torch.backends.cudnn.allow_tf32 = allowed  # first, for it writes the newer ones, too
     # The flag for recurrent networks has had several places in torch.backends.
     for name, how in (("conv", conv), ("rnn", recurrent)):
-        torch._C._set_fp32_precision_setter("cuda", name, how)  # type: ignore[attr-defined]
+        torch._C._set_fp32_precision_setter("cuda", name, how)
 
 
 @contextmanager
@@ -111,13 +110,6 @@ def _no_word_of_newer_flags() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*TF32")
         yield
-
-
-def set_precision(precision: str) -> torch.dtype:
-    """Let cuDNN compute in a precision from now on; :func:`computing_in` undoes it."""
-    how = "tf32" if precision == "tf32" else "ieee"
-    _set_tf32_flags((how == "tf32", how, how))
-    return dtype_of(precision)
 
 
 def supported_precisions(device: torch.device) -> tuple[str, ...]:

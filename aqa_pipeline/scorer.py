@@ -34,13 +34,13 @@ from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.device import find_device
+from aqa_pipeline.device_memory import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import LESS_MEMORY, load_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
-from aqa_pipeline.shortage import naming_shortage
 from aqa_pipeline.slide import Slid, slide, snippet_protocol
 
 

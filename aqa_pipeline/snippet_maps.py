@@ -1,8 +1,8 @@
 """The backbone's last map of every snippet of a clip, instead of its mean alone.
 
 The score needs the mean over the map's positions, the heat-map needs the map: one pass gives
-both, and the features are those that :func:`aqa_pipeline.backbone.i3d_backbone` gives, to the
-bit.
+both, and the features are those that :func:`aqa_pipeline.backbone.i3d_backbone` gives: on a
+CPU to the bit; a GPU rounds otherwise in batches of another size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
-from aqa_pipeline.precision import FLOAT32, set_precision
+from aqa_pipeline.precision import FLOAT32, computing_in, dtype_of
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.weights import load_i3d
@@ -46,8 +46,8 @@ class MapEncoder:
         On the device.
     protocol : Protocol
     device : torch.device
-    dtype : torch.dtype
-        Of the network's weights.
+    precision : str
+        Of the network, whose weights have its type.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class MapEncoder:
         network: HasMaps,
         protocol: Protocol,
         device: torch.device,
-        dtype: torch.dtype = torch.float32,
+        precision: str = FLOAT32,
     ) -> None:
-        self._network, self._device, self._dtype = network, device, dtype
+        self._network, self._device, self._precision = network, device, precision
         self._pixels = PIXEL_PRESETS[protocol.pixels]
         self._index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
 
@@ -67,7 +67,8 @@ class MapEncoder:
 
     def maps(self, frames: Frames) -> Tensor:
         """Last map of each snippet, shape=(S, D, T', H', W')."""
-        return self._network.feature_map(self.snippets(frames).to(self._dtype))
+        with computing_in(self._precision) as dtype:
+            return self._network.feature_map(self.snippets(frames).to(dtype))
 
     def __call__(self, frames: Frames) -> FloatArray:
         """Snippet features, shape=(S, D): what :data:`aqa_pipeline.backbone.Encode` asks for."""
@@ -94,10 +95,9 @@ def map_encoder(
     model, _ = load_i3d(weights)
     if device.type == "cpu":
         return MapEncoder(fast_form(model), protocol, device)
-    dtype = set_precision(precision)
     network = fast_form(model, winograd=False)
-    network.to(device=device, dtype=dtype)
-    return MapEncoder(network, protocol, device, dtype)
+    network.to(device=device, dtype=dtype_of(precision))
+    return MapEncoder(network, protocol, device, precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,16 +125,17 @@ class LayerCam:
     ) -> FloatArray:
         """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
         snippets = self.encoder.snippets(frames)
-        cams = [
-            layer_cam(
-                self.network,
-                lambda number: snippets[number : number + 1],
-                run,
-                clip,
-                rows,
-                layer=self.layer,
-            )
-            for run, clip, rows in zip(runs, clips, exemplars, strict=True)
-        ]
+        with computing_in(FLOAT32):
+            cams = [
+                layer_cam(
+                    self.network,
+                    lambda number: snippets[number : number + 1],
+                    run,
+                    clip,
+                    rows,
+                    layer=self.layer,
+                )
+                for run, clip, rows in zip(runs, clips, exemplars, strict=True)
+            ]
         mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
         return mean

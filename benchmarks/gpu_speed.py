@@ -25,7 +25,7 @@ from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, Protocol, StackMember
 from aqa_pipeline.gpu_network import GpuNetwork, candidates, usable_kernels
 from aqa_pipeline.i3d_gpu import PLAIN, Form, gpu_form
-from aqa_pipeline.precision import agreement, dtype_of
+from aqa_pipeline.precision import dtype_of
 from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.weights import convert_weights, load_i3d
@@ -170,9 +170,7 @@ def encoder(device: torch.device, weights: Path, small: bool) -> None:
         tell("encoder", "one clip a call on a CPU")
         return
     clips = encode.clips_at_once  # type: ignore[attr-defined]
-    group = [
-        random.integers(0, 256, (103, crop, crop, 3), dtype=np.uint8) for _ in range(clips)
-    ]
+    group = [random.integers(0, 256, (103, crop, crop, 3), dtype=np.uint8) for _ in range(clips)]
     encode.start(group)()  # type: ignore[attr-defined]
     tell("encoder: start", f"{time.perf_counter() - started:.1f} s, {clips} clips a batch")
     for _ in range(4):

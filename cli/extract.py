@@ -154,6 +154,7 @@ def extract(
             cache_root=project.cache,
             weights=weights_path,
             weights_sha256=weights_sha256,
+            compares=not dry_run,
         )
     fingerprint = fingerprint_of(protocol, weights_sha256=weights_sha256, precision=computed_in)
     if scheduler and not dry_run:

@@ -26,7 +26,12 @@ LAYERS = {
         """,
         2: """
             aggregations atomic bank batched_encoder calibration claims clip_frames clip_media
-            compile_trial device device_memory exchange_files failures feature_cache file_memo files fingerprint frame_folder frame_slots gart hdf5 heads heat_map i3d i3d_fast leaf_paths leaf_search manifest page_lock pair_roots pickles precision project protocol run_folder segment segment_writer shown_clip source stacked_linear store svr table trunks video video_checks video_frames video_index vote weight_files weight_layouts weights winograd
+            device device_memory exchange_files failures feature_cache file_memo files
+            fingerprint frame_folder frame_slots gart gpu_network hdf5 heads heat_map i3d
+            i3d_fast i3d_gpu leaf_paths leaf_search manifest page_lock pair_roots pickles
+            precision project protocol run_folder segment segment_writer shown_clip source
+            stacked_linear store svr table triton_kernels trunks video video_checks
+            video_frames video_index vote weight_files weight_layouts weights winograd
         """,
     }.items()
 }

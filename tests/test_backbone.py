@@ -12,9 +12,10 @@ from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.batched_encoder import BatchedEncoder
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import SetupError
+from aqa_pipeline.gpu_network import GpuNetwork
 from aqa_pipeline.i3d import I3D, normalise
-from aqa_pipeline.i3d_fast import fast_form
-from aqa_pipeline.precision import set_precision
+from aqa_pipeline.i3d_gpu import gpu_form
+from aqa_pipeline.precision import dtype_of
 from aqa_pipeline.weights import convert_weights
 from tests.random_i3d import random_i3d
 
@@ -63,15 +64,17 @@ def test_the_cpu_form_gives_the_plain_features(
     assert encode(frames).tobytes() == found.tobytes()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bf16", 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), ("tf32", 1e-4), ("fp16", 0.01), ("bf16", 0.05)]
+)
 def test_the_form_for_a_gpu_gives_them_too(
     model: I3D, frames: np.ndarray, expected: np.ndarray, precision: str, tolerance: float
 ) -> None:
     """On a CPU, slowly: the arithmetic is what is tested."""
-    dtype = set_precision(precision)
-    network = fast_form(model, winograd=False).to(dtype=dtype)
+    dtype = dtype_of(precision)
+    network = GpuNetwork(gpu_form(model, PIXEL_PRESETS["demo"]).to(dtype=dtype), precision)
     encoder = BatchedEncoder(
-        network.features,
+        network,
         pixels=PIXEL_PRESETS["demo"],
         index=np.array([[start + i for i in range(9)] for start in (0, 2, 5)]),
         window_frames=14,

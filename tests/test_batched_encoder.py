@@ -87,10 +87,21 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert network.batches == [2, 1]
 
 
-def test_cudnn_words_its_shortage_otherwise_and_other_errors_are_no_shortage() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+    ],
+)
+def test_every_library_words_its_shortage_otherwise(message: str) -> None:
     network = Network()
     several = encoder(network, batch=3)
-    message = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
 
     def fails(x: Tensor) -> Tensor:
         if len(x) > 1:
@@ -99,10 +110,107 @@ def test_cudnn_words_its_shortage_otherwise_and_other_errors_are_no_shortage() -
 
     several.network = fails
     assert np.round(several(window(1))).tolist() == expected(1).tolist()
-    message = "expected 4 channels"
-    several.batch = 3
-    with pytest.raises(RuntimeError, match="expected 4 channels"):
+    assert several.batch == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "expected 4 channels",
+        "CUDA error: an illegal memory access",
+        "CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_other_errors_are_no_shortage(message: str) -> None:
+    several = encoder(Network(), batch=3)
+
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError(message)
+
+    several.network = fails
+    with pytest.raises(RuntimeError, match=message):
         several(window(1))
+
+
+class FramesNetwork:
+    """As :class:`Network`, from frames; knows which shapes it saw and what it forgot."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.shapes: list[tuple[int, bool]] = []
+        self.num_forgotten = 0
+        self.peak = 0
+
+    def features_of_frames(self, frames: Tensor, index: Tensor, *, is_full: bool) -> Tensor:
+        if len(index) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        assert index.is_contiguous()
+        # The first pass tries algorithms out in all the memory there is.
+        self.peak = max(self.peak, 10 * len(index) if self.shapes else 100_000)
+        self.shapes.append((len(index), is_full))
+        return frames[index][:, [0, -1], 0, 0, 0].float()
+
+    def forget(self) -> None:
+        self.num_forgotten += 1
+
+
+def filling(network: FramesNetwork, *, batch: int) -> BatchedEncoder:
+    return BatchedEncoder(
+        network,
+        pixels=PIXELS,
+        index=INDEX,
+        window_frames=WINDOW,
+        device=torch.device("cpu"),
+        batch=batch,
+        fills=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "clips", "shapes"),
+    [
+        (6, 2, [(6, True)]),
+        (6, 3, [(6, True), (3, False)]),  # what is left over is one clip
+        (9, 5, [(9, True), (9, True)]),  # or is filled up
+        (7, 3, [(7, True), (3, False)]),
+        (3, 2, [(3, True), (3, True)]),
+        (2, 1, [(2, True), (2, True)]),  # a clip does not fit
+    ],
+)
+def test_on_a_gpu_batches_have_two_shapes(
+    batch: int, clips: int, shapes: list[tuple[int, bool]]
+) -> None:
+    network = FramesNetwork()
+    found = filling(network, batch=batch).start([window(clip) for clip in range(clips)])()
+    assert [features.tolist() for features in found] == [
+        expected(clip).tolist() for clip in range(clips)
+    ]
+    assert network.shapes == shapes
+
+
+def test_what_the_network_keeps_is_given_up_when_memory_runs_out() -> None:
+    network = FramesNetwork(room=2)
+    found = filling(network, batch=9).start([window(1), window(2)])()
+    assert np.concatenate(found).tolist() == [*expected(1).tolist(), *expected(2).tolist()]
+    assert network.num_forgotten == 2  # 9, then 4
+    assert network.shapes == [(2, True)] * 3
+
+
+def test_the_batch_is_measured_when_nothing_is_tried_out_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = FramesNetwork()
+    several = filling(network, batch=1)
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(
+        cuda, "reset_peak_memory_stats", lambda device: vars(network).update(peak=0)
+    )
+    monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: network.peak)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (400, 1000))
+    several.find_batch()
+    assert several.batch == 27  # 0.7 * 400 bytes at 10 a snippet, in whole clips of three
+    assert network.shapes == [(3, False)] * 2
 
 
 def test_memory_that_runs_out_in_the_middle_of_a_group() -> None:
@@ -137,7 +245,6 @@ def test_half_precision_reaches_the_network_and_features_are_float32() -> None:
     half.network = network
     assert half(window(1)).dtype == np.float32
     assert seen == [torch.bfloat16]
-    assert half.example(5).shape == (5, 3, 3, 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,22 @@ def test_a_dry_run_says_what_it_would_cost(project: Path) -> None:
     assert plan["seconds"] is None
 
 
+@pytest.mark.usefixtures("project")
+def test_a_dry_run_on_a_gpu_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_clip(*given: object, **named: object) -> None:
+        raise AssertionError("a clip was decoded to compare precisions")
+
+    monkeypatch.setattr("aqa_pipeline.device.device_name", lambda name: "cuda:0")
+    found = "aqa_pipeline.find_precision"
+    monkeypatch.setattr(f"{found}.supported_precisions", lambda device: ("fp16", "float32"))
+    monkeypatch.setattr(f"{found}.sample_windows", no_clip)
+    result = extract("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "would extract into" in result.output
+    with pytest.raises(AssertionError, match="was decoded"):
+        CliRunner().invoke(cli, ["extract", "--dataset", "small", *WEIGHTS], catch_exceptions=False)
+
+
 def test_a_dry_run_names_the_settings_that_changed(project: Path) -> None:
     extract("--workers", "1")
     toml = project / "manifests" / "small.toml"

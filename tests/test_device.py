@@ -15,10 +15,14 @@ from aqa_pipeline.errors import SetupError, UsageError
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[torch.device]:
+    """So many GPUs; the devices that became the current one."""
     count = request.param
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    return current
 
 
 @pytest.mark.parametrize(
@@ -33,9 +37,23 @@ def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Non
     ],
     indirect=["gpus"],
 )
-@pytest.mark.usefixtures("gpus")
-def test_a_device_by_name(name: str, expected: str) -> None:
+def test_a_device_by_name(gpus: list[torch.device], name: str, expected: str) -> None:
     assert find_device(name) == torch.device(expected)
+    # Streams and graphs are made on the current device.
+    assert gpus == ([torch.device("cuda:1")] if name == "cuda:1" else [])
+
+
+@pytest.mark.parametrize("gpus", [1], indirect=True)
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_old(device: torch.device) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old.\nMore.")
+
+    monkeypatch.setattr(torch.cuda, "set_device", too_old)
+    with pytest.raises(
+        SetupError, match=r"device cuda:0: The NVIDIA .* too old\.; see `aqa doctor`"
+    ):
+        find_device("cuda:0")
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,12 @@ def test_inputs_in_minus_one_to_one_match_the_stored_variance(i3d_weights: Path)
 
     assert 0.6 < ratio(PIXEL_PRESETS["kinetics"]) < 1.6
     assert ratio(PixelPreset("unit", crop=224, mean=(0, 0, 0), std=(1, 1, 1))) < 0.5
+
+
+def test_normalising_again_makes_no_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, making them waits for whatever it computes."""
+    frames = torch.randint(0, 256, (1, 2, 4, 4, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        first = normalise(frames, PIXEL_PRESETS["demo"])
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(normalise(frames, PIXEL_PRESETS["demo"]), first)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -18,7 +21,8 @@ from tests.planted import planted_clips
 
 pytestmark = pytest.mark.gpu
 
-CASES = [
+Precision = Literal["float32", "bfloat16", "float16"]
+CASES: list[tuple[Precision, bool, int]] = [
     ("float32", False, 4),
     ("float32", False, 1),
     ("float32", True, 4),
@@ -26,11 +30,14 @@ CASES = [
     ("bfloat16", True, 1),
     ("float16", False, 2),
 ]
-Gradients = list[np.ndarray]  # type: ignore[type-arg]
+Gradients = list[npt.NDArray[np.float32]]
 
 
 def gradients(
-    device: torch.device, precision: str = "float32", checkpoints: bool = False, at_once: int = 4
+    device: torch.device,
+    precision: Precision = "float32",
+    checkpoints: bool = False,
+    at_once: int = 4,
 ) -> tuple[float, Gradients]:
     """Loss of a step of four pairs, and the gradients of three layers."""
     data = planted_clips(6, snippets=2, dim=1024)
@@ -85,7 +92,7 @@ def test_gradients_are_the_cpus(
     on_cpu: tuple[float, Gradients],
     device: torch.device,
     reading: Reading,
-    case: tuple[str, bool, int],
+    case: tuple[Precision, bool, int],
 ) -> None:
     loss, found = gradients(device, *case)
     cosine = min(agreement(a[None], b[None]) for a, b in zip(found, on_cpu[1], strict=True))
