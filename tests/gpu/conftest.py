@@ -106,6 +106,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
 @contextlib.contextmanager
 def limited_memory(extra_bytes: float, device: torch.device) -> Iterator[None]:
     """Leave only so much memory of the GPU to this process."""
+    device = torch.device("cuda", device.index or 0)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(device).total_memory
     share = (torch.cuda.memory_allocated(device) + extra_bytes) / total

@@ -119,7 +119,7 @@ def test_every_form_and_the_graph_give_the_plain_forms_features(
             reading(f"{precision}: form {form}", str(error).split("\n", 1)[0][:150])
             continue
         reading(f"{precision}: form {form}, graph", " ".join(f"{c:.7f}" for c in cosines))
-        assert min(cosines) >= 0.9999
+        assert min(cosines) >= (0.999 if precision == "bf16" else 0.9999)
 
 
 def test_every_clip_gets_its_own_features_while_others_are_on_their_way(
@@ -178,19 +178,19 @@ def test_starting_a_group_does_not_wait_for_the_one_before(
     assert taken[1] < 0.3 * taken.sum()
 
 
-@pytest.mark.parametrize("benchmark", [True, False])
+@pytest.mark.parametrize("tries_out", [True, False])
 def test_a_batch_is_halved_where_memory_is_short(
-    golden: Golden, device: torch.device, reading: Reading, benchmark: bool
+    golden: Golden, device: torch.device, reading: Reading, tries_out: bool
 ) -> None:
     if REHEARSAL:
         pytest.skip("needs a GPU")
-    encode = golden.encoder(device, "fp16", num_clips=100_000 if benchmark else 20)
+    encode = golden.encoder(device, "fp16", num_clips=100_000 if tries_out else 20)
     expected = encode.start(golden.frames)()
     batch = encode.batch
     encode.network.forget()
     with limited_memory(4e8, device):
         found = encode.start(golden.frames)()
     cosine = agreement(np.concatenate(expected), np.concatenate(found))
-    reading(f"shortage, trial {benchmark}", f"batch {batch} to {encode.batch}, cosine {cosine:.6f}")
+    reading(f"shortage, trial {tries_out}", f"batch {batch} to {encode.batch}, cosine {cosine:.6f}")
     assert encode.batch < batch
     assert cosine > 0.9999

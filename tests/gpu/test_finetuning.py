@@ -11,7 +11,7 @@ import torch
 
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
 from aqa_pipeline.i3d import I3D
-from aqa_pipeline.precision import agreement
+from aqa_pipeline.precision import agreement, computing_in
 from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
 from aqa_pipeline.tuning.model import PairModel, unfreeze
 from aqa_pipeline.tuning.start import fresh_head
@@ -69,7 +69,8 @@ def gradients(
         config=FinetuneConfig(),
         pairs_at_once=at_once,
     )
-    outcome = stepper.backward(draw, lambda rows: torch.from_numpy(frames[rows]).to(device))
+    with computing_in("float32"):
+        outcome = stepper.backward(draw, lambda rows: torch.from_numpy(frames[rows]).to(device))
     scale = stepper.scaler.get_scale() if precision == "float16" else 1.0
     layers = (
         model.backbone.conv_1a.conv.weight,
@@ -97,4 +98,4 @@ def test_gradients_are_the_cpus(
     loss, found = gradients(device, *case)
     cosine = min(agreement(a[None], b[None]) for a, b in zip(found, on_cpu[1], strict=True))
     reading(f"fine-tuning {case}", f"loss off by {loss - on_cpu[0]:.1e}, cosine {cosine:.5f}")
-    assert cosine > (0.9999 if case[0] == "float32" else 0.95)
+    assert cosine > {"float32": 0.9999, "float16": 0.95, "bfloat16": 0.9}[case[0]]
