@@ -7,11 +7,12 @@ here: ``import aqa_pipeline`` is cheap, the modules bring what they need.
 
 from typing import TYPE_CHECKING, Any
 
+from aqa_pipeline._version import __version__
+
 if TYPE_CHECKING:
     from aqa_pipeline.scored import Scored
     from aqa_pipeline.scorer import Scorer
 
-__version__ = "0.1.0"
 __all__ = ["Scored", "Scorer", "__version__"]
 
 _LAZY = {"Scorer": "aqa_pipeline.scorer", "Scored": "aqa_pipeline.scored"}

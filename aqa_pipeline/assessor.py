@@ -14,7 +14,7 @@ from aqa_pipeline.clips import Part
 from aqa_pipeline.conformal import fewest_residuals
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.featureset import FeatureSet, Key
-from aqa_pipeline.jury import Jury, Verdict
+from aqa_pipeline.jury import Verdict
 from aqa_pipeline.novelty import Familiarity
 from aqa_pipeline.run_backbone import has_exact_features
 from aqa_pipeline.run_folder import Run
@@ -55,7 +55,7 @@ class Assessor:
 
     def __init__(self, runs: Sequence[Run], coverage: float) -> None:
         self.runs, self.coverage = list(runs), coverage
-        self._juries = [Jury(run) for run in runs]
+        self._juries = [run.jury() for run in runs]
         self._known = _distinct([run.exemplars for run in runs])
         self._familiarity = Familiarity(
             self._known.features, is_exact=all(has_exact_features(run) for run in runs)

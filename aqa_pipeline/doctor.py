@@ -6,6 +6,7 @@ looking at version numbers alone. None of them changes anything that stays.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import multiprocessing
 import os
@@ -21,8 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-from aqa_pipeline.bank import read_bank, write_bank
 from aqa_pipeline.errors import AqaError, SetupError
+from aqa_pipeline.hdf5 import DamagedFileError, new_hdf5, open_hdf5
 
 Status = Literal["ok", "!", "missing"]
 
@@ -193,14 +194,23 @@ def _cache_folder(root: Path) -> Check:
     try:
         with tempfile.TemporaryDirectory(prefix=".aqa-doctor-", dir=place) as folder:
             path = Path(folder) / "check.h5"
-            write_bank(path, features=np.ones((2, 3), np.float32), columns={}, attributes={})
+            with new_hdf5(path) as file:
+                file["check"] = np.arange(6, dtype=np.float32)
             locks = _read_while_locked(path)
     except OSError as error:
         raise SetupError(
             f"{place}: cannot write here ({error.strerror}); make it writable, or work in another "
             "folder"
         ) from error
+    except DamagedFileError as error:
+        raise SetupError(f"{place}: does not give back what was written ({error})") from error
     return Check("cache folder", "ok", f"{root}: written, renamed, HDF5 read ({locks})")
+
+
+def _read(path: Path) -> None:
+    with open_hdf5(path) as file:
+        if file["check"][:].tolist() != [0, 1, 2, 3, 4, 5]:
+            raise OSError(errno.EIO, "what was written is not what is read")
 
 
 def _read_while_locked(path: Path) -> str:
@@ -208,7 +218,7 @@ def _read_while_locked(path: Path) -> str:
     try:
         import fcntl
     except ImportError:  # Windows
-        read_bank(path)
+        _read(path)
         return "locks not tried here"
     with open(path, "rb") as file:
         try:
@@ -216,7 +226,7 @@ def _read_while_locked(path: Path) -> str:
             locks = "while it was locked"
         except OSError:
             locks = "no locks here, none needed"
-        read_bank(path)
+        _read(path)
     return locks
 
 

@@ -24,7 +24,6 @@ from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.jury import Jury
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.vote import Votes
@@ -83,7 +82,7 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     CacheError
         If the features have another shape than those the head was trained on.
     """
-    jury = Jury(run)
+    jury = run.jury()
     verdicts = [
         jury.verdict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
     ]

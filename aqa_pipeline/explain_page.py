@@ -19,7 +19,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aqa_pipeline import __version__, figures
+from aqa_pipeline import figures
+from aqa_pipeline._version import __version__
 from aqa_pipeline.alike import ShownExemplar
 from aqa_pipeline.clip_media import JPEG, MP4, data_address, jpeg, mp4
 from aqa_pipeline.explain import Explanation

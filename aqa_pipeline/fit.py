@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline import __version__
+from aqa_pipeline._version import __version__
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.cached_views import load_views
 from aqa_pipeline.calibration import held_out_clips

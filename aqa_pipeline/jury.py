@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.featureset import Key
-from aqa_pipeline.heads import Head
+from aqa_pipeline.featureset import FeatureSet, Key
+from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.run_folder import Run
 
 #: Pairs that go through the tree at once: bounds the memory of a vote of all clips.
 _PAIRS_PER_PASS = 2048
@@ -73,17 +72,35 @@ class _Panel:
 
 
 class Jury:
-    """The exemplars of a run, encoded once, and its heads.
+    """Exemplars that vote, encoded once, and the heads that compare with them.
 
     Parameters
     ----------
-    run : Run
+    head : Regressor
+    exemplars : FeatureSet
+        Every clip that may vote.
+    num_exemplars : int or None
+        How many vote on a clip; None: all of its group.
+    seed : int
+        Of their draw.
+    name : str
+        Of the run, for errors.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._keys = ExemplarKeys.of(run.exemplars.key)
-        self._groups, _ = self._keys.match(run.exemplars.key)
+    def __init__(
+        self,
+        head: Regressor,
+        exemplars: FeatureSet,
+        *,
+        num_exemplars: int | None,
+        seed: int,
+        name: str = "these heads",
+    ) -> None:
+        self._name = name
+        self.head, self.exemplars = head, exemplars
+        self._num_exemplars, self._seed = num_exemplars, seed
+        self._keys = ExemplarKeys.of(exemplars.key)
+        self._groups, _ = self._keys.match(exemplars.key)
         self._panels: dict[int, _Panel] = {}
 
     def exemplars_of(self, key: Key) -> tuple[npt.NDArray[np.int64], bool]:
@@ -99,8 +116,8 @@ class Jury:
         rows = vote_exemplars(
             group,
             self._groups,
-            num_exemplars=self.run.fit_config.num_exemplars,
-            seed=self.run.fit_config.seed,
+            num_exemplars=self._num_exemplars,
+            seed=self._seed,
         )[0]
         return rows, bool(fallback[0])
 
@@ -118,14 +135,14 @@ class Jury:
         CacheError
             If the features have another shape than those the head was trained on.
         """
-        expected, found = self.run.exemplars.features.shape[1:], features.shape
+        expected, found = self.exemplars.features.shape[1:], features.shape
         if expected != found:
             raise CacheError(
-                f"{self.run.folder}: the head was trained on {expected[0]} x {expected[1]} "
+                f"{self._name}: the head was trained on {expected[0]} x {expected[1]} "
                 f"features a clip, these clips have {found[0]} x {found[1]}"
             )
         rows, fallback = self.exemplars_of(key)
-        head = self.run.head
+        head = self.head
         clip = torch.from_numpy(features[None]).to(head.device)  # (1, S, D)
         with torch.no_grad(), _one_thread(head.device):
             if isinstance(head, Head) and head.is_contrastive:
@@ -153,7 +170,7 @@ class Jury:
         -------
         ndarray of float64, shape=(K,), in label points
         """
-        head = self.run.head
+        head = self.head
         assert isinstance(head, Head)
         a, b = (torch.from_numpy(clip[None]).to(head.device) for clip in (query, exemplar))
         label = torch.full((head.num_models, 1), exemplar_label, dtype=torch.float64)
@@ -165,7 +182,7 @@ class Jury:
     def _panel(self, rows: npt.NDArray[np.int64]) -> _Panel:
         group = int(self._groups[rows[0]])
         if group not in self._panels:
-            head, pool = self.run.head, self.run.exemplars
+            head, pool = self.head, self.exemplars
             assert isinstance(head, Head)
             features = torch.from_numpy(pool.features[rows]).to(head.device)
             label = torch.from_numpy(pool.label[rows]).to(head.device)

@@ -29,7 +29,7 @@ _PERCENTILE = 99.0
 #: Training clips beyond this many are thinned out: the distances among them are N x N.
 _MOST_CLIPS = 4000
 #: Nearer to a training clip than this is being it.
-_SAME = 1e-4
+_KNOWN_AGAIN = 1e-4
 #: The same where features are rounded: in distances of the two most similar training clips.
 #: bfloat16 against float32 of one clip is 0.08 to 0.13, those of the demo are 0.68 apart.
 SAME_SHARE = 0.25
@@ -63,14 +63,14 @@ class Familiarity:
         # A constant feature carries nothing; it must not become 0 / 0.
         self._spread = np.where(spread > 1e-6, spread, 1.0)
         self._vectors = (vectors - self._mean) / self._spread
-        self.limit, self.same = float("inf"), _SAME
+        self.limit, self.same = float("inf"), _KNOWN_AGAIN
         if len(vectors) > 1:
             among = _distances(self._vectors, self._vectors)
             np.fill_diagonal(among, np.inf)
             self.limit = float(np.percentile(among.min(axis=1), _PERCENTILE))
-            different = among[np.isfinite(among) & (among > _SAME)]  # no clip listed twice
+            different = among[np.isfinite(among) & (among > _KNOWN_AGAIN)]  # no clip listed twice
             if not is_exact and different.size:
-                self.same = max(_SAME, SAME_SHARE * float(different.min()))
+                self.same = max(_KNOWN_AGAIN, SAME_SHARE * float(different.min()))
 
     def nearest(self, features: npt.ArrayLike) -> tuple[float, int]:
         """Distance of one clip, shape=(S, D), to its nearest training clip, and which that is."""

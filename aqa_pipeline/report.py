@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from aqa_pipeline import __version__
+from aqa_pipeline._version import __version__
 from aqa_pipeline.calibration import interval_sentence
 from aqa_pipeline.case_study import Case, cases, rescore
 from aqa_pipeline.errors import AqaError

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline import __version__
+from aqa_pipeline._version import __version__
 from aqa_pipeline.clips import Part, feature_set, load_features, parts_of
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.feature_cache import FeatureCache

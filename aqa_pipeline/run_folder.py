@@ -28,6 +28,7 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.heads import Head, Regressor
+from aqa_pipeline.jury import Jury
 from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.svr import SvrHead
 from aqa_pipeline.trunks import trunk_from_settings
@@ -67,6 +68,16 @@ class Run:
     @property
     def seeds(self) -> list[int]:
         return [self.fit_config.seed + k for k in range(self.fit_config.num_seeds)]
+
+    def jury(self) -> Jury:
+        """Its exemplars, encoded once, ready to vote on clips."""
+        return Jury(
+            self.head,
+            self.exemplars,
+            num_exemplars=self.fit_config.num_exemplars,
+            seed=self.fit_config.seed,
+            name=str(self.folder),
+        )
 
 
 def write_run(run: Run, *, history: pd.DataFrame) -> None:

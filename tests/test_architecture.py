@@ -1,8 +1,9 @@
-"""The house rules that a machine can check: imports go down, heavy things have one door."""
+"""Rules that a machine can check: rooms import to their left, heavy libraries have one door."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 import resource
 import subprocess
 import sys
@@ -10,48 +11,45 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+
 LIBRARY = ROOT / "aqa_pipeline"
 
-#: Lower layers may not import higher ones; modules of L0-L2 may import their own layer.
-LAYERS = {
-    level: set(names.split())
-    for level, names in {
-        0: """
-            config errors
-        """,
-        1: """
-            conformal cross_selection division featureset group_draw groups judges labels metrics
-            novelty pair_edges pairs shards snippets views
-        """,
-        2: """
-            aggregations atomic bank batched_encoder calibration claims clip_frames clip_media
-            device device_memory exchange_files failures feature_cache file_memo files
-            fingerprint frame_folder frame_slots gart gpu_network hdf5 heads heat_map i3d
-            i3d_fast i3d_gpu leaf_paths leaf_search manifest page_lock pair_roots pickles
-            precision project protocol run_folder segment segment_writer shown_clip source
-            stacked_linear store svr table triton_kernels trunks video video_checks
-            video_frames video_index vote weight_files weight_layouts weights winograd
-        """,
-    }.items()
+#: A room may import rooms to its left, itself, and the ground floor.
+ROOMS = (
+    *("core", "media", "heads", "backbone", "datasets", "cache", "extraction", "runs"),
+    *("training", "scoring", "finetune", "report", "serve"),
+)
+RANK = {room: rank for rank, room in enumerate(ROOMS, start=1)}
+#: The ground floor imports itself only.
+GROUND = {
+    *("_version", "atomic", "config", "dask_client", "device", "errors", "hdf5", "pickles"),
+    *("project", "tables"),
 }
-NUMPY_ONLY = LAYERS[1]
-#: Library -> the modules that may import it.
+#: Rooms that do not know each other, though their ranks would let them.
+STRANGERS = {("training", "scoring"), ("scoring", "finetune")}
+#: numpy and scipy alone.
+NUMPY_ONLY = ("core.", "media.snippets", "media.views")
+#: Library -> modules (or rooms, with a dot at the end) that may import it.
 DOORS = {
-    "h5py": {"bank", "exchange_files", "hdf5", "store"},
-    "av": {"clip_media", "decode_check", "video", "video_frames", "video_index", "datasets.demo"},
-    "captum": {"grad_cam"},
-    "click": set(),
-    "pebble": {"decode_pool"},
-    "sklearn": {"svr_training"},
-    "starlette": {"serve.app"},
-    "uvicorn": {"serve.server"},
+    "av": ("media.", "datasets.demo", "datasets.demo.dataset", "extraction.doctor"),
+    "captum": ("scoring.grad_cam",),
+    "click": (),
+    "h5py": ("hdf5", "cache.segment_file", "cache.foreign_files", "runs.exemplars"),
+    "optuna": ("training.sweep.search",),
+    "pebble": ("media.decode_pool", "media.decode_worker"),
+    "sklearn": ("training.svr",),
+    "starlette": ("serve.app",),
+    "uvicorn": ("serve.server",),
 }
+#: Modules that have no room yet.
+FLAT = {path.stem for path in LIBRARY.glob("*.py")} - GROUND - {"__init__"} | {"tuning"}
+FILES = sorted(LIBRARY.rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
-    relative = path.relative_to(LIBRARY).with_suffix("")
-    return ".".join(relative.parts)
+    """Name below ``aqa_pipeline``; of a package, ``package.__init__``."""
+    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
 
 
 def imports(path: Path) -> set[str]:
@@ -61,47 +59,95 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def layer_of(module: str) -> int:
-    for layer, modules in LAYERS.items():
-        if module in modules:
-            return layer
-    return 3
+def rank(module: str) -> int:
+    """0 on the ground floor; the roof, which knows all rooms, is above them."""
+    room = module.split(".")[0]
+    if module == "__init__":
+        return len(RANK) + 1
+    return 0 if room in GROUND else RANK[room]
 
 
-LIBRARY_FILES = sorted(LIBRARY.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", LIBRARY_FILES, ids=module_name)
-def test_imports_only_go_down(path: Path) -> None:
-    own = layer_of(module_name(path))
-    for name in imports(path):
-        assert not name.startswith(("aqa_cli", "cli")), f"{path.name} imports the command line"
+def broken_rules(module: str, imported: set[str]) -> list[str]:
+    """What is wrong with the imports of a module, in words."""
+    room, faults = module.split(".")[0], []
+    if room in FLAT - set(RANK) or module in FLAT:
+        return []
+    if module != "__init__" and room not in GROUND and room not in RANK:
+        return [f"{module} lies in no room"]
+    tops = {name.split(".")[0] for name in imported}
+    for name in sorted(imported):
+        if name.startswith(("aqa_cli", "cli.")):
+            faults.append(f"{module} imports the command line")
         if not name.startswith("aqa_pipeline."):
             continue
         target = name.removeprefix("aqa_pipeline.")
-        if (LIBRARY / (target.replace(".", "/") + ".py")).exists():
-            assert layer_of(target) <= own, f"{path.name} (L{own}) imports {target}"
-
-
-@pytest.mark.parametrize("path", LIBRARY_FILES, ids=module_name)
-def test_heavy_libraries_have_one_door(path: Path) -> None:
-    tops = {name.split(".")[0] for name in imports(path)}
+        other = target.split(".")[0]
+        if other in FLAT - set(RANK):
+            continue
+        if other not in GROUND and other not in RANK:  # a public name of the package itself
+            faults.append(f"{module} imports {name} from the roof")
+        elif rank(target) > rank(module):
+            faults.append(f"{module} imports {target}, to its right")
+        elif (other, room) in STRANGERS or (room, other) in STRANGERS:
+            faults.append(f"{module} imports {target}: {room} and {other} do not know each other")
     for library, allowed in DOORS.items():
-        if library in tops:
-            assert module_name(path) in allowed, f"{path.name} imports {library}"
-    if module_name(path) in NUMPY_ONLY:
-        assert tops <= {*sys.stdlib_module_names, "numpy", "scipy", "aqa_pipeline"}
+        if library in tops and not is_among(module, allowed):
+            door = ", ".join(allowed) or "the command line"
+            faults.append(f"{module} imports {library}, whose door is {door}")
+    if is_among(module, NUMPY_ONLY):
+        known = {*sys.stdlib_module_names, "numpy", "scipy", "aqa_pipeline"}
+        faults += [f"{module} imports {top}: numpy and scipy only" for top in sorted(tops - known)]
+    return faults
 
 
-def test_every_module_is_in_the_layer_list_or_a_stage() -> None:
-    listed = set().union(*LAYERS.values())
-    present = {module_name(path) for path in LIBRARY_FILES}
-    assert listed <= present, f"listed but gone: {sorted(listed - present)}"
+def is_among(module: str, allowed: tuple[str, ...]) -> bool:
+    return any(module == one or (one.endswith(".") and module.startswith(one)) for one in allowed)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_follow_the_rooms(path: Path) -> None:
+    assert broken_rules(module_name(path), imports(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "fault"),
+    [
+        ("attic.box", set(), "attic.box lies in no room"),
+        ("core.pairs", {"aqa_pipeline.heads.gart.Gart"}, "to its right"),
+        ("errors", {"aqa_pipeline.core.pairs.draw"}, "to its right"),
+        ("cache.load", {"h5py"}, "whose door is"),
+        ("core.groups", {"torch"}, "numpy and scipy only"),
+        ("scoring.scorer", {"aqa_pipeline.training.fit.fit_part"}, "do not know each other"),
+        ("finetune.run", {"aqa_pipeline.scoring.scorer.Scorer"}, "do not know each other"),
+        ("training.fit", {"aqa_pipeline.Scorer"}, "from the roof"),
+        ("report.page", {"aqa_cli.main"}, "the command line"),
+    ],
+)
+def test_each_rule_can_be_broken(module: str, imported: set[str], fault: str) -> None:
+    (found,) = broken_rules(module, imported)
+    assert fault in found
+
+
+def test_every_folder_with_an_init_is_installed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = {line for line in config["options"]["packages"].split("\n") if line}
+    present = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")
+    }
+    assert listed == {*present, "aqa_cli"}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for path in [*FILES, *(ROOT / "cli").glob("*.py")]
+    }
+    assert {path.name: n for path, n in lengths.items() if n > 400} == {}
 
 
 def test_the_cli_imports_its_own_package_relatively() -> None:

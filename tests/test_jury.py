@@ -11,7 +11,6 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.jury import Jury
 from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.train import train_heads
@@ -99,7 +98,7 @@ def test_many_exemplars_go_through_the_tree_in_several_passes(
 
 def test_a_clip_is_better_than_another_as_one_pair_says() -> None:
     run = make_run(num_exemplars=None, num_seeds=2)
-    jury = Jury(run)
+    jury = run.jury()
     query, exemplar = NEW.features[0], TRAIN.features[4]
     delta = jury.delta(query, exemplar, exemplar_label=float(TRAIN.label[4]))
     verdict = jury.verdict(query, TRAIN.key[4])
@@ -108,7 +107,7 @@ def test_a_clip_is_better_than_another_as_one_pair_says() -> None:
 
 
 def test_a_key_of_nobody_takes_the_nearest() -> None:
-    jury = Jury(make_run(num_exemplars=10, num_seeds=1))
+    jury = make_run(num_exemplars=10, num_seeds=1).jury()
     rows, fallback = jury.exemplars_of((2.9,))
     assert fallback
     assert {TRAIN.key[row] for row in rows} == {(3.0,)}

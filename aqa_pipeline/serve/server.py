@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from aqa_pipeline import __version__
+from aqa_pipeline._version import __version__
 from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.explain import Explainer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aqa_pipeline import __version__
+from aqa_pipeline._version import __version__
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.calibration import Calibration, held_out_clips
 from aqa_pipeline.clips import feature_set, load_features
