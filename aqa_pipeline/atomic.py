@@ -12,12 +12,15 @@ writer
     shares the folder. The host part never holds a hyphen.
 temporary
     ``.tmp-<writer>--<final name>``
+
+Text and JSON files, written so that a reader never meets half of one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -30,6 +33,7 @@ from typing import Any, BinaryIO
 from aqa_pipeline.errors import SetupError
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[^-]+)-(?P<pid>\d+)-[0-9a-f]{8}--.+", re.DOTALL)
+
 
 #: A temporary younger than this is never taken for abandoned: in a container the pid of
 #: a living writer can look dead to another container with the same host name.
@@ -225,3 +229,36 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
     except OSError:
         return True  # no /proc
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8) in one step."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """JSON text of plain values, paths and numpy scalars.
+
+    NaN and infinities become null, which every reader takes.
+    """
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step; see :func:`as_json`."""
+    write_text_atomically(path, as_json(value) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a numpy scalar
+        return _plain(value.item())
+    return value

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.device_memory import is_shortage
+from aqa_pipeline.device import is_shortage
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.i3d import normalise
 from aqa_pipeline.page_lock import pinned_tensor_of

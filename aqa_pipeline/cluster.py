@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.config import DEVICE, ExtractConfig
-from aqa_pipeline.dask_cluster import connect
+from aqa_pipeline.dask_client import connect
 from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone

@@ -89,7 +89,7 @@ def driver_version() -> str:
 
 
 def _advice(error: RuntimeError) -> str:
-    from aqa_pipeline.device_memory import is_shortage
+    from aqa_pipeline.device import is_shortage
 
     if is_shortage(error):
         return f"end what else uses the GPU, or {_ON_CPU}"

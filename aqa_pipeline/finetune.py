@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.clips import parts_of
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
-from aqa_pipeline.device_memory import naming_shortage
+from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks

@@ -30,7 +30,7 @@ from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.protocol import read_protocol
-from aqa_pipeline.table import Cells, Faults, read_cells
+from aqa_pipeline.tables import Cells, Faults, read_cells
 
 REQUIRED = ("clip_id", "video", "score")
 KNOWN = ("clip_id", "video", "start_frame", "end_frame", "score", "split", "category", "difficulty")

@@ -22,7 +22,7 @@ from aqa_pipeline.frame_folder import list_frames
 from aqa_pipeline.manifest import KNOWN, parse_clips
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
-from aqa_pipeline.table import Cells, read_cells
+from aqa_pipeline.tables import Cells, read_cells
 
 #: What is taken for a video in a folder; a file that is named is opened whatever its ending.
 VIDEO_SUFFIXES = {

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aqa_pipeline.atomic import write_text_atomically
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.files import write_text_atomically
 
 #: Field -> the comment written above it.
 _COMMENTS = {

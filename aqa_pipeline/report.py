@@ -19,10 +19,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aqa_pipeline._version import __version__
+from aqa_pipeline.atomic import write_text_atomically
 from aqa_pipeline.calibration import interval_sentence
 from aqa_pipeline.case_study import Case, cases, rescore
 from aqa_pipeline.errors import AqaError
-from aqa_pipeline.files import write_text_atomically
 from aqa_pipeline.project import Project
 from aqa_pipeline.report_drawings import (
     Drawing,

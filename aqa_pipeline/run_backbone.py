@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aqa_pipeline.backbone import Encode, i3d_backbone
 from aqa_pipeline.config import Protocol
-from aqa_pipeline.device_memory import naming_shortage
+from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.exchange import imported_fingerprint
 from aqa_pipeline.plan import fingerprint_of

@@ -33,8 +33,7 @@ from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, naming, read_clip,
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
-from aqa_pipeline.device import find_device
-from aqa_pipeline.device_memory import naming_shortage
+from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.limited_process import LimitedProcess
 from aqa_pipeline.project import Project

@@ -80,7 +80,7 @@ def largest_stack(model_bytes: int, *, free: int, sharers: int = 1) -> int:
     model_bytes : int
         See :func:`bytes_a_model`.
     free : int
-        See :func:`aqa_pipeline.device_memory.free_bytes`.
+        See :func:`aqa_pipeline.device.free_bytes`.
     sharers : int
         Processes that train a stack each in the same memory.
     """

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 
+from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.stack_size import MOST_MODELS
 from aqa_pipeline.sweep_block import DataSource, shape_of
 from aqa_pipeline.sweep_search import ListedSearch, Search, TpeSearch

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, StackMember
-from aqa_pipeline.device_memory import numbers_at_once
+from aqa_pipeline.device import numbers_at_once
 from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
 from aqa_pipeline.pairs import GroupTable

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.device_memory import numbers_at_once
+from aqa_pipeline.device import numbers_at_once
 from aqa_pipeline.heads import Halves, Head, Regressor
 
 #: Pairs, of all models, that go through the tree at once: bounds the memory of voting.

@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.atomic import atomic_path, write_text_atomically
 from aqa_pipeline.errors import AqaError, SetupError
-from aqa_pipeline.files import write_text_atomically
 from aqa_pipeline.weight_files import open_weights
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def say_warning(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """A result for programs: JSON alone on stdout; NaN as null."""
-    from aqa_pipeline.files import as_json
+    from aqa_pipeline.atomic import as_json
 
     click.echo(as_json(value))
 

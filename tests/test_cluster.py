@@ -84,7 +84,7 @@ def test_a_worker_with_other_weights_refuses(project: Path, scheduler: str) -> N
 
 
 def test_no_scheduler_is_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aqa_pipeline.dask_cluster._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("aqa_pipeline.dask_client._CONNECT_SECONDS", 0.5)
     with pytest.raises(SetupError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9"):
         extract_on_cluster(make_job(project), scheduler="tcp://127.0.0.1:9")
 

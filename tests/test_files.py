@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.atomic import as_json, atomic_path, write_json_atomically, write_text_atomically
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.files import as_json, write_json_atomically, write_text_atomically
 
 
 def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
-from aqa_pipeline.device_memory import free_bytes
+from aqa_pipeline.device import free_bytes
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
 from tests.planted import planted_clips

@@ -15,7 +15,7 @@ from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.manifest import parse_clips, write_manifest
 from aqa_pipeline.protocol import write_protocol
-from aqa_pipeline.table import Cells
+from aqa_pipeline.tables import Cells
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from aqa_pipeline.datasets.imported import Imported
 from aqa_pipeline.datasets.layout import locate_videos
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.split import fold_numbers
-from aqa_pipeline.table import read_bytes
+from aqa_pipeline.tables import read_bytes
 
 logger = logging.getLogger(__name__)
 

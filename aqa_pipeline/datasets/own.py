@@ -23,7 +23,7 @@ from aqa_pipeline.datasets.layout import locate_videos
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.manifest import parse_clips
 from aqa_pipeline.split import split_clips
-from aqa_pipeline.table import Cells, parse_cells, read_bytes
+from aqa_pipeline.tables import Cells, parse_cells, read_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from aqa_pipeline._version import __version__
+from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.calibration import Calibration, held_out_clips
 from aqa_pipeline.clips import feature_set, load_features
@@ -23,7 +24,6 @@ from aqa_pipeline.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.files import write_json_atomically
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
