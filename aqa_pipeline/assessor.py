@@ -12,8 +12,8 @@ from aqa_pipeline.calibration import HalfWidth, Intervals, merged
 from aqa_pipeline.clip_frames import ClipFrames
 from aqa_pipeline.clips import Part
 from aqa_pipeline.conformal import fewest_residuals
+from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.featureset import FeatureSet, Key
 from aqa_pipeline.jury import Verdict
 from aqa_pipeline.novelty import Familiarity
 from aqa_pipeline.run_backbone import has_exact_features
@@ -167,7 +167,7 @@ class Assessor:
         )
 
     def _label_scale(self, facts: ClipFacts) -> tuple[float, float]:
-        """Scale and offset of a clip's label, see :mod:`aqa_pipeline.labels`."""
+        """Scale and offset of a clip's label, see :mod:`aqa_pipeline.core.labels`."""
         scale, offset = self.protocol_run.labels.scale_and_offset(
             difficulty=[np.nan if facts.difficulty is None else facts.difficulty],
             categories=[self.category(facts)],

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aqa_pipeline.clips import Part
-from aqa_pipeline.metrics import fisher_mean
+from aqa_pipeline.core.metrics import fisher_mean
 
 
 def average_parts(

@@ -32,8 +32,8 @@ from aqa_pipeline.conformal import (
     fewest_residuals,
     residuals_for_own_group,
 )
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.cached_clips import request_clips
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.manifest import Manifest, exemplar_keys
 
 

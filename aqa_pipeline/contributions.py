@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.vote import predict_labels
 

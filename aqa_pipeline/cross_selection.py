@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.metrics import spearman_rows
+from aqa_pipeline.core.metrics import spearman_rows
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.config import FitConfig
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.group_draw import draw_groups
 
 IntArray = npt.NDArray[np.int64]

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from aqa_pipeline import metrics
 from aqa_pipeline.averages import average_parts
 from aqa_pipeline.calibration import measure_intervals
 from aqa_pipeline.clips import Part, feature_set, load_features
 from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
+from aqa_pipeline.core import metrics
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.vote import Votes

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from aqa_pipeline.core.groups import Groups
 from aqa_pipeline.figure_style import (
     BLUE,
     GRID,
@@ -27,7 +28,6 @@ from aqa_pipeline.figure_style import (
     shortened,
     svg_text,
 )
-from aqa_pipeline.groups import Groups
 from aqa_pipeline.tree_path import TreePath
 
 FloatArray = npt.NDArray[np.float64]

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import Recipe
+from aqa_pipeline.core.groups import DELTA_DECIMALS, Groups
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.groups import DELTA_DECIMALS, Groups
 from aqa_pipeline.stacked_linear import stacked_linear
 
 
@@ -128,7 +128,7 @@ class Gart(nn.Module):
 class GroupTensors(nn.Module):
     """The groups of K models on the device: labels and predictions by gather.
 
-    The same arithmetic as :class:`aqa_pipeline.groups.Groups`, tested equal to it.
+    The same arithmetic as :class:`aqa_pipeline.core.groups.Groups`, tested equal to it.
     """
 
     edges: Tensor  # (K, R + 1) float64

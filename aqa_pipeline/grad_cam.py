@@ -32,8 +32,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D
 from aqa_pipeline.run_folder import Run

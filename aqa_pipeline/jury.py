@@ -9,7 +9,7 @@ On a CPU one thread does it: these products are so small that more threads only 
 (20 ms a clip with one, 400 ms of two cores' time with two, where other programs run), and their
 number would be in the last digits, too.
 
-The exemplars of a group are the same for all its clips (:func:`aqa_pipeline.pairs.
+The exemplars of a group are the same for all its clips (:func:`aqa_pipeline.core.pairs.
 vote_exemplars`), so they go through their half of the root layer once.
 """
 
@@ -24,10 +24,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.core.featureset import FeatureSet, Key
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.featureset import FeatureSet, Key
 from aqa_pipeline.heads import Head, Regressor
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 
 #: Pairs that go through the tree at once: bounds the memory of a vote of all clips.
 _PAIRS_PER_PASS = 2048

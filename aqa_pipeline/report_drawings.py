@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from aqa_pipeline import figures
 from aqa_pipeline.case_study import Case, Rescored
-from aqa_pipeline.metrics import spearman
-from aqa_pipeline.pairs import ExemplarKeys, pair_deltas
+from aqa_pipeline.core.metrics import spearman
+from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.run_record import RunRecord
 
 FloatArray = npt.NDArray[np.float64]

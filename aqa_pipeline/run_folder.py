@@ -24,11 +24,11 @@ from aqa_pipeline.atomic import atomic_path, write_json_atomically
 from aqa_pipeline.bank import read_bank, write_bank
 from aqa_pipeline.calibration import Calibration, read_calibration, write_calibration
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.jury import Jury
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.svr import SvrHead
 from aqa_pipeline.trunks import trunk_from_settings
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.metrics import relative_l2, spearman, spearman_rows
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.heads import Head
-from aqa_pipeline.metrics import relative_l2, spearman, spearman_rows
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.vote import (
     VotePairs,
     mean_votes,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form

@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.groups import PairLabels
+from aqa_pipeline.core.pairs import ExemplarKeys
 from aqa_pipeline.division import divide
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.pair_edges import PairLabels
-from aqa_pipeline.pairs import ExemplarKeys
 from aqa_pipeline.selection import Selection
 from aqa_pipeline.training_loop import TrainingLoop
 from aqa_pipeline.trunks import fit_trunk

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.heads import Head
 from aqa_pipeline.trunks import fit_trunk
 

@@ -26,9 +26,9 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.device import is_shortage, release_memory, too_large
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head, Regressor
 from aqa_pipeline.stack import Stack
 

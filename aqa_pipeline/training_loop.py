@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, StackMember
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.pairs import GroupTable
 from aqa_pipeline.device import numbers_at_once
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.pairs import GroupTable
 from aqa_pipeline.stacked_adam import StackedAdam
 from aqa_pipeline.step_graph import StepRunner
 

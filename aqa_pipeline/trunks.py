@@ -28,8 +28,16 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.groups import (
+    Groups,
+    PairLabels,
+    eq5_edges,
+    eq5_edges_of_pairs,
+    symmetric_edges,
+)
+from aqa_pipeline.core.judges import Rule, counted, find_rule, half_points, marks_of
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.gart import (
     Gart,
     GroupTensors,
@@ -37,11 +45,8 @@ from aqa_pipeline.gart import (
     pair_shares,
     uniform_parameter,
 )
-from aqa_pipeline.groups import Groups, eq5_edges, eq5_edges_of_pairs, symmetric_edges
-from aqa_pipeline.judges import Rule, counted, find_rule, half_points, marks_of
 from aqa_pipeline.leaf_paths import LeafPaths, leaf_path_losses, leaf_paths
 from aqa_pipeline.leaf_search import best_leaf
-from aqa_pipeline.pair_edges import PairLabels
 from aqa_pipeline.stacked_linear import stacked_linear
 
 FloatArray = npt.NDArray[np.float64]
@@ -203,7 +208,7 @@ class DistributionTrunk(Trunk):
     around it, so that bins beside the right one are less wrong than those far away; the
     loss is the Kullback-Leibler divergence, a mean over judges and clips. ``usdl`` has one
     judge, whose mark is the label itself; ``musdl`` has the real ones, and the rule of the
-    sport (:mod:`aqa_pipeline.judges`) makes the label of their marks.
+    sport (:mod:`aqa_pipeline.core.judges`) makes the label of their marks.
 
     The prediction is the expected mark. The published program takes the most probable bin,
     which ties all clips of a bin.

@@ -37,7 +37,7 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     import torch
 
     from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
-    from aqa_pipeline.featureset import FeatureSet
+    from aqa_pipeline.core.featureset import FeatureSet
     from aqa_pipeline.i3d import I3D
     from aqa_pipeline.precision import computing_in
     from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw

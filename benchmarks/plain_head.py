@@ -13,7 +13,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
 
 
 class PlainTree(nn.Module):

@@ -21,10 +21,10 @@ import torch
 from plain_head import PlainProgram
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.groups import PairLabels
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.device import find_device
-from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.pair_edges import PairLabels
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.vote import vote
 

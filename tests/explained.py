@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, Protocol
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.explain import Explainer
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.project import Project
 from aqa_pipeline.protocol import write_protocol

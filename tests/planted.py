@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
 
 
 def planted_clips(

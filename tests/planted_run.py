@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.heads import Head
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.trunks import fit_trunk
 from tests.planted import planted_clips

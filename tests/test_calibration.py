@@ -19,9 +19,9 @@ from aqa_pipeline.calibration import (
     write_calibration,
 )
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.train import train_heads
 from tests.planted import planted_clips

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.judges import label_of_marks
+from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.judges import label_of_marks
-from aqa_pipeline.metrics import spearman
 from aqa_pipeline.train import TrainedHeads, train_heads
 from aqa_pipeline.trunks import DistributionTrunk, fit_trunk, trunk_from_settings
 from tests.planted import planted_clips

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqa_pipeline.config import FitConfig
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.division import divide, validation_rows, validation_unit
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 from tests.planted import planted_clips
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from aqa_pipeline.core.groups import Groups, eq5_edges, symmetric_edges
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.gart import Gart, GroupTensors, TreeOutput, leaf_losses, uniform_parameter
-from aqa_pipeline.groups import Groups, eq5_edges, symmetric_edges
 
 
 def generators(*seeds: int) -> list[torch.Generator]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from aqa_pipeline.core.groups import Groups, eq5_edges, round_deltas, symmetric_edges
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.groups import Groups, eq5_edges, round_deltas, symmetric_edges
 
 #: Score differences as they come: half points, so that ties and exact edges are common.
 half_points = st.lists(st.integers(-60, 60).map(lambda n: n / 2), min_size=1, max_size=80)

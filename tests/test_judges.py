@@ -8,9 +8,9 @@ import pytest
 
 from aqa_pipeline.clips import feature_set
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.core.judges import find_rule, half_points, label_of_marks, marks_of
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.judges import find_rule, half_points, label_of_marks, marks_of
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.manifest import read_manifest, write_manifest
 from aqa_pipeline.protocol import write_protocol
 from tests.planted import planted_clips

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.labels import LabelScale
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.train import train_heads
 from aqa_pipeline.vote import predict_labels

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.labels import LabelScale
 
 AQA_7 = Protocol(
     "aqa7",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline import leaf_search
+from aqa_pipeline.core.groups import Groups
 from aqa_pipeline.gart import Gart, GroupTensors
-from aqa_pipeline.groups import Groups
 from aqa_pipeline.leaf_search import best_leaf
 
 #: Edges with and without empty groups, at an end and inside.

@@ -12,8 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from aqa_pipeline.errors import DataError
-from aqa_pipeline.metrics import (
+from aqa_pipeline.core.metrics import (
     bootstrap_interval,
     class_ranges,
     fisher_mean,
@@ -22,6 +21,7 @@ from aqa_pipeline.metrics import (
     relative_l2,
     spearman,
 )
+from aqa_pipeline.errors import DataError
 
 NAN = float("nan")
 

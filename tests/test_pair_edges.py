@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_pipeline import pair_edges
-from aqa_pipeline.groups import eq5_edges, eq5_edges_of_pairs, symmetric_edges
-from aqa_pipeline.pair_edges import PairLabels
-from aqa_pipeline.pairs import pair_deltas
+from aqa_pipeline.core import groups as pair_edges
+from aqa_pipeline.core.groups import PairLabels, eq5_edges, eq5_edges_of_pairs, symmetric_edges
+from aqa_pipeline.core.pairs import pair_deltas
 
 
 @given(

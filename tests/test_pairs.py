@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_pipeline.pairs import ExemplarKeys, GroupTable, group_pairs, pair_deltas, vote_exemplars
+from aqa_pipeline.core.pairs import (
+    ExemplarKeys,
+    GroupTable,
+    group_pairs,
+    pair_deltas,
+    vote_exemplars,
+)
 
 group_lists = st.lists(st.integers(0, 5), max_size=40)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from aqa_pipeline.metrics import fisher_mean
+from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.paper_numbers import dataset_of, method_rows, table1, table1_headings
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from aqa_pipeline import selection
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.groups import Groups
+from aqa_pipeline.core.metrics import spearman
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.groups import Groups
 from aqa_pipeline.heads import Head
-from aqa_pipeline.metrics import spearman
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads
 from aqa_pipeline.training_loop import TrainingLoop
 from aqa_pipeline.trunks import GartTrunk

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from aqa_pipeline.core.featureset import Key
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL, import_mtl_aqa
-from aqa_pipeline.featureset import Key
 from aqa_pipeline.manifest import exemplar_keys
 from aqa_pipeline.tuning.bank import ValidationPlan
 from aqa_pipeline.tuning.start import fresh_head

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline import vote as module
+from aqa_pipeline.core.pairs import vote_exemplars
 from aqa_pipeline.heads import Head
-from aqa_pipeline.pairs import vote_exemplars
 from aqa_pipeline.trunks import GartTrunk
 from aqa_pipeline.vote import Votes, vote
 from tests.test_heads import D, S, small_head, some_features

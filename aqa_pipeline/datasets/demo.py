@@ -31,6 +31,7 @@ import pandas as pd
 
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.core.metrics import relative_l2, spearman
 from aqa_pipeline.datasets.demo_competition import (
     NUM_JUDGES,
     DemoConfig,
@@ -41,7 +42,6 @@ from aqa_pipeline.datasets.demo_shots import FILLER_KINDS, Shot, render_shot
 from aqa_pipeline.datasets.demo_venue import make_venue
 from aqa_pipeline.errors import DataError, SetupError
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
-from aqa_pipeline.metrics import relative_l2, spearman
 from aqa_pipeline.protocol import write_protocol
 
 logger = logging.getLogger(__name__)

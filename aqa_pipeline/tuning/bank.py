@@ -4,7 +4,7 @@ The published program encodes, for every test clip and every one of its M exempl
 clips anew: 2 M backbone passes a test clip. A feature does not depend on what it is
 compared with, so here each clip is encoded once: at most the training part and the clips
 that are judged. And since each exemplar group draws its M exemplars once for all clips
-that are judged (:func:`aqa_pipeline.pairs.vote_exemplars`), only those drawn are encoded;
+that are judged (:func:`aqa_pipeline.core.pairs.vote_exemplars`), only those drawn are encoded;
 the predictions are the same to the last bit.
 
 Source: Eq. 8-9.
@@ -23,11 +23,11 @@ import torch
 
 from aqa_pipeline.batched_encoder import BatchedEncoder
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.featureset import FeatureSet, Key
+from aqa_pipeline.core.featureset import FeatureSet, Key
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.heads import Head
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
-from aqa_pipeline.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.clips import ClipFrames, cut

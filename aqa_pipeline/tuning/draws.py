@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.pairs import GroupTable
+from aqa_pipeline.core.pairs import GroupTable
 
 IntArray = npt.NDArray[np.int64]
 

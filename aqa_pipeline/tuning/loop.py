@@ -22,8 +22,8 @@ from torch import Tensor
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig
-from aqa_pipeline.featureset import FeatureSet
-from aqa_pipeline.metrics import relative_l2, spearman
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.metrics import relative_l2, spearman
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.run_folder import history_table
 from aqa_pipeline.signals import HeldSignals, held_signals

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.config import HeadConfig, Protocol
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.core.labels import LabelScale
+from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.errors import CacheError, DataError, UsageError
-from aqa_pipeline.featureset import FeatureSet
 from aqa_pipeline.heads import Head
-from aqa_pipeline.labels import LabelScale
-from aqa_pipeline.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.run_folder import Run, read_run
 from aqa_pipeline.trunks import fit_trunk, trunk_from_settings
 

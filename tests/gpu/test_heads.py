@@ -13,7 +13,7 @@ import torch
 
 from aqa_pipeline import stacked_adam, step_graph
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
-from aqa_pipeline.featureset import FeatureSet
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.step_graph import StepRunner, captured
 from tests.gpu.conftest import REHEARSAL, Reading, largest_error

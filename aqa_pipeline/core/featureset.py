@@ -32,7 +32,7 @@ class FeatureSet:
         Final, in points; NaN for a clip that is to be scored.
     scale, offset : ndarray of float64, shape=(N,)
         What the head learns is the label: ``score = offset + scale * label``; see
-        :mod:`aqa_pipeline.labels`.
+        :mod:`aqa_pipeline.core.labels`.
     difficulty : ndarray of float64, shape=(N,)
         NaN where not given.
     category : tuple of str

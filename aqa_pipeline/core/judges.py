@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.featureset import FeatureSet
 
 FloatArray = npt.NDArray[np.float64]
 Rule = Literal["middle three", "all"]
