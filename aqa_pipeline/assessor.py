@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.calibration import HalfWidth, Intervals, merged
-from aqa_pipeline.clip_frames import ClipFrames
 from aqa_pipeline.clips import Part
 from aqa_pipeline.conformal import fewest_residuals
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.jury import Verdict
+from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.novelty import Familiarity
 from aqa_pipeline.run_backbone import has_exact_features
 from aqa_pipeline.run_folder import Run

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.snippets import snippet_index
+from aqa_pipeline.media.snippets import snippet_index
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.device import is_shortage
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.i3d import normalise
-from aqa_pipeline.page_lock import pinned_tensor_of
+from aqa_pipeline.media.page_lock import pinned_tensor_of
 
 _log = logging.getLogger(__name__)
 

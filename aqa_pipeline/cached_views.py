@@ -11,7 +11,7 @@ from aqa_pipeline.cached_clips import request_clips
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.views import PLAIN
+from aqa_pipeline.media.views import PLAIN
 
 
 def load_views(

@@ -19,12 +19,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
-from aqa_pipeline.decode_pool import DecodedClip, DecodePool, DecodeTask, decode_clip, decode_runs
 from aqa_pipeline.errors import ClipError, DataError
 from aqa_pipeline.manifest import Clip
+from aqa_pipeline.media.decode_pool import (
+    DecodedClip,
+    DecodePool,
+    DecodeTask,
+    decode_clip,
+    decode_runs,
+)
+from aqa_pipeline.media.reader import read_index
+from aqa_pipeline.media.snippets import clamp_positions
 from aqa_pipeline.plan import clip_positions
-from aqa_pipeline.snippets import clamp_positions
-from aqa_pipeline.video import read_index
 
 Fault = tuple[str, str, str]
 

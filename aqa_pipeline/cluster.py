@@ -23,9 +23,9 @@ from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.find_precision import find_precision
 from aqa_pipeline.fingerprint import Fingerprint, cache_folder
 from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.media.views import views_of
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.shards import Shard
-from aqa_pipeline.views import views_of
 from aqa_pipeline.weights import weights_identity
 
 logger = logging.getLogger(__name__)

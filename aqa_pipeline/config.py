@@ -77,7 +77,7 @@ class Protocol:
     name : str
         Name of the data set.
     window_rule : {"last", "first", "even"}
-        See :func:`aqa_pipeline.snippets.window_positions`.
+        See :func:`aqa_pipeline.media.snippets.window_positions`.
     window_frames, snippet_frames : int
         Lengths, in frames.
     snippet_starts : tuple of int
@@ -140,7 +140,7 @@ class ExtractConfig:
     flush_clips: int = 256  #: a segment is written after this many clips ...
     flush_seconds: float = 60.0  #: ... or this many seconds, whichever comes first
     strict_window: bool = False  #: a window past the end of the video is a failed clip
-    #: augmented copies of each clip, see :func:`aqa_pipeline.views.views_of`
+    #: augmented copies of each clip, see :func:`aqa_pipeline.media.views.views_of`
     views: Literal["none", "flip", "full"] = "none"
 
 

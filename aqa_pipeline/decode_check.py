@@ -11,7 +11,7 @@ import numpy as np
 
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError, SetupError
-from aqa_pipeline.video import VideoReader
+from aqa_pipeline.media.reader import VideoReader
 
 _FRAMES = 24
 _SIDE = 64

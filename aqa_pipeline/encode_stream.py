@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.backbone import Encode
-from aqa_pipeline.decode_pool import Decoded
+from aqa_pipeline.media.decode_pool import Decoded
 
 _GROUPS_AT_ONCE = 2
 

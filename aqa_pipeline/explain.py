@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, naming, one_line
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
@@ -29,13 +28,21 @@ from aqa_pipeline.device import find_device
 from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
 from aqa_pipeline.heads import Head
 from aqa_pipeline.heat_map import frame_heat
-from aqa_pipeline.limited_process import LimitedProcess
+from aqa_pipeline.media.clip import (
+    ClipFrames,
+    ClipRequest,
+    ShownClip,
+    naming,
+    one_line,
+    read_shown_clip,
+    read_shown_frames,
+)
+from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import find_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
-from aqa_pipeline.shown_clip import ShownClip, read_shown_clip, read_shown_frames
 from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder
 from aqa_pipeline.tree_path import TreePath, tree_path
 from aqa_pipeline.trunks import GartTrunk

@@ -18,6 +18,7 @@ from aqa_pipeline.failures import Failure, read_failures
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fingerprint import Fingerprint, cache_folder, nearest_cache
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.media.views import PLAIN, View
 from aqa_pipeline.plan import (
     BACKBONE_DIM,
     LocatedClip,
@@ -28,7 +29,6 @@ from aqa_pipeline.plan import (
 )
 from aqa_pipeline.segment import SegmentIndex
 from aqa_pipeline.shards import Shard
-from aqa_pipeline.views import PLAIN, View
 
 #: Of one clip in a segment besides its features and its window: ids, hash.
 _CLIP_BYTES = 200

@@ -53,7 +53,7 @@ class Fingerprint:
         Resize, crop and normalisation. Its name is kept but not hashed: two presets
         with equal numbers share a cache. None: features that somebody else extracted.
     window_rule : str
-        See :func:`aqa_pipeline.snippets.window_positions`.
+        See :func:`aqa_pipeline.media.snippets.window_positions`.
     window_frames, snippet_frames : int
         Lengths, in frames.
     snippet_starts : tuple of int

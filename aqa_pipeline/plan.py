@@ -18,8 +18,8 @@ from aqa_pipeline.errors import CacheError, ClipError, DataError
 from aqa_pipeline.feature_cache import FeatureCache, WantedClips
 from aqa_pipeline.fingerprint import Fingerprint
 from aqa_pipeline.manifest import Clip, Manifest
-from aqa_pipeline.snippets import window_positions
-from aqa_pipeline.source import known_length, source_identity
+from aqa_pipeline.media.identity import known_length, source_identity
+from aqa_pipeline.media.snippets import window_positions
 
 IntArray = npt.NDArray[np.int64]
 
@@ -56,7 +56,7 @@ class LocatedClip:
     ----------
     clip : Clip
     source_id : str
-        See :func:`aqa_pipeline.source.source_identity`.
+        See :func:`aqa_pipeline.media.identity.source_identity`.
     positions : ndarray of int64, shape=(window_frames,)
         Before clamping.
     """
@@ -138,7 +138,7 @@ def _length(video: Path, *, index_folder: Path) -> int:
     if known is not None:
         return known
     # Imported here: PyAV is only needed for a video that was never looked into.
-    from aqa_pipeline.video import read_index
+    from aqa_pipeline.media.reader import read_index
 
     return read_index(video, index_folder=index_folder).num_frames
 

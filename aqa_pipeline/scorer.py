@@ -29,13 +29,13 @@ import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone import Backbone, Encode
-from aqa_pipeline.clip_frames import ClipFrames, ClipRequest, naming, read_clip, stream_clip
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.limited_process import LimitedProcess
+from aqa_pipeline.media.clip import ClipFrames, ClipRequest, naming, read_clip, stream_clip
+from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import LESS_MEMORY, load_backbone
 from aqa_pipeline.run_folder import Run, read_run, run_folders
@@ -194,7 +194,7 @@ class Scorer:
         end_frame: int | None = None,
         category: str = "",
     ) -> ClipRequest:
-        """What :func:`aqa_pipeline.clip_frames.read_clip` is to read, in whichever process."""
+        """What :func:`aqa_pipeline.media.clip.read_clip` is to read, in whichever process."""
         protocol = self.assessor(category).protocol_run.protocol
         return ClipRequest(Path(video), protocol, start_frame, end_frame)
 

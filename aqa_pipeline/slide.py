@@ -22,9 +22,9 @@ import pandas as pd
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone import Encode
-from aqa_pipeline.clip_frames import ClipRequest, FrameChunk, StreamHead
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -142,7 +142,7 @@ def slide(
     Parameters
     ----------
     chunks : iterator
-        What :func:`aqa_pipeline.clip_frames.stream_clip` gives.
+        What :func:`aqa_pipeline.media.clip.stream_clip` gives.
     assessor : Assessor
     encode : callable
         The backbone for snippets that do not overlap: frames, uint8 (S x snippet, crop, crop, 3),

@@ -22,9 +22,9 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form
+from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.precision import FLOAT32, computing_in, dtype_of
 from aqa_pipeline.run_folder import Run
-from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.weights import load_i3d
 
 FloatArray = npt.NDArray[np.float32]

@@ -12,9 +12,9 @@ from matplotlib.image import imsave
 
 from aqa_pipeline.config import PixelPreset, Protocol
 from aqa_pipeline.manifest import Clip
+from aqa_pipeline.media.reader import VideoReader, read_index
+from aqa_pipeline.media.snippets import clamp_positions
 from aqa_pipeline.plan import clip_positions
-from aqa_pipeline.snippets import clamp_positions
-from aqa_pipeline.video import VideoReader, read_index
 
 #: The same part of the frame as the network's 224 of 256 pixels.
 PIXELS = PixelPreset("thumbnail", crop=112, short_side=128)
@@ -31,7 +31,7 @@ def thumbnails(clip: Clip, protocol: Protocol, *, count: int, index_folder: Path
     count : int
     index_folder : Path
         Where facts about videos are remembered, see
-        :func:`aqa_pipeline.video_index.read_index`.
+        :func:`aqa_pipeline.media.index.read_index`.
 
     Raises
     ------

@@ -121,7 +121,7 @@ def frames_of_steps(
     import torch
 
     from aqa_pipeline.config import PIXEL_PRESETS
-    from aqa_pipeline.decode_pool import DecodeTask
+    from aqa_pipeline.media.decode_pool import DecodeTask
     from aqa_pipeline.tuning.upload import Uploads
 
     if device.type != "cuda":

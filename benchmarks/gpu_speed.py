@@ -25,8 +25,8 @@ from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, Protocol, StackMember
 from aqa_pipeline.gpu_network import GpuNetwork, candidates, usable_kernels
 from aqa_pipeline.i3d_gpu import PLAIN, Form, gpu_form
+from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.precision import dtype_of
-from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.weights import convert_weights, load_i3d
 

@@ -26,13 +26,13 @@ from aqa_pipeline.clips import Part, feature_set, load_features
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.metrics import spearman
-from aqa_pipeline.decode_pool import decode_clip
 from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.i3d import normalise
 from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.media.decode_pool import decode_clip
+from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.plan import find_cache
 from aqa_pipeline.run_folder import read_run
-from aqa_pipeline.snippets import snippet_index
 from aqa_pipeline.weights import find_weights, load_i3d
 
 

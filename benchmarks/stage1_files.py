@@ -20,10 +20,10 @@ from stage1_network import clocks
 
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
-from aqa_pipeline.decode_pool import DecodeTask, decode_clip
 from aqa_pipeline.extract import default_workers, extract, plan_extraction
 from aqa_pipeline.i3d import I3D
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
 from aqa_pipeline.plan import fingerprint_of, locate
 from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.weights import weights_identity

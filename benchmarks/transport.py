@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.decode_pool import Decoded, DecodedClip, DecodePool, DecodeTask
-from aqa_pipeline.views import PLAIN, cut_view
+from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodePool, DecodeTask
+from aqa_pipeline.media.views import PLAIN, cut_view
 
 WINDOW = 103
 PIXELS = PIXEL_PRESETS["kinetics"]

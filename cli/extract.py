@@ -28,7 +28,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from aqa_pipeline.extract import ExtractPlan, ExtractSummary
-    from aqa_pipeline.views import ViewSet
+    from aqa_pipeline.media.views import ViewSet
 
 SOME_FAILED = 3
 _FAILURES_SHOWN = 10
@@ -120,9 +120,9 @@ def extract(
     from aqa_pipeline.extract_plan import plan_extraction
     from aqa_pipeline.find_precision import find_precision
     from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.media.views import views_of
     from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.shards import parse_shard
-    from aqa_pipeline.views import views_of
     from aqa_pipeline.weights import find_weights, weights_identity
 
     share_cores()

@@ -195,6 +195,6 @@ def interval(scored: Any) -> str:
 
 
 def _line(text: str) -> str:
-    from aqa_pipeline.clip_frames import one_line
+    from aqa_pipeline.media.clip import one_line
 
     return one_line(text)

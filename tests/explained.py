@@ -14,12 +14,12 @@ from aqa_pipeline.config import FitConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.explain import Explainer
 from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.project import Project
 from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import MapEncoder
-from aqa_pipeline.video import VideoReader
 from tests.planted_run import drawn_run
 from tests.small_project import make_project
 
@@ -57,8 +57,8 @@ def project_of(root: Path) -> tuple[Project, Manifest]:
 def run_of(manifest: Manifest, encoder: MapEncoder, **config: object) -> Run:
     """Drawn heads over the training clips of the manifest."""
     from aqa_pipeline.config import PIXEL_PRESETS
+    from aqa_pipeline.media.snippets import clamp_positions
     from aqa_pipeline.plan import clip_positions
-    from aqa_pipeline.snippets import clamp_positions
 
     rows = manifest.clips[manifest.clips["split"] == "train"]
     clips = {clip.clip_id: clip for clip in manifest.clip_list()}

@@ -9,7 +9,7 @@ import pytest
 
 from aqa_pipeline.alike import choose, distances
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.shown_clip import SHOWN_PIXELS, shown_pixels
+from aqa_pipeline.media.clip import SHOWN_PIXELS, shown_pixels
 from tests.planted import planted_clips
 
 

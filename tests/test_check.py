@@ -194,8 +194,8 @@ def test_facts_of_the_real_mtl_aqa() -> None:
 def test_a_clip_that_hangs_is_named(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aqa_pipeline.decode_pool import Decoded, DecodePool, DecodeTask
     from aqa_pipeline.errors import ClipError
+    from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask
 
     write_folder(tmp_path / "v", 20)
 

@@ -11,8 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from aqa_pipeline import clip_frames
-from aqa_pipeline.clip_frames import (
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.media import clip as clip_frames
+from aqa_pipeline.media.clip import (
     ClipFrames,
     ClipRequest,
     FrameChunk,
@@ -21,9 +22,8 @@ from aqa_pipeline.clip_frames import (
     read_clip,
     stream_clip,
 )
-from aqa_pipeline.errors import ClipError
-from aqa_pipeline.limited_process import LimitedProcess
-from aqa_pipeline.video_index import open_container, read_index
+from aqa_pipeline.media.index import open_container, read_index
+from aqa_pipeline.media.sandbox import LimitedProcess
 from tests.bad_videos import BAD, ODD, BadVideo, good_video
 from tests.small_project import PROTOCOL
 from tests.videos import frame_numbers, write_video

@@ -8,7 +8,7 @@ import io
 import av
 import numpy as np
 
-from aqa_pipeline.clip_media import data_address, jpeg, mp4, png, side_by_side
+from aqa_pipeline.media.encode import data_address, jpeg, mp4, png, side_by_side
 from tests.videos import frame_numbers, picture
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from aqa_pipeline.atomic import is_running
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.decode_pool import (
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.media.decode_pool import (
     DecodedClip,
     DecodePool,
     DecodeTask,
     decode_clip,
     decode_runs,
 )
-from aqa_pipeline.errors import ClipError
 from tests.videos import frame_numbers, write_video
 
 TINY = PixelPreset("tiny", crop=32, short_side=48)
@@ -171,7 +171,7 @@ def test_errors_cross_the_process_border_whole(tmp_path: Path) -> None:
 
 PARENT_OF_A_HUNG_WORKER = """
 import sys
-from aqa_pipeline.decode_pool import DecodePool
+from aqa_pipeline.media.decode_pool import DecodePool
 from tests.test_decode_pool import hang_and_tell, task
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pytest
 
 from aqa_pipeline.atomic import is_running
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.decode_pool import (
+from aqa_pipeline.media.decode_pool import (
     Decoded,
     DecodedClip,
     DecodePool,
@@ -230,7 +230,7 @@ def test_nothing_is_left_after_a_normal_end_and_after_killed_decoders(tmp_path: 
 KILLED_PARENT = """
 import os, sys, time
 from pathlib import Path
-from aqa_pipeline.decode_pool import DecodePool
+from aqa_pipeline.media.decode_pool import DecodePool
 from tests.test_decode_transport import decoder, task
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from aqa_pipeline.failures import Failure, FailureLog
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fingerprint import ensure_cache
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.media.views import views_of
 from aqa_pipeline.plan import BACKBONE_DIM, find_cache, fingerprint_of, locate, wanted
 from aqa_pipeline.shards import Shard
-from aqa_pipeline.views import views_of
 from tests.small_project import encode_numbers, fake_backbone, make_project
 from tests.videos import write_video
 

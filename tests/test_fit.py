@@ -24,11 +24,11 @@ from aqa_pipeline.evaluate import (
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.media.snippets import window_positions
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.snippets import window_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

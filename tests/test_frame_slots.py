@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aqa_pipeline import frame_slots, page_lock
-from aqa_pipeline.frame_slots import FrameSlots, Slot, open_in_decoder, write_frames
+from aqa_pipeline.media import frame_slots, page_lock
+from aqa_pipeline.media.frame_slots import FrameSlots, Slot, open_in_decoder, write_frames
 
 Frames = npt.NDArray[np.uint8]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.errors import ClipError, DataError
-from aqa_pipeline.limited_process import LimitedProcess
+from aqa_pipeline.media.sandbox import LimitedProcess
 
 MIB = 2**20
 
@@ -136,7 +136,7 @@ def test_it_ends_with_its_parent_in_the_middle_of_its_work() -> None:
 
     code = (
         "import os\n"
-        "from aqa_pipeline.limited_process import LimitedProcess\n"
+        "from aqa_pipeline.media.sandbox import LimitedProcess\n"
         "from tests.test_limited_process import own_id, sleep\n"
         "own = LimitedProcess(); print(own.call(own_id, None), flush=True); own.call(sleep, 60)\n"
     )

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline import batched_encoder, page_lock
+from aqa_pipeline import batched_encoder
 from aqa_pipeline.batched_encoder import BatchedEncoder
 from aqa_pipeline.config import PixelPreset
+from aqa_pipeline.media import page_lock
 
 WINDOW = 4
 PIXELS = PixelPreset("tiny", crop=2, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))

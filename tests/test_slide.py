@@ -10,9 +10,9 @@ import pytest
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone import i3d_backbone
-from aqa_pipeline.clip_frames import ClipRequest, FrameChunk, StreamHead
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
+from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.slide import Slid, slide, snippet_protocol, window_starts
 from aqa_pipeline.slide_plot import write_plot

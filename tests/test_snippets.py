@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.snippets import (
+from aqa_pipeline.media.snippets import (
     WindowRule,
     clamp_positions,
     snippet_index,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.decode_pool import DecodeTask
+from aqa_pipeline.media.decode_pool import DecodeTask
 from aqa_pipeline.tuning.clips import cut
 from aqa_pipeline.tuning.draws import ClipView, StepDraw
 from aqa_pipeline.tuning.upload import Uploads

@@ -14,7 +14,7 @@ import pytest
 
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.video import VideoReader, read_index
+from aqa_pipeline.media.reader import VideoReader, read_index
 from tests.videos import frame_number, frame_numbers, picture, write_folder, write_video
 
 SMALL = PixelPreset("small", crop=48, short_side=48)
@@ -347,7 +347,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.video import VideoReader
+from aqa_pipeline.media.reader import VideoReader
 reader = VideoReader(Path(sys.argv[1]), PixelPreset("small", crop=48, short_side=48))
 reader.read(np.arange(5))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

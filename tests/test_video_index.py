@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aqa_pipeline import video_index
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.source import known_length, source_identity
-from aqa_pipeline.video_index import read_index
+from aqa_pipeline.media import index as video_index
+from aqa_pipeline.media.identity import known_length, source_identity
+from aqa_pipeline.media.index import read_index
 from tests.videos import write_folder, write_video
 
 
@@ -91,7 +91,7 @@ def test_a_length_is_known_without_opening_the_video_until_it_or_pyav_changes(
     read_index(video, index_folder=folder)
     assert known_length(video, index_folder=folder) == 30
     with monkeypatch.context() as patch:
-        patch.setattr("aqa_pipeline.source.av_version", lambda: "0.0")
+        patch.setattr("aqa_pipeline.media.identity.av_version", lambda: "0.0")
         assert known_length(video, index_folder=folder) is None
     os.utime(video, ns=(1, 1))
     assert known_length(video, index_folder=folder) is None

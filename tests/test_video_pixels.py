@@ -10,7 +10,7 @@ import pytest
 from av.video.reformatter import Interpolation
 
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
-from aqa_pipeline.video import VideoReader, _Crop, planes_are_equal
+from aqa_pipeline.media.reader import VideoReader, _Crop, planes_are_equal
 from tests.videos import write_video
 
 SMALL = PixelPreset("small", crop=48, short_side=48)

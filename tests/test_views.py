@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aqa_pipeline.views import PLAIN, View, ViewSet, cut_view, shifted_union, views_of
+from aqa_pipeline.media.views import PLAIN, View, ViewSet, cut_view, shifted_union, views_of
 
 
 @pytest.mark.parametrize(

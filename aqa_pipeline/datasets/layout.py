@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aqa_pipeline.errors import ClipError, DataError
-from aqa_pipeline.frame_folder import IMAGE_SUFFIXES, list_frames
+from aqa_pipeline.media.frame_folder import IMAGE_SUFFIXES, list_frames
 
 logger = logging.getLogger(__name__)
 

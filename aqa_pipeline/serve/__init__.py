@@ -10,5 +10,5 @@
 ============  ===================================================================
 
 What was uploaded is decoded in a process with limits of time and memory
-(:mod:`aqa_pipeline.limited_process`), and deleted when its job has ended.
+(:mod:`aqa_pipeline.media.sandbox`), and deleted when its job has ended.
 """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.errors import AqaError
-from aqa_pipeline.video_checks import plainly
+from aqa_pipeline.media.checks import plainly
 
 #: Bytes that are looked at before anything is kept: four packets of a transport stream.
 HEAD_BYTES = 4 * 188

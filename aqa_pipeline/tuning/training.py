@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
-from aqa_pipeline.decode_pool import DecodePool
 from aqa_pipeline.extract import default_workers
+from aqa_pipeline.media.decode_pool import DecodePool
 from aqa_pipeline.plan import video_index_folder
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.bank import Encoder

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.decode_pool import DecodeTask
+from aqa_pipeline.media.decode_pool import DecodeTask
 from aqa_pipeline.tuning.draws import ClipView, StepDraw
 
 Frames = npt.NDArray[np.uint8]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from aqa_pipeline.backbone import i3d_backbone
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.decode_pool import DecodeTask, decode_clip
+from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
 from aqa_pipeline.weights import convert_weights
 
 REHEARSAL = os.environ.get("AQA_GPU_REHEARSAL") == "1"

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aqa_pipeline.decode_pool import Decoded, DecodedClip, DecodeTask
 from aqa_pipeline.device import device_name
 from aqa_pipeline.doctor import _device
 from aqa_pipeline.encode_stream import encode_stream
 from aqa_pipeline.gpu_network import GpuNetwork, _agreeing_kernels, candidates, usable_kernels
 from aqa_pipeline.i3d_gpu import PLAIN, Form, gpu_form
+from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
 from aqa_pipeline.precision import agreement, dtype_of
 from aqa_pipeline.weights import load_i3d
 from tests.gpu.conftest import REHEARSAL, Golden, Reading, largest_error, limited_memory
@@ -88,7 +88,7 @@ def test_every_form_and_the_graph_give_the_plain_forms_features(
     golden: Golden, device: torch.device, reading: Reading, precision: str
 ) -> None:
     from aqa_pipeline.config import PIXEL_PRESETS
-    from aqa_pipeline.snippets import snippet_index
+    from aqa_pipeline.media.snippets import snippet_index
 
     model, _ = load_i3d(golden.weights)
     network = gpu_form(model, PIXEL_PRESETS["demo"]).to(device=device, dtype=dtype_of(precision))

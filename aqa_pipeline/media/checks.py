@@ -3,7 +3,7 @@
 A video to be scored may come from a stranger. Reading it must not wait for ever (a pipe), open
 other files or addresses (a playlist), or need memory that the picture does not deserve. What
 these checks let through is decoded in a process with limits
-(:mod:`aqa_pipeline.limited_process`).
+(:mod:`aqa_pipeline.media.sandbox`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import stat
 from pathlib import Path
 
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.frame_folder import list_frames
-from aqa_pipeline.video_index import MAX_PICTURE_PIXELS, VideoIndex
+from aqa_pipeline.media.frame_folder import list_frames
+from aqa_pipeline.media.index import MAX_PICTURE_PIXELS, VideoIndex
 
 #: Between the sides of a picture: a panorama is let through, a line is not.
 _MAX_ASPECT = 10
@@ -31,7 +31,7 @@ _KINDS = (
 )
 
 #: First bytes -> what they say. Their formats are not opened anyway (see
-#: :data:`aqa_pipeline.video_index.VIDEO_FORMATS`); these are for a better sentence.
+#: :data:`aqa_pipeline.media.index.VIDEO_FORMATS`); these are for a better sentence.
 _PLAYLIST = "a playlist, which only names other files: give the video itself"
 _PICTURE = "a picture: give a video, or a folder of numbered pictures"
 _SIGNATURES = (

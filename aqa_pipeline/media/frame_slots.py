@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.page_lock import page_lock, page_unlock
+from aqa_pipeline.media.page_lock import page_lock, page_unlock
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class FrameSlots:
         self._lends = False
 
     def lock_pages(self) -> None:
-        """From now on, page-lock what is lent; see :mod:`aqa_pipeline.page_lock`."""
+        """From now on, page-lock what is lent; see :mod:`aqa_pipeline.media.page_lock`."""
         self._locks_pages = True
 
     def take(self, nbytes: int) -> Slot | None:

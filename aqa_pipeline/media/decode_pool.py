@@ -8,7 +8,7 @@ the pool is thrown away with it.
 A lane works through *runs* of neighbouring clips of one video, so that its reader goes
 forward instead of seeking, and at most a few decoded clips wait for the network.
 
-Frames come through shared memory (:mod:`aqa_pipeline.frame_slots`): a worker writes them
+Frames come through shared memory (:mod:`aqa_pipeline.media.frame_slots`): a worker writes them
 into the slot that came with its task, and only what else there is to say of a clip goes
 through a pipe. A slot is used again when the frames are forgotten, or, if its worker died
 or was given up, when that is certain to have ended.
@@ -34,7 +34,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from aqa_pipeline.decode_worker import (
+from aqa_pipeline.errors import ClipError
+from aqa_pipeline.media.decode_worker import (
     DecodedClip,
     DecodeTask,
     SentClip,
@@ -42,8 +43,7 @@ from aqa_pipeline.decode_worker import (
     decode_clip,
     start_worker,
 )
-from aqa_pipeline.errors import ClipError
-from aqa_pipeline.frame_slots import FrameSlots, Slot
+from aqa_pipeline.media.frame_slots import FrameSlots, Slot
 
 __all__ = [
     "DecodePool",

@@ -3,7 +3,7 @@
 Conventions
 -----------
 position, rank, timed
-    As in :mod:`aqa_pipeline.video_index`.
+    As in :mod:`aqa_pipeline.media.index`.
 run
     Wanted positions near enough to be decoded through in one go.
 
@@ -27,13 +27,8 @@ import av
 import av.error
 
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.frame_folder import list_frames
-from aqa_pipeline.video_index import (
-    MAX_PICTURE_PIXELS,
-    VideoIndex,
-    error_text,
-    open_container,
-)
+from aqa_pipeline.media.frame_folder import list_frames
+from aqa_pipeline.media.index import MAX_PICTURE_PIXELS, VideoIndex, error_text, open_container
 
 #: A jump over fewer frames is cheaper to decode through than to start again after.
 _NEAR_FRAMES = 16

@@ -2,10 +2,15 @@
 
 What a network needs of a video, decoded in whichever process is handy: nothing here imports
 torch, and request and result can be sent to another process and back.
+
+A clip's frames twice: as the network sees them, and large enough to be looked at.
+
+No torch here: this runs in a limited process (:mod:`aqa_pipeline.media.sandbox`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.config import PIXEL_PRESETS, Protocol
+from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.snippets import clamp_positions, window_positions
-from aqa_pipeline.video import VideoIndex, VideoReader, read_index
-from aqa_pipeline.video_checks import check_index, check_source, check_unchanged
+from aqa_pipeline.media.checks import check_index, check_source, check_unchanged
+from aqa_pipeline.media.reader import VideoIndex, VideoReader, read_index
+from aqa_pipeline.media.snippets import clamp_positions, window_positions
 
 _CHUNK_FRAMES = 64  #: that a stream hands over at once
 
@@ -214,3 +219,59 @@ def _stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
             window = reader.read(positions)
             yield FrameChunk(first, window.frames, window.pts_seconds)
     check_unchanged(request.video, before)
+
+
+Frames = npt.NDArray[np.uint8]
+
+
+SHOWN_PIXELS = 224  #: side of a shown frame: that of most presets, so nothing is decoded twice
+
+
+@dataclass(frozen=True, eq=False)
+class ShownClip:
+    """A decoded clip.
+
+    Attributes
+    ----------
+    clip : ClipFrames
+        For the network.
+    shown : ndarray of uint8, shape=(window_frames, 224, 224, 3)
+        The same part of the same frames.
+    """
+
+    clip: ClipFrames
+    shown: Frames
+
+
+def shown_pixels(pixels: PixelPreset) -> PixelPreset:
+    """The same part of the frame in :data:`SHOWN_PIXELS` pixels."""
+    if pixels.crop == SHOWN_PIXELS:
+        return pixels
+    factor = SHOWN_PIXELS / pixels.crop
+    return dataclasses.replace(
+        pixels,
+        name=f"{pixels.name}, shown",
+        crop=SHOWN_PIXELS,
+        short_side=None if pixels.short_side is None else round(pixels.short_side * factor),
+        size=None if pixels.size is None else _scaled(pixels.size, factor),
+    )
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def read_shown_clip(request: ClipRequest) -> ShownClip:
+    """Decode a clip for the network and for the eye; errors as :func:`read_clip`."""
+    clip = read_clip(request)
+    pixels = PIXEL_PRESETS[request.protocol.pixels]
+    larger = shown_pixels(pixels)
+    if larger is pixels:
+        return ShownClip(clip, clip.frames)
+    with VideoReader(request.video, larger) as reader:
+        return ShownClip(clip, reader.read(clip.frame_index).frames)
+
+
+def read_shown_frames(request: ClipRequest) -> Frames:
+    """Decode a clip for the eye alone."""
+    return read_shown_clip(request).shown

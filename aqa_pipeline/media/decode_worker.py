@@ -1,7 +1,7 @@
 """The decoding of one clip, and what the processes that do it send back.
 
-Frames go into a slot of shared memory (:mod:`aqa_pipeline.frame_slots`), all else through
-the pipe of the pool (:mod:`aqa_pipeline.decode_pool`).
+Frames go into a slot of shared memory (:mod:`aqa_pipeline.media.frame_slots`), all else through
+the pipe of the pool (:mod:`aqa_pipeline.media.decode_pool`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.frame_slots import SlotAddress, SlotsHandle, open_in_decoder, write_frames
-from aqa_pipeline.snippets import clamp_positions
-from aqa_pipeline.views import shifted_union
+from aqa_pipeline.media.frame_slots import SlotAddress, SlotsHandle, open_in_decoder, write_frames
+from aqa_pipeline.media.snippets import clamp_positions
+from aqa_pipeline.media.views import shifted_union
 
 #: Added to a worker's niceness: where cores are few, the network keeps them.
 _NICER = 5
@@ -37,7 +37,7 @@ class DecodeTask:
     clip_id : str
     video : Path
     positions : ndarray of int64, shape=(window_frames,)
-        Before clamping, see :mod:`aqa_pipeline.snippets`.
+        Before clamping, see :mod:`aqa_pipeline.media.snippets`.
     shifts : tuple of int
         Frames by which the window is moved: all these windows are decoded, each frame
         once.
@@ -117,7 +117,7 @@ def decode_clip(task: DecodeTask) -> DecodedClip:
         The video cannot be opened or decoded, or the window reaches past it and
         ``strict_window`` is set.
     """
-    from aqa_pipeline.video import VideoReader, read_index
+    from aqa_pipeline.media.reader import VideoReader, read_index
 
     pixels, reader = _open_reader[0] if _open_reader else (None, None)
     if reader is None or reader.path != task.video or pixels != task.pixels:

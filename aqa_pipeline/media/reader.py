@@ -3,7 +3,7 @@
 Conventions
 -----------
 position
-    0-based place of a frame in presentation order (:mod:`aqa_pipeline.video_index`).
+    0-based place of a frame in presentation order (:mod:`aqa_pipeline.media.index`).
 window
     The frames of one clip: resized, cropped, RGB uint8, ``(n, crop, crop, 3)``.
 
@@ -25,9 +25,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.video_checks import check_picture
-from aqa_pipeline.video_frames import FileFrames, FolderFrames, FrameSource
-from aqa_pipeline.video_index import IntArray, VideoIndex, read_index
+from aqa_pipeline.media.checks import check_picture
+from aqa_pipeline.media.decoder import FileFrames, FolderFrames, FrameSource
+from aqa_pipeline.media.index import IntArray, VideoIndex, read_index
 
 __all__ = ["VideoIndex", "VideoReader", "Window", "read_index"]
 

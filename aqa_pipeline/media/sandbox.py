@@ -4,8 +4,12 @@ A decoder can hang, crash, or be talked into an enormous picture. The process th
 may take a fixed amount of memory on top of what it needs to run at all, and a fixed time for
 each answer; when it breaks a limit or dies, it is replaced, and the caller gets one sentence.
 
-It is a fresh interpreter (:mod:`aqa_pipeline.limited_worker`) that never runs the caller's main
+It is a fresh interpreter (:mod:`aqa_pipeline.media.sandbox`) that never runs the caller's main
 module, so that a notebook or a script of three lines can use it as it is.
+
+The other side of :class:`aqa_pipeline.media.sandbox.LimitedProcess`.
+
+No torch is imported here, so that the process starts in about half a second.
 """
 
 from __future__ import annotations
@@ -16,14 +20,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
 from aqa_pipeline.config import ScoreConfig
-from aqa_pipeline.errors import ClipError
-from aqa_pipeline.limited_worker import Answer
+from aqa_pipeline.errors import AqaError, ClipError
 
 _START_SECONDS = 60.0  #: of a fresh interpreter, on a machine that has better things to do
 
@@ -62,7 +67,7 @@ class LimitedProcess:
         # The caller's way to find modules, and nothing of its main module.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; "
-            "from aqa_pipeline.limited_worker import main; "
+            "from aqa_pipeline.media.sandbox import main; "
             f"main({theirs.fileno()}, {self._memory_bytes})"
         )
         with theirs:
@@ -159,3 +164,69 @@ class LimitedProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Answer(IntEnum):
+    """What a message from the process is."""
+
+    READY, ITEM, END, ERROR = range(4)
+
+
+def main(handle: int, memory_bytes: int) -> None:
+    """Work through requests until the other end is closed.
+
+    Parameters
+    ----------
+    handle : int
+        File descriptor of the connection.
+    memory_bytes : int
+        Address space that may be taken from here on.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to act on
+    Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    connection = Connection(handle)
+    import aqa_pipeline.media.clip  # noqa: F401 - before the limit: the bare process has it
+
+    _limit_memory(memory_bytes)
+    connection.send((Answer.READY, None))
+    while True:
+        try:
+            folder, work, argument, is_stream = connection.recv()
+        except EOFError:
+            return
+        try:
+            os.chdir(folder)
+            for item in work(argument) if is_stream else _once(work, argument):
+                connection.send((Answer.ITEM, item))
+            connection.send((Answer.END, None))
+        except BrokenPipeError:
+            return
+        except AqaError as error:
+            connection.send((Answer.ERROR, error))
+        except MemoryError:
+            sentence = f"reading it takes more than {memory_bytes / 2**30:g} GiB of memory"
+            connection.send((Answer.ERROR, ClipError(sentence, stage="worker")))
+        except Exception as error:  # noqa: BLE001 - a decoder may fail in any way
+            sentence = f"reading it failed ({type(error).__name__}: {error})"
+            connection.send((Answer.ERROR, ClipError(sentence, stage="worker")))
+
+
+def _once(work: Callable[[Any], Any], argument: Any) -> Iterator[Any]:
+    yield work(argument)
+
+
+def _end_with_parent() -> None:
+    """End as soon as the parent is gone, even in the middle of a hung decode."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _limit_memory(extra_bytes: int) -> None:
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError):  # no Linux: macOS has no such limit that it enforces
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (used + extra_bytes, used + extra_bytes))

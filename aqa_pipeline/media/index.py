@@ -34,9 +34,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.file_memo import FileMemo
-from aqa_pipeline.frame_folder import list_frames
-from aqa_pipeline.source import remember_length
+from aqa_pipeline.media.frame_folder import list_frames
+from aqa_pipeline.media.identity import FileMemo, remember_length
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +195,7 @@ def read_index(path: Path, *, index_folder: Path | None = None) -> VideoIndex:
     ------
     ClipError
         ``open`` or ``index``, see :func:`open_container` and
-        :func:`aqa_pipeline.frame_folder.list_frames`; ``index`` also when the file has
+        :func:`aqa_pipeline.media.frame_folder.list_frames`; ``index`` also when the file has
         no frame.
     """
     if path.is_dir():

@@ -1,0 +1,1 @@
+"""From a video file or frame folder to the frames of a clip, safely."""
