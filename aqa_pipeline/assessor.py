@@ -13,7 +13,7 @@ from aqa_pipeline.clips import Part
 from aqa_pipeline.conformal import fewest_residuals
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.jury import Verdict
+from aqa_pipeline.heads.voter import Verdict
 from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.novelty import Familiarity
 from aqa_pipeline.run_backbone import has_exact_features

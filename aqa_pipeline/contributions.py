@@ -33,8 +33,8 @@ import torch
 
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.heads.voting import predict_labels
 from aqa_pipeline.run_folder import Run
-from aqa_pipeline.vote import predict_labels
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -24,9 +24,9 @@ from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.heads.voting import Votes
 from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.run_folder import Run, read_run, run_folders
-from aqa_pipeline.vote import Votes
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     """Score clips by comparing them with the run's exemplars, each clip on its own.
 
     So a clip's prediction is the same to the bit whichever clips are scored beside it
-    (:mod:`aqa_pipeline.jury`).
+    (:mod:`aqa_pipeline.heads.voter`).
 
     Raises
     ------

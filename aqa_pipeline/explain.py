@@ -26,7 +26,9 @@ from aqa_pipeline.contributions import Contributions, mean_contributions, snippe
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.device import find_device
 from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.heat_map import frame_heat
 from aqa_pipeline.media.clip import (
     ClipFrames,
@@ -44,8 +46,6 @@ from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder
-from aqa_pipeline.tree_path import TreePath, tree_path
-from aqa_pipeline.trunks import GartTrunk
 from aqa_pipeline.weights import load_i3d
 
 FloatArray = npt.NDArray[np.float32]

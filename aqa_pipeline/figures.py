@@ -28,7 +28,7 @@ from aqa_pipeline.figure_style import (
     shortened,
     svg_text,
 )
-from aqa_pipeline.tree_path import TreePath
+from aqa_pipeline.heads.tree_path import TreePath
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.i3d import I3D
 from aqa_pipeline.run_folder import Run
-from aqa_pipeline.trunks import GartTrunk
 
 FloatArray = npt.NDArray[np.float32]
 

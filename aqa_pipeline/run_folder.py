@@ -27,10 +27,10 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads import Head, Regressor
-from aqa_pipeline.jury import Jury
-from aqa_pipeline.svr import SvrHead
-from aqa_pipeline.trunks import trunk_from_settings
+from aqa_pipeline.heads.head import Head, Regressor
+from aqa_pipeline.heads.outputs import trunk_from_settings
+from aqa_pipeline.heads.svr import SvrHead
+from aqa_pipeline.heads.voter import Jury
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
 

@@ -13,7 +13,8 @@ backbone once, and is compared with exemplars whose features lie in the run fold
 to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
 
 On a CPU a prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
-(:mod:`aqa_pipeline.jury`). A GPU computes one clip by other algorithms than a group of clips, so
+(:mod:`aqa_pipeline.heads.voter`). A GPU computes one clip by other algorithms than a group of
+clips, so
 there the two differ by rounding.
 """
 

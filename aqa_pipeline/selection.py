@@ -20,8 +20,8 @@ from torch import Tensor
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman, spearman_rows
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.heads import Head
-from aqa_pipeline.vote import (
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.voting import (
     VotePairs,
     mean_votes,
     predict_labels,

@@ -27,10 +27,10 @@ from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys
 from aqa_pipeline.division import divide
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.selection import Selection
 from aqa_pipeline.training_loop import TrainingLoop
-from aqa_pipeline.trunks import fit_trunk
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -9,8 +9,8 @@ import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.heads import Head
-from aqa_pipeline.trunks import fit_trunk
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk
 
 MOST_MODELS = 64
 _SHARE = 0.6  #: of free memory: the rest is for other programs and what is not counted here

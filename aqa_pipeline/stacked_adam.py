@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.stacked_linear import Write, give_gradients_to
+from aqa_pipeline.heads.linear import Write, give_gradients_to
 
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
@@ -49,7 +49,7 @@ class StackedAdam:
     """One optimiser for K models side by side.
 
     A step is :meth:`zero_grad`, the backward pass and :meth:`step`. On a CPU each parameter
-    may be used once in it by :mod:`aqa_pipeline.stacked_linear`. The backward pass moves the
+    may be used once in it by :mod:`aqa_pipeline.heads.linear`. The backward pass moves the
     large ones, so that no other is to be made through them while the optimiser lives.
 
     Parameters

@@ -22,8 +22,8 @@ from aqa_pipeline.core.metrics import relative_l2, spearman
 from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.division import divide
 from aqa_pipeline.errors import SetupError
+from aqa_pipeline.heads.svr import SvrHead, squared_distances
 from aqa_pipeline.stack import checked_labels
-from aqa_pipeline.svr import SvrHead, squared_distances
 from aqa_pipeline.train import TrainedHeads
 
 FloatArray = npt.NDArray[np.float64]

@@ -29,7 +29,7 @@ from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.device import is_shortage, release_memory, too_large
-from aqa_pipeline.heads import Head, Regressor
+from aqa_pipeline.heads.head import Head, Regressor
 from aqa_pipeline.stack import Stack
 
 FloatArray = npt.NDArray[np.float64]

@@ -25,8 +25,8 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.device import find_device
+from aqa_pipeline.heads.voting import vote
 from aqa_pipeline.stack import Stack
-from aqa_pipeline.vote import vote
 
 HEAD = HeadConfig(aggregation="mean")
 RATE = 5e-4

@@ -10,9 +10,9 @@ import torch
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.run_folder import Run
-from aqa_pipeline.trunks import fit_trunk
 from tests.planted import planted_clips
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aqa_pipeline.aggregations import AttentionSnippets, LstmSnippets, aggregation
 from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.heads.aggregations import AttentionSnippets, LstmSnippets, aggregation
 
 K, B, S, D, P = 2, 5, 4, 3, 6
 

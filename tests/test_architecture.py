@@ -117,7 +117,7 @@ def test_imports_follow_the_rooms(path: Path) -> None:
     ("module", "imported", "fault"),
     [
         ("attic.box", set(), "attic.box lies in no room"),
-        ("core.pairs", {"aqa_pipeline.heads.gart.Gart"}, "to its right"),
+        ("core.pairs", {"aqa_pipeline.heads.head.gart.Gart"}, "to its right"),
         ("errors", {"aqa_pipeline.core.pairs.draw"}, "to its right"),
         ("cache.load", {"h5py"}, "whose door is"),
         ("core.groups", {"torch"}, "numpy and scipy only"),

@@ -12,7 +12,7 @@ import pytest
 
 from aqa_pipeline import figures
 from aqa_pipeline.figure_style import shortened
-from aqa_pipeline.tree_path import read_path
+from aqa_pipeline.heads.tree_path import read_path
 
 EVIL = "<script>alert(1)</script> & $x^2$"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aqa_pipeline.core.groups import Groups, eq5_edges, symmetric_edges
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.gart import Gart, GroupTensors, TreeOutput, leaf_losses, uniform_parameter
+from aqa_pipeline.heads.gart import Gart, GroupTensors, TreeOutput, leaf_losses, uniform_parameter
 
 
 def generators(*seeds: int) -> list[torch.Generator]:

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.heads.outputs import GartTrunk, LeafLabels, Value
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.stacked_adam import side_by_side
-from aqa_pipeline.trunks import GartTrunk, LeafLabels, Value
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

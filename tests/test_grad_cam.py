@@ -11,11 +11,11 @@ import torch
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.i3d import I3D, normalise
 from aqa_pipeline.i3d_fast import fast_form, snippets_at_once
 from aqa_pipeline.snippet_maps import MapEncoder, features_of
-from aqa_pipeline.trunks import GartTrunk
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
 from tests.random_i3d import random_i3d
@@ -76,7 +76,7 @@ def test_an_empty_group_does_not_pull_the_expected_score() -> None:
     value = expected_score(run, clip, ROWS, features)
     places = []
     for row in ROWS:  # only the last leaf is left: its place alone speaks
-        from aqa_pipeline.tree_path import tree_path
+        from aqa_pipeline.heads.tree_path import tree_path
 
         path = tree_path(
             run.head,

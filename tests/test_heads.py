@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline.aggregations import MeanSnippets, OrderedSnippets
 from aqa_pipeline.config import HeadConfig
-from aqa_pipeline.heads import Head
-from aqa_pipeline.trunks import fit_trunk
+from aqa_pipeline.heads.aggregations import MeanSnippets, OrderedSnippets
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk
 
 S, D = 3, 4
 

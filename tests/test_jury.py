@@ -12,9 +12,9 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.evaluate import predict_clips
+from aqa_pipeline.heads.voting import predict_labels
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.train import train_heads
-from aqa_pipeline.vote import predict_labels
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,7 +90,7 @@ def test_many_exemplars_go_through_the_tree_in_several_passes(
 ) -> None:
     run = make_run(num_exemplars=None, num_seeds=1)
     whole = predict_clips(run, NEW.take([2]))
-    monkeypatch.setattr("aqa_pipeline.jury._PAIRS_PER_PASS", 7)
+    monkeypatch.setattr("aqa_pipeline.heads.voter._PAIRS_PER_PASS", 7)
     parts = predict_clips(run, NEW.take([2]))
     assert whole.votes.label.shape == parts.votes.label.shape
     np.testing.assert_allclose(parts.votes.label, whole.votes.label, rtol=1e-5)

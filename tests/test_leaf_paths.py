@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import Recipe
-from aqa_pipeline.gart import Gart, leaf_losses, pair_shares
-from aqa_pipeline.leaf_paths import leaf_path_losses, leaf_paths
+from aqa_pipeline.heads.gart import Gart, leaf_losses, pair_shares
+from aqa_pipeline.heads.leaf_paths import leaf_path_losses, leaf_paths
+from aqa_pipeline.heads.linear import give_gradients_to
 from aqa_pipeline.stacked_adam import StackedAdam
-from aqa_pipeline.stacked_linear import give_gradients_to
 from tests.test_stacked_linear import Listener
 
 

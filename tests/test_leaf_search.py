@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline import leaf_search
 from aqa_pipeline.core.groups import Groups
-from aqa_pipeline.gart import Gart, GroupTensors
-from aqa_pipeline.leaf_search import best_leaf
+from aqa_pipeline.heads import leaf_search
+from aqa_pipeline.heads.gart import Gart, GroupTensors
+from aqa_pipeline.heads.leaf_search import best_leaf
 
 #: Edges with and without empty groups, at an end and inside.
 EDGES = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
 from tests.test_heads import small_head, some_features
 
 

@@ -3,12 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aqa_pipeline.stacked_linear import (
-    Write,
-    give_gradients_to,
-    stacked_linear,
-    weight_gradient,
-)
+from aqa_pipeline.heads.linear import Write, give_gradients_to, stacked_linear, weight_gradient
 
 
 class Listener:

@@ -13,7 +13,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError, SetupError
-from aqa_pipeline.svr import SvrHead, low_frequencies
+from aqa_pipeline.heads.svr import SvrHead, low_frequencies
 from aqa_pipeline.svr_training import GRID_COLUMNS, train_svrs
 from aqa_pipeline.train import TrainedHeads
 from tests.planted import planted_clips

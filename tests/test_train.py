@@ -17,11 +17,11 @@ from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.voting import vote
 from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads
 from aqa_pipeline.training_loop import TrainingLoop
-from aqa_pipeline.trunks import GartTrunk
-from aqa_pipeline.vote import vote
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

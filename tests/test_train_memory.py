@@ -10,7 +10,7 @@ import torch
 
 from aqa_pipeline.config import FitConfig
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.train import TrainedHeads, train_heads
 from tests.planted import planted_clips

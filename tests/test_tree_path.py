@@ -10,10 +10,10 @@ import torch
 
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads import Head
-from aqa_pipeline.tree_path import read_path, tree_path
-from aqa_pipeline.trunks import fit_trunk
-from aqa_pipeline.vote import predict_labels
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.tree_path import read_path, tree_path
+from aqa_pipeline.heads.voting import predict_labels
 
 #: Four leaves: first decision .3 / .7, then .5 / .5 on the left, .8 / .2 on the right.
 LEAF_PROB = [0.15, 0.15, 0.56, 0.14]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline import vote as module
 from aqa_pipeline.core.pairs import vote_exemplars
-from aqa_pipeline.heads import Head
-from aqa_pipeline.trunks import GartTrunk
-from aqa_pipeline.vote import Votes, vote
+from aqa_pipeline.heads import voting as module
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.voting import Votes, vote
 from tests.test_heads import D, S, small_head, some_features
 
 #: Another batch size is another order of additions inside the matrix product, so numbers

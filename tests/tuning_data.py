@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from aqa_pipeline.config import PIXEL_PRESETS, HeadConfig, Protocol, Unfreeze
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
 from aqa_pipeline.i3d import I3D
 from aqa_pipeline.manifest import Manifest, read_manifest
 from aqa_pipeline.protocol import write_protocol

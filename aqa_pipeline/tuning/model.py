@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aqa_pipeline.config import PixelPreset, Unfreeze
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
 from aqa_pipeline.i3d import I3D, LAYERS, check_input, normalise
 from aqa_pipeline.tuning.folded import folded_layer
 from aqa_pipeline.tuning.prefix import FrozenPrefix

@@ -18,9 +18,9 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.errors import CacheError, DataError, UsageError
-from aqa_pipeline.heads import Head
+from aqa_pipeline.heads.head import Head
+from aqa_pipeline.heads.outputs import fit_trunk, trunk_from_settings
 from aqa_pipeline.run_folder import Run, read_run
-from aqa_pipeline.trunks import fit_trunk, trunk_from_settings
 
 IntArray = npt.NDArray[np.int64]
 CPU = torch.device("cpu")

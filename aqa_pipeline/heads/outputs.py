@@ -7,7 +7,7 @@ their trunk alone.
 Conventions
 -----------
 K, H, B, R
-    As in :mod:`aqa_pipeline.gart`.
+    As in :mod:`aqa_pipeline.heads.gart`.
 target : Tensor of float64, shape=(K, B)
     In label points.
 labels
@@ -38,16 +38,10 @@ from aqa_pipeline.core.groups import (
 )
 from aqa_pipeline.core.judges import Rule, counted, find_rule, half_points, marks_of
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.gart import (
-    Gart,
-    GroupTensors,
-    leaf_losses,
-    pair_shares,
-    uniform_parameter,
-)
-from aqa_pipeline.leaf_paths import LeafPaths, leaf_path_losses, leaf_paths
-from aqa_pipeline.leaf_search import best_leaf
-from aqa_pipeline.stacked_linear import stacked_linear
+from aqa_pipeline.heads.gart import Gart, GroupTensors, leaf_losses, pair_shares, uniform_parameter
+from aqa_pipeline.heads.leaf_paths import LeafPaths, leaf_path_losses, leaf_paths
+from aqa_pipeline.heads.leaf_search import best_leaf
+from aqa_pipeline.heads.linear import stacked_linear
 
 FloatArray = npt.NDArray[np.float64]
 

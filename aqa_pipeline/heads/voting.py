@@ -2,7 +2,7 @@
 
 Each clip is projected once through both halves of the root layer; a pair then costs one
 addition and its way through the tree (on a CPU, only the nodes that may hold its best leaf:
-:mod:`aqa_pipeline.leaf_search`). On a GPU as many pairs go at once as memory takes, and the
+:mod:`aqa_pipeline.heads.leaf_search`). On a GPU as many pairs go at once as memory takes, and the
 votes of all of them are read by the host at once.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.device import numbers_at_once
-from aqa_pipeline.heads import Halves, Head, Regressor
+from aqa_pipeline.heads.head import Halves, Head, Regressor
 
 #: Pairs, of all models, that go through the tree at once: bounds the memory of voting.
 _PAIRS_PER_PASS = 4096

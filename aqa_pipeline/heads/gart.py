@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from aqa_pipeline.config import Recipe
 from aqa_pipeline.core.groups import DELTA_DECIMALS, Groups
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.stacked_linear import stacked_linear
+from aqa_pipeline.heads.linear import stacked_linear
 
 
 def uniform_parameter(

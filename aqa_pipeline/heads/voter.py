@@ -27,7 +27,7 @@ from torch import Tensor
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.heads import Head, Regressor
+from aqa_pipeline.heads.head import Head, Regressor
 
 #: Pairs that go through the tree at once: bounds the memory of a vote of all clips.
 _PAIRS_PER_PASS = 2048

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads import Head, Regressor
-from aqa_pipeline.trunks import GartTrunk
+from aqa_pipeline.heads.head import Head, Regressor
+from aqa_pipeline.heads.outputs import GartTrunk
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import HeadConfig
-from aqa_pipeline.gart import uniform_parameter
+from aqa_pipeline.heads.gart import uniform_parameter
 
 
 class Aggregation(nn.Module):

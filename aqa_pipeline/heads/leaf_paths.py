@@ -8,7 +8,7 @@ batched matrix product over the nodes. Where each pair stands depends on the lab
 that it is found for many steps at once. The gradient is written by hand, since autograd would
 fill and add whole weights for every slice of them; tested equal to autograd on the whole tree.
 
-Conventions as in :mod:`aqa_pipeline.gart`; n is the number of nodes of a layer, L the
+Conventions as in :mod:`aqa_pipeline.heads.gart`; n is the number of nodes of a layer, L the
 number of layers, C the longest list of a node's pairs, T the number of steps.
 """
 
@@ -20,12 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aqa_pipeline.stacked_linear import (
-    bias_gradient,
-    gradient,
-    stacked_product,
-    weight_gradient,
-)
+from aqa_pipeline.heads.linear import bias_gradient, gradient, stacked_product, weight_gradient
 
 
 class LeafPaths(NamedTuple):

@@ -3,7 +3,7 @@
 Conventions
 -----------
 K, H
-    Models in the stack, width of the root feature (see :mod:`aqa_pipeline.gart`).
+    Models in the stack, width of the root feature (see :mod:`aqa_pipeline.heads.gart`).
 features : Tensor of float32, shape=(B, S, D) or (K, B, S, D)
     S snippet features of dimension D a clip; with a leading K each model has its own clips.
 half
@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.aggregations import MeanSnippets, aggregation
 from aqa_pipeline.config import HeadConfig
-from aqa_pipeline.gart import uniform_parameter
-from aqa_pipeline.pair_roots import RootLayer, pair_roots
-from aqa_pipeline.stacked_linear import stacked_linear
-from aqa_pipeline.trunks import Trunk, Value
+from aqa_pipeline.heads.aggregations import MeanSnippets, aggregation
+from aqa_pipeline.heads.gart import uniform_parameter
+from aqa_pipeline.heads.linear import RootLayer, pair_roots, stacked_linear
+from aqa_pipeline.heads.outputs import Trunk, Value
 
 
 class Halves(NamedTuple):

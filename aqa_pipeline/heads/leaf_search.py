@@ -6,7 +6,7 @@ ends in sets a bar. Then only those nodes are visited whose own probability is a
 what is left out cannot hold the best leaf, so the answer is that of the whole tree.
 
 Pairs are rows here, whatever model of the stack they belong to; the rows that turn to the same
-child are one matrix product. Conventions as in :mod:`aqa_pipeline.gart`; P is the number of
+child are one matrix product. Conventions as in :mod:`aqa_pipeline.heads.gart`; P is the number of
 rows, n the number of nodes of a layer in one model.
 """
 
@@ -55,7 +55,7 @@ def best_leaf(
     ----------
     root : Tensor, shape=(K, B, H)
     weights, biases, leaf_weight, leaf_bias
-        See :func:`aqa_pipeline.leaf_paths.leaf_path_losses`.
+        See :func:`aqa_pipeline.heads.leaf_paths.leaf_path_losses`.
     reachable : Tensor of bool, shape=(K, R)
         Leaves that are not empty; at least one a model.
 

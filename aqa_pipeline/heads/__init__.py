@@ -1,0 +1,1 @@
+"""Regression heads: tensors in, scores out, no files."""
