@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aqa_pipeline.backbone.weights import weights_identity
 from aqa_pipeline.config import DEVICE, ExtractConfig
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.device import device_name
@@ -26,7 +27,6 @@ from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.media.views import views_of
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.shards import Shard
-from aqa_pipeline.weights import weights_identity
 
 logger = logging.getLogger(__name__)
 

@@ -172,7 +172,7 @@ def _processes() -> Check:
 
 
 def _weights(path: Path | None) -> Check:
-    from aqa_pipeline.weights import find_weights, weights_info
+    from aqa_pipeline.backbone.weights import find_weights, weights_info
 
     info = weights_info(find_weights(path))
     return Check("weights", "ok", f"{info.layout}, sha256 {info.sha256[:12]}, {info.path}")

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.backbone import Encode
+from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.media.decode_pool import Decoded
 
 _GROUPS_AT_ONCE = 2

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
+from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
@@ -46,7 +47,6 @@ from aqa_pipeline.run_folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder
-from aqa_pipeline.weights import load_i3d
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.backbone import Backbone, Encode, i3d_backbone
+from aqa_pipeline.backbone.encoder import Backbone, Encode, i3d_backbone
 from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.encode_stream import encode_stream

@@ -14,14 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.backbone import i3d_backbone
-from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.errors import ClipError, SetupError, UsageError
-from aqa_pipeline.fingerprint import FILE_NAME, cache_folder
-from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
-from aqa_pipeline.plan import fingerprint_of, locate, video_index_folder
-from aqa_pipeline.precision import (
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.precision import (
     FLOAT32,
     LEAST_COSINE,
     PRECISIONS,
@@ -29,6 +23,12 @@ from aqa_pipeline.precision import (
     choose,
     supported_precisions,
 )
+from aqa_pipeline.config import PIXEL_PRESETS
+from aqa_pipeline.errors import ClipError, SetupError, UsageError
+from aqa_pipeline.fingerprint import FILE_NAME, cache_folder
+from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
+from aqa_pipeline.plan import fingerprint_of, locate, video_index_folder
 
 _log = logging.getLogger(__name__)
 

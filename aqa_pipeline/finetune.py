@@ -20,12 +20,13 @@ import torch
 
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.backbone.precision import FLOAT32, computing_in
+from aqa_pipeline.backbone.weights import load_i3d, weights_identity
 from aqa_pipeline.clips import parts_of
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.loop import Tell
 from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
@@ -34,7 +35,6 @@ from aqa_pipeline.tuning.start import read_start
 from aqa_pipeline.tuning.state import STATE_FILE, check_settings, read_state
 from aqa_pipeline.tuning.tensorboard import require_tensorboard
 from aqa_pipeline.tuning.training import train_part
-from aqa_pipeline.weights import load_i3d, weights_identity
 
 Advance = Callable[[int, int], None]
 

@@ -32,11 +32,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.i3d import I3D
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
-from aqa_pipeline.i3d import I3D
 from aqa_pipeline.run_folder import Run
 
 FloatArray = npt.NDArray[np.float32]
@@ -114,7 +114,7 @@ def last_map_cam(maps: npt.NDArray[np.float32], gradient: FloatArray) -> FloatAr
     Parameters
     ----------
     maps : ndarray of float32, shape=(S, D, T', H', W')
-        What :meth:`aqa_pipeline.i3d_fast.FastI3D.feature_map` gave for the snippets.
+        What :meth:`aqa_pipeline.backbone.fast.FastI3D.feature_map` gave for the snippets.
     gradient : ndarray of float32, shape=(S, D)
         Of :func:`score_gradient`.
 

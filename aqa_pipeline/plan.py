@@ -24,7 +24,7 @@ from aqa_pipeline.media.snippets import window_positions
 IntArray = npt.NDArray[np.int64]
 
 BACKBONE = "i3d"
-BACKBONE_DIM = 1024  #: as in :mod:`aqa_pipeline.i3d`, which would import torch
+BACKBONE_DIM = 1024  #: as in :mod:`aqa_pipeline.backbone.i3d`, which would import torch
 
 
 def video_index_folder(cache_root: Path) -> Path:

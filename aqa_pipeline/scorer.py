@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.backbone import Backbone, Encode
+from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
@@ -52,7 +52,7 @@ class Scorer:
     runs : sequence of Run
         See :func:`aqa_pipeline.run_folder.run_folders`.
     encode : callable
-        The backbone, see :data:`aqa_pipeline.backbone.Encode`.
+        The backbone, see :data:`aqa_pipeline.backbone.encoder.Encode`.
     config : ScoreConfig
     snippet_backbone : callable or None
         Loads the backbone for snippets that do not overlap

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.backbone import Encode
+from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead

@@ -1,7 +1,7 @@
 """The backbone's last map of every snippet of a clip, instead of its mean alone.
 
 The score needs the mean over the map's positions, the heat-map needs the map: one pass gives
-both, and the features are those that :func:`aqa_pipeline.backbone.i3d_backbone` gives: on a
+both, and the features are those that :func:`aqa_pipeline.backbone.encoder.i3d_backbone` gives: on a
 CPU to the bit; a GPU rounds otherwise in batches of another size.
 """
 
@@ -17,22 +17,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.fast import fast_form
+from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.precision import FLOAT32, computing_in, dtype_of
+from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
-from aqa_pipeline.i3d import I3D, normalise
-from aqa_pipeline.i3d_fast import fast_form
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.precision import FLOAT32, computing_in, dtype_of
 from aqa_pipeline.run_folder import Run
-from aqa_pipeline.weights import load_i3d
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
 
 
 class HasMaps(TypingProtocol):
-    """A backbone in its inference form, such as :class:`aqa_pipeline.i3d_fast.FastI3D`."""
+    """A backbone in its inference form, such as :class:`aqa_pipeline.backbone.fast.FastI3D`."""
 
     def feature_map(self, x: Tensor) -> Tensor: ...
 
@@ -71,7 +71,7 @@ class MapEncoder:
             return self._network.feature_map(self.snippets(frames).to(dtype))
 
     def __call__(self, frames: Frames) -> FloatArray:
-        """Snippet features, shape=(S, D): what :data:`aqa_pipeline.backbone.Encode` asks for."""
+        """Snippet features, shape=(S, D): what :data:`.Encode` asks for."""
         return features_of(self.maps(frames))
 
 
@@ -85,7 +85,7 @@ def features_of(maps: Tensor) -> FloatArray:
 def map_encoder(
     weights: Path, protocol: Protocol, device: torch.device, *, precision: str = FLOAT32
 ) -> MapEncoder:
-    """The quick form of I3D; parameters as :func:`aqa_pipeline.backbone.i3d_backbone`.
+    """The quick form of I3D; parameters as :func:`aqa_pipeline.backbone.encoder.i3d_backbone`.
 
     Raises
     ------

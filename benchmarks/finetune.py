@@ -36,10 +36,10 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     import numpy as np
     import torch
 
+    from aqa_pipeline.backbone.i3d import I3D
+    from aqa_pipeline.backbone.precision import computing_in
     from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
     from aqa_pipeline.core.featureset import FeatureSet
-    from aqa_pipeline.i3d import I3D
-    from aqa_pipeline.precision import computing_in
     from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
     from aqa_pipeline.tuning.folded import lay_out_channels_last
     from aqa_pipeline.tuning.memory import kept_bytes

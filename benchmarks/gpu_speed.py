@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from stage2 import some_clips
 
 from aqa_pipeline import stacked_adam
-from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.gpu_form import PLAIN, Form, gpu_form
+from aqa_pipeline.backbone.gpu_network import GpuNetwork, candidates, usable_kernels
+from aqa_pipeline.backbone.precision import dtype_of
+from aqa_pipeline.backbone.weights import convert_weights, load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, Protocol, StackMember
-from aqa_pipeline.gpu_network import GpuNetwork, candidates, usable_kernels
-from aqa_pipeline.i3d_gpu import PLAIN, Form, gpu_form
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.precision import dtype_of
 from aqa_pipeline.stack import Stack
-from aqa_pipeline.weights import convert_weights, load_i3d
 
 #: Of one snippet of 16 x 224 x 224.
 GFLOP = 55.6
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of parts, by commas")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    logging.getLogger("aqa_pipeline.gpu_network").setLevel(logging.INFO)
+    logging.getLogger("aqa_pipeline.backbone.gpu_network").setLevel(logging.INFO)
     device = torch.device(given.device)
     scratch = Path("build/gpu")
     scratch.mkdir(parents=True, exist_ok=True)

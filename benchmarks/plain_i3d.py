@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aqa_pipeline.i3d import I3D, NORM_EPSILON, Unit
+from aqa_pipeline.backbone.i3d import I3D, NORM_EPSILON, Unit
 
 BLOCKS = (
     *("mixed_3b", "mixed_3c", "mixed_4b", "mixed_4c", "mixed_4d"),

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from stage1_network import Row, clocks, drawn_weights
 from torch import Tensor, nn
 
-from aqa_pipeline import i3d_fast
-from aqa_pipeline.i3d import I3D, Unit, max_pool_same, pad_same
-from aqa_pipeline.i3d_fast import FastMixed, ReluConv, fast_form, fold, join, max_pool
-from aqa_pipeline.winograd import WinogradConv
+from aqa_pipeline.backbone import fast as i3d_fast
+from aqa_pipeline.backbone.fast import FastMixed, ReluConv, fast_form, fold, join, max_pool
+from aqa_pipeline.backbone.i3d import I3D, Unit, max_pool_same, pad_same
+from aqa_pipeline.backbone.winograd import WinogradConv
 
 Call = Callable[[], Tensor]
 #: What is rewritten, where, before, after.

@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 from stage1_network import clocks
 
-from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.weights import weights_identity
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.extract import default_workers, extract, plan_extraction
-from aqa_pipeline.i3d import I3D
 from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
 from aqa_pipeline.plan import fingerprint_of, locate
 from aqa_pipeline.protocol import write_protocol
-from aqa_pipeline.weights import weights_identity
 
 Row = dict[str, Any]
 
@@ -67,7 +67,7 @@ def write_project(
 def write_weights(path: Path, model: I3D) -> Path:
     from safetensors.torch import save_file
 
-    from aqa_pipeline.weights import convert_weights
+    from aqa_pipeline.backbone.weights import convert_weights
 
     raw = path.with_name("raw.safetensors")
     save_file(model.state_dict(), raw)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from plain_i3d import PlainI3D
 
-from aqa_pipeline.i3d import I3D
-from aqa_pipeline.i3d_fast import fast_form
+from aqa_pipeline.backbone.fast import fast_form
+from aqa_pipeline.backbone.i3d import I3D
 
 #: Multiply-adds of one snippet of 16 x 224 x 224, twice: what a direct convolution takes.
 GFLOP_A_SNIPPET = 55.6

@@ -52,7 +52,7 @@ def make(root: Path, *, clips: int) -> Path:
     """Two videos with so many clips in all, and weights."""
     from safetensors.torch import save_file
 
-    from aqa_pipeline.weights import convert_weights
+    from aqa_pipeline.backbone.weights import convert_weights
     from tests.random_i3d import random_i3d
 
     root.mkdir()

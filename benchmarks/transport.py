@@ -65,7 +65,7 @@ class Uploader:
     def __init__(self, device: str) -> None:
         import torch
 
-        from aqa_pipeline.batched_encoder import BatchedEncoder
+        from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
 
         self._encoder = BatchedEncoder(
             lambda x: x[:, :, 0, 0, 0],

@@ -44,6 +44,12 @@ def demo(
     from aqa_pipeline.device import share_cores
 
     share_cores()  # before torch is imported
+    from aqa_pipeline.backbone.weights import (
+        fetch_weights,
+        fetched_path,
+        find_weights,
+        weights_info,
+    )
     from aqa_pipeline.datasets.demo import PROTOCOL, ceiling, write_demo
     from aqa_pipeline.datasets.demo_competition import DemoConfig
     from aqa_pipeline.device import find_device
@@ -51,7 +57,6 @@ def demo(
     from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.fit import fit_dataset
     from aqa_pipeline.plan import fingerprint_of
-    from aqa_pipeline.weights import fetch_weights, fetched_path, find_weights, weights_info
 
     computing_on = find_device(device)
     if weights is None and not fetched_path().exists():

@@ -114,6 +114,7 @@ def extract(
     interrupted goes on where it stopped, and several may work on one manifest at once. A
     clip that fails is written down and the others go on; then the exit code is 3.
     """
+    from aqa_pipeline.backbone.weights import find_weights, weights_identity
     from aqa_pipeline.device import device_name, share_cores
     from aqa_pipeline.extract import default_workers, i3d_backbone
     from aqa_pipeline.extract import extract as run_extraction
@@ -123,7 +124,6 @@ def extract(
     from aqa_pipeline.media.views import views_of
     from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.shards import parse_shard
-    from aqa_pipeline.weights import find_weights, weights_identity
 
     share_cores()
     if (backend == "dask") != (scheduler is not None):

@@ -85,10 +85,10 @@ def finetune(
     from aqa_pipeline.device import find_device, share_cores
 
     share_cores()  # before torch is imported
+    from aqa_pipeline.backbone.weights import find_weights
     from aqa_pipeline.finetune import finetune_dataset, plan_finetune
     from aqa_pipeline.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.ranks import joined, own_device
-    from aqa_pipeline.weights import find_weights
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     if exemplar_key:
@@ -225,10 +225,10 @@ def _extract_all(
 
 def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> None:
     """What to type for more heads on the tuned features."""
+    from aqa_pipeline.backbone.weights import weights_identity
     from aqa_pipeline.fingerprint import cache_folder
     from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.tuning.outcome import BACKBONE_FILE
-    from aqa_pipeline.weights import weights_identity
 
     for plan in plans:
         sha256 = weights_identity(plan.folder / BACKBONE_FILE)

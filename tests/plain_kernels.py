@@ -1,4 +1,4 @@
-"""What :mod:`aqa_pipeline.triton_kernels` computes, in plain torch, where there is no triton."""
+"""What :mod:`.triton_kernels` computes, in plain torch, where there is no triton."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from aqa_pipeline.i3d import max_pool_same
+from aqa_pipeline.backbone.i3d import max_pool_same
 
 
 def bias_relu(y: Tensor, bias: Tensor, out: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from aqa_pipeline.i3d import FEATURE_DIM, I3D, MIXED_CHANNELS, NUM_CLASSES, Mixed, Unit
+from aqa_pipeline.backbone.i3d import FEATURE_DIM, I3D, MIXED_CHANNELS, NUM_CLASSES, Mixed, Unit
 
 THIN_DIM = FEATURE_DIM // 8
 

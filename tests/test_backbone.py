@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline.backbone import i3d_backbone
-from aqa_pipeline.batched_encoder import BatchedEncoder
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
+from aqa_pipeline.backbone.gpu_form import gpu_form
+from aqa_pipeline.backbone.gpu_network import GpuNetwork
+from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.precision import dtype_of
+from aqa_pipeline.backbone.weights import convert_weights
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.gpu_network import GpuNetwork
-from aqa_pipeline.i3d import I3D, normalise
-from aqa_pipeline.i3d_gpu import gpu_form
-from aqa_pipeline.precision import dtype_of
-from aqa_pipeline.weights import convert_weights
 from tests.random_i3d import random_i3d
 
 PROTOCOL = Protocol(

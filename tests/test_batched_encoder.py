@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline.batched_encoder import BatchedEncoder, fitting_batch
+from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder, fitting_batch
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.encode_stream import TakesSeveral
 from aqa_pipeline.errors import SetupError

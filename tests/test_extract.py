@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from aqa_pipeline.batched_encoder import BatchedEncoder
+from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
 from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.errors import CacheError
@@ -288,7 +288,7 @@ def test_the_estimate_names_the_settings_that_differ_from_the_nearest_cache(
 
 
 def test_the_size_of_a_feature_is_that_of_the_network() -> None:
-    from aqa_pipeline.i3d import FEATURE_DIM
+    from aqa_pipeline.backbone.i3d import FEATURE_DIM
 
     assert BACKBONE_DIM == FEATURE_DIM
 

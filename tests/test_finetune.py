@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aqa_pipeline.backbone.weights import weights_identity, weights_info
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.run_backbone import own_weights
 from aqa_pipeline.run_folder import read_run
@@ -28,7 +29,6 @@ from aqa_pipeline.tuning.loop import TuningLoop
 from aqa_pipeline.tuning.model import PairModel
 from aqa_pipeline.tuning.state import STATE_FILE, read_state
 from aqa_pipeline.tuning.upload import Uploads
-from aqa_pipeline.weights import weights_identity, weights_info
 from tests import thin_aqa
 from tests.tuning_data import make_tuning_project
 
@@ -108,7 +108,7 @@ def test_the_tuned_weights_name_their_parent(
     project: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The thin network's shapes are not I3D's; what the header says is what is asked here.
-    monkeypatch.setattr("aqa_pipeline.weight_layouts.convert", lambda tree: (tree, "aqa"))
+    monkeypatch.setattr("aqa_pipeline.backbone.weight_layouts.convert", lambda tree: (tree, "aqa"))
     info = weights_info(finished / "backbone.safetensors")
     assert info.parent_sha256 == weights_identity(project / "w.safetensors")
     assert info.source == "fine-tuned on small by aqa finetune; before: a test"

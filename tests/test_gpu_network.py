@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline import gpu_network as module
-from aqa_pipeline import i3d_gpu
+from aqa_pipeline.backbone import gpu_form as i3d_gpu
+from aqa_pipeline.backbone import gpu_network as module
+from aqa_pipeline.backbone.gpu_form import PLAIN, Form, GpuI3D, gpu_form
+from aqa_pipeline.backbone.gpu_network import GpuNetwork, candidates, usable_kernels
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.gpu_network import GpuNetwork, candidates, usable_kernels
-from aqa_pipeline.i3d_gpu import PLAIN, Form, GpuI3D, gpu_form
 from tests import plain_kernels
 from tests.random_i3d import thin_i3d
 

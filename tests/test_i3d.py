@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.cbook import get_sample_data
 
-from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
-from aqa_pipeline.errors import UsageError
-from aqa_pipeline.i3d import (
+from aqa_pipeline.backbone.i3d import (
     I3D,
     FrozenNorm,
     Unit,
@@ -22,7 +20,9 @@ from aqa_pipeline.i3d import (
     pad_same,
     same_padding,
 )
-from aqa_pipeline.weights import load_i3d
+from aqa_pipeline.backbone.weights import load_i3d
+from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
+from aqa_pipeline.errors import UsageError
 from tests.random_i3d import random_i3d
 
 Array = npt.NDArray[np.float64]

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqa_pipeline import i3d_fast
-from aqa_pipeline.errors import UsageError
-from aqa_pipeline.i3d import I3D, Mixed, Unit, max_pool_same
-from aqa_pipeline.i3d_fast import (
+from aqa_pipeline.backbone import fast as i3d_fast
+from aqa_pipeline.backbone.fast import (
     FastMixed,
     ReluConv,
     fast_form,
@@ -21,8 +19,10 @@ from aqa_pipeline.i3d_fast import (
     max_pool,
     snippets_at_once,
 )
-from aqa_pipeline.weights import load_i3d
-from aqa_pipeline.winograd import Scratch
+from aqa_pipeline.backbone.i3d import I3D, Mixed, Unit, max_pool_same
+from aqa_pipeline.backbone.weights import load_i3d
+from aqa_pipeline.backbone.winograd import Scratch
+from aqa_pipeline.errors import UsageError
 from tests.random_i3d import random_i3d
 
 

@@ -11,12 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqa_pipeline import i3d_gpu
+from aqa_pipeline.backbone import gpu_form as i3d_gpu
+from aqa_pipeline.backbone.fast import join
+from aqa_pipeline.backbone.gpu_form import (
+    Form,
+    GpuI3D,
+    block_kernel,
+    gpu_form,
+    in_blocks,
+    stem_padding,
+)
+from aqa_pipeline.backbone.i3d import I3D, normalise, pad_same
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.i3d import I3D, normalise, pad_same
-from aqa_pipeline.i3d_fast import join
-from aqa_pipeline.i3d_gpu import Form, GpuI3D, block_kernel, gpu_form, in_blocks, stem_padding
 from tests import plain_kernels
 from tests.random_i3d import thin_i3d
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline import batched_encoder
-from aqa_pipeline.batched_encoder import BatchedEncoder
+from aqa_pipeline.backbone import gpu_encoder as batched_encoder
+from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.media import page_lock
 

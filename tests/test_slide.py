@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead

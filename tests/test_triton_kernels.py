@@ -1,6 +1,7 @@
 """The GPU's kernels in triton's interpreter, against torch; ``TRITON_INTERPRET=1`` runs them.
 
-A GPU compares them itself before it uses them (:func:`aqa_pipeline.gpu_network.usable_kernels`).
+A GPU compares them itself before it uses them
+(:func:`aqa_pipeline.backbone.gpu_network.usable_kernels`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from aqa_pipeline.i3d_fast import max_pool
-from aqa_pipeline.i3d_gpu import channels_behind, pooled_by
+from aqa_pipeline.backbone.fast import max_pool
+from aqa_pipeline.backbone.gpu_form import channels_behind, pooled_by
 from tests import plain_kernels
 
 
@@ -22,7 +23,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("without TRITON_INTERPRET=1 triton compiles for a GPU")
-    from aqa_pipeline import triton_kernels
+    from aqa_pipeline.backbone import triton_kernels
 
     monkeypatch.setattr(triton_kernels, "on_device_of", lambda x: nullcontext())
     return triton_kernels

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline.i3d import I3D, LAYERS, max_pool_same, normalise
+from aqa_pipeline.backbone.i3d import I3D, LAYERS, max_pool_same, normalise
 from aqa_pipeline.tuning import folded
 from aqa_pipeline.tuning.folded import folded_layer, lay_out_channels_last, max_pool
 from aqa_pipeline.tuning.model import PairModel

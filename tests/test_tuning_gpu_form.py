@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from aqa_pipeline.backbone.fast import FastI3D
 from aqa_pipeline.config import FinetuneConfig, FitConfig
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.i3d_fast import FastI3D
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.bank import Encoder
 from aqa_pipeline.tuning.clips import ClipFrames

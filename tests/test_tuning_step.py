@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.config import FinetuneConfig, FitConfig, Unfreeze
-from aqa_pipeline.i3d import normalise
 from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
 from aqa_pipeline.tuning.model import PairModel
 from aqa_pipeline.tuning.step import Stepper, learning_rate_factor

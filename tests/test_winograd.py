@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqa_pipeline import winograd
-from aqa_pipeline.winograd import Scratch, WinogradConv
+from aqa_pipeline.backbone import winograd
+from aqa_pipeline.backbone.winograd import Scratch, WinogradConv
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 
+from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.weights import WeightsInfo, weights_sha256, write_weights
 from aqa_pipeline.config import PIXEL_PRESETS, HeadConfig, Protocol, Unfreeze
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.i3d import I3D
 from aqa_pipeline.manifest import Manifest, read_manifest
 from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.tuning.model import PairModel, unfreeze
 from aqa_pipeline.tuning.start import fresh_head
-from aqa_pipeline.weights import WeightsInfo, weights_sha256, write_weights
 from tests.planted import planted_clips
 from tests.random_i3d import THIN_DIM, thin_i3d
 from tests.small_project import PROTOCOL, make_project
@@ -59,7 +59,7 @@ def write_thin_weights(path: Path, *, seed: int = 0) -> Path:
 
 
 def load_thin_i3d(path: Path) -> tuple[I3D, WeightsInfo]:
-    """:func:`aqa_pipeline.weights.load_i3d` for the thin network."""
+    """:func:`aqa_pipeline.backbone.weights.load_i3d` for the thin network."""
     state = load_file(path)
     model = thin_i3d()
     model.load_state_dict(state)

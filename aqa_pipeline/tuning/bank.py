@@ -21,15 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.batched_encoder import BatchedEncoder
+from aqa_pipeline.backbone.fast import fast_form
+from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
+from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.voting import predict_labels
-from aqa_pipeline.i3d import I3D, normalise
-from aqa_pipeline.i3d_fast import fast_form
-from aqa_pipeline.precision import FLOAT32, computing_in
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.clips import ClipFrames, cut
 from aqa_pipeline.tuning.draws import PLAIN_VIEW

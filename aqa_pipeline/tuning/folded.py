@@ -8,7 +8,7 @@ convolution whose weight and bias follow from what learns; autograd goes through
 
 The map before BatchNorm, which is as large as the layer's output, is then neither read again
 nor kept for the way back. SAME padding is left to convolution and pool where they can say it.
-The numbers are those of :class:`aqa_pipeline.i3d.I3D` up to rounding.
+The numbers are those of :class:`aqa_pipeline.backbone.i3d.I3D` up to rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqa_pipeline.i3d import (
+from aqa_pipeline.backbone.i3d import (
     I3D,
     LAYERS,
     NORM_EPSILON,
@@ -45,7 +45,7 @@ def lay_out_channels_last(backbone: I3D) -> None:
 
 
 def folded_layer(backbone: I3D, name: str, x: Tensor) -> Tensor:
-    """What :meth:`aqa_pipeline.i3d.I3D.layer` computes."""
+    """What :meth:`aqa_pipeline.backbone.i3d.I3D.layer` computes."""
     pool = _POOL_BEFORE[name]
     if pool is not None:
         x = max_pool(x, kernel=pool[0], stride=pool[1])
@@ -80,7 +80,7 @@ def _unit(unit: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, *, kernel: Triple, stride: Triple) -> Tensor:
-    """What :func:`aqa_pipeline.i3d.max_pool_same` computes, without a padded copy.
+    """What :func:`aqa_pipeline.backbone.i3d.max_pool_same` computes, without a padded copy.
 
     Where SAME adds one position more behind than before, a last window that reaches past the
     end (``ceil_mode``) says the same.

@@ -9,7 +9,7 @@ frames : Tensor of uint8, shape=(U, m, H, W, 3)
 pairs : Tensor of int64, shape=(B, 2)
     Two clips each, as positions among the clips of the call.
 
-The statistics of BatchNorm never move (:class:`aqa_pipeline.i3d.FrozenNorm`), so a clip's
+The statistics of BatchNorm never move (:class:`aqa_pipeline.backbone.i3d.FrozenNorm`), so a clip's
 features do not depend on its neighbours in the batch, and the gradient of a step is the
 sum over its pairs however these are cut.
 """
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aqa_pipeline.backbone.i3d import I3D, LAYERS, check_input, normalise
 from aqa_pipeline.config import PixelPreset, Unfreeze
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.i3d import I3D, LAYERS, check_input, normalise
 from aqa_pipeline.tuning.folded import folded_layer
 from aqa_pipeline.tuning.prefix import FrozenPrefix
 

@@ -13,7 +13,13 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_json_atomically
-from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.weights import (
+    WeightsInfo,
+    weights_identity,
+    weights_sha256,
+    write_weights,
+)
 from aqa_pipeline.calibration import Calibration, held_out_clips
 from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
@@ -30,7 +36,6 @@ from aqa_pipeline.run_folder import Run, history_table, write_predictions, write
 from aqa_pipeline.tuning.loop import HISTORY_COLUMNS
 from aqa_pipeline.tuning.plan import PartPlan
 from aqa_pipeline.tuning.training import Tuned
-from aqa_pipeline.weights import WeightsInfo, weights_identity, weights_sha256, write_weights
 
 BACKBONE_FILE = "backbone.safetensors"
 

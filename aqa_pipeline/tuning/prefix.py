@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aqa_pipeline.i3d import I3D, LAYERS, pad_same
-from aqa_pipeline.i3d_fast import fast_layer, max_pool, snippets_at_once
-from aqa_pipeline.winograd import Scratch
+from aqa_pipeline.backbone.fast import fast_layer, max_pool, snippets_at_once
+from aqa_pipeline.backbone.i3d import I3D, LAYERS, pad_same
+from aqa_pipeline.backbone.winograd import Scratch
 
 
 class FrozenPrefix(nn.Module):
@@ -24,7 +24,7 @@ class FrozenPrefix(nn.Module):
     backbone : I3D
         On a CPU.
     names : sequence of str
-        The first of :data:`aqa_pipeline.i3d.LAYERS`, in order; none: nothing is done.
+        The first of :data:`aqa_pipeline.backbone.i3d.LAYERS`, in order; none: nothing is done.
     """
 
     def __init__(self, backbone: I3D, names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.extract import default_workers
 from aqa_pipeline.media.decode_pool import DecodePool
@@ -27,7 +28,6 @@ from aqa_pipeline.tuning.start import fresh_head
 from aqa_pipeline.tuning.state import STATE_FILE, Position, SavedState
 from aqa_pipeline.tuning.step import Stepper
 from aqa_pipeline.tuning.tensorboard import tensorboard_log
-from aqa_pipeline.weights import load_i3d
 
 _STEPS_ON_GPU = 3  #: whose frames are there at once: computed, ready, and just let go
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aqa_pipeline.backbone import i3d_backbone
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.weights import convert_weights
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
-from aqa_pipeline.weights import convert_weights
 
 REHEARSAL = os.environ.get("AQA_GPU_REHEARSAL") == "1"
 PACK = Path(os.environ.get("AQA_GPU_PACK", ".gpu"))

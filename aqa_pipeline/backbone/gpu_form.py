@@ -1,8 +1,8 @@
 """The form of I3D that a GPU runs: the same function, with few passes over memory.
 
-Made from a trained :class:`~aqa_pipeline.i3d.I3D`, which stays the reference; BatchNorm is
+Made from a trained :class:`~aqa_pipeline.backbone.i3d.I3D`, which stays the reference; BatchNorm is
 folded and the 1x1x1 convolutions of a Mixed block are joined, as in
-:mod:`aqa_pipeline.i3d_fast`. On a GPU the passes between the convolutions cost as much as
+:mod:`aqa_pipeline.backbone.fast`. On a GPU the passes between the convolutions cost as much as
 these, so that there are several ways to take them, a :class:`Form`:
 
 convolution
@@ -16,7 +16,7 @@ blocks
     3: stride 1 and a kernel of 4, whose last tap meets the zero the kernel of 7 is filled
     up with. Exact; 3 channels leave most of a tensor core idle.
 
-:mod:`aqa_pipeline.gpu_network` chooses one by trying.
+:mod:`aqa_pipeline.backbone.gpu_network` chooses one by trying.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aqa_pipeline import i3d_fast
+from aqa_pipeline.backbone import fast as i3d_fast
+from aqa_pipeline.backbone.fast import join
+from aqa_pipeline.backbone.i3d import I3D, LAYERS, Mixed, Unit, check_input, normalise, same_padding
+from aqa_pipeline.backbone.i3d import scale_and_shift as scale_and_shift_of
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.i3d import I3D, LAYERS, Mixed, Unit, check_input, normalise, same_padding
-from aqa_pipeline.i3d import scale_and_shift as scale_and_shift_of
-from aqa_pipeline.i3d_fast import join
 
 _STEM, _STRIDE, _CHANNELS = 7, 2, 3
 _BLOCK_STEM = (_STEM + 1) // _STRIDE
@@ -59,7 +59,7 @@ PLAIN = Form()
 def triton_kernels() -> ModuleType | None:
     """Our own kernels; None where there is no triton to compile them."""
     try:
-        from aqa_pipeline import triton_kernels as kernels
+        from aqa_pipeline.backbone import triton_kernels as kernels
     except (ImportError, RuntimeError, OSError):
         return None
     return kernels
@@ -191,12 +191,12 @@ class GpuI3D(nn.Module):
 
     @torch.inference_mode()
     def feature_map(self, x: Tensor) -> Tensor:
-        """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
+        """The last map; shapes and errors as :meth:`aqa_pipeline.backbone.i3d.I3D.feature_map`."""
         check_input(x)
         return self._map_of(self.padded(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """One vector a snippet, as :meth:`aqa_pipeline.i3d.I3D.features`."""
+        """One vector a snippet, as :meth:`aqa_pipeline.backbone.i3d.I3D.features`."""
         return self.feature_map(x).mean(dim=(2, 3, 4), dtype=torch.float32)
 
     def _map_of(self, x: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ def rows_of(x: Tensor) -> Tensor:
 def pooled_by(
     kernels: ModuleType, x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
-    """:func:`aqa_pipeline.i3d_fast.max_pool` by our own kernel."""
+    """:func:`aqa_pipeline.backbone.fast.max_pool` by our own kernel."""
     sizes = x.shape[2:]
     cubic, strides = (kernel[0], *kernel[1:] * 2), (stride[0], *stride[1:] * 2)
     before = tuple(

@@ -1,7 +1,8 @@
 """The network on a GPU: its form chosen by a trial, its launches gathered in CUDA graphs.
 
 The trial is made once per process for a device, type and shape, on the first full batch of
-an extraction: of the forms of :mod:`aqa_pipeline.i3d_gpu` whose features agree with those of
+an extraction: of the forms of :mod:`aqa_pipeline.backbone.gpu_form` whose features agree with
+those of
 the plain one, the quickest. A shape that comes a third time is captured in a graph, which
 is used if it gives what the network gave. What fails is left out, with a line in the log.
 """
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aqa_pipeline import i3d_fast
-from aqa_pipeline.i3d_gpu import PLAIN, Form, GpuI3D, pooled_by, triton_kernels
-from aqa_pipeline.precision import Array, agreement, computing_in
+from aqa_pipeline.backbone import fast as i3d_fast
+from aqa_pipeline.backbone.gpu_form import PLAIN, Form, GpuI3D, pooled_by, triton_kernels
+from aqa_pipeline.backbone.precision import Array, agreement, computing_in
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class _Graph:
 
 
 class GpuNetwork:
-    """Frames on a GPU to features, :class:`~aqa_pipeline.batched_encoder.TakesFrames`.
+    """Frames on a GPU to features, :class:`~aqa_pipeline.backbone.gpu_encoder.TakesFrames`.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 """Kernels of the backbone's GPU form, for what takes torch several passes over memory.
 
 Importing needs triton, which torch brings on Linux with CUDA; whoever imports this module
-has another way where there is none (:mod:`aqa_pipeline.i3d_gpu`).
+has another way where there is none (:mod:`aqa_pipeline.backbone.gpu_form`).
 
 Maps are channels last and dense: position ``((n * T + t) * H + h) * W + w``, then channel.
 Offsets are 64-bit numbers: a batch of 360 snippets has more than 2^31 elements. Numbers that

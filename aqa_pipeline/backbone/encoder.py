@@ -2,7 +2,7 @@
 
 On a CPU the batch is exactly one clip's snippets, so that no feature depends on which
 clips were extracted beside it; on a GPU several clips share one
-(:mod:`aqa_pipeline.batched_encoder`). Nothing is loaded before the first clip needs it.
+(:mod:`aqa_pipeline.backbone.gpu_encoder`). Nothing is loaded before the first clip needs it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from aqa_pipeline.media.snippets import snippet_index
 if TYPE_CHECKING:
     import torch
 
-    from aqa_pipeline.batched_encoder import BatchedEncoder
-    from aqa_pipeline.i3d import I3D
+    from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
+    from aqa_pipeline.backbone.i3d import I3D
 
 #: Frames of one clip, uint8 (window_frames, crop, crop, 3), to snippet features, float32
 #: (snippets, dim).
@@ -49,7 +49,7 @@ def i3d_backbone(
         ``cpu``, ``cuda`` or ``cuda:N``.
     precision : str
         One of ``float32``, ``tf32``, ``bf16``, ``fp16``; all but the first need a GPU, see
-        :mod:`aqa_pipeline.precision`.
+        :mod:`aqa_pipeline.backbone.precision`.
     num_clips : int
         How many there are to extract, as far as known: for many, a GPU tries out how it
         computes the network best.
@@ -59,13 +59,13 @@ def i3d_backbone(
     callable
         Raises SetupError when called and the weights are missing or damaged, or the GPU
         has too little memory. What it returns takes one clip at a time; on a GPU it is a
-        :class:`~aqa_pipeline.batched_encoder.BatchedEncoder`.
+        :class:`~aqa_pipeline.backbone.gpu_encoder.BatchedEncoder`.
     """
 
     def load() -> Encode:
         import torch
 
-        from aqa_pipeline.weights import load_i3d
+        from aqa_pipeline.backbone.weights import load_i3d
 
         model, _ = load_i3d(weights)
         where = torch.device(device)
@@ -79,8 +79,8 @@ def i3d_backbone(
 def _on_cpu(model: I3D, protocol: Protocol) -> Encode:
     import torch
 
-    from aqa_pipeline.i3d import normalise
-    from aqa_pipeline.i3d_fast import fast_form, snippets_at_once
+    from aqa_pipeline.backbone.fast import fast_form, snippets_at_once
+    from aqa_pipeline.backbone.i3d import normalise
 
     network = fast_form(model)
     pixels = PIXEL_PRESETS[protocol.pixels]
@@ -107,10 +107,10 @@ def _on_gpu(
 ) -> BatchedEncoder:
     import torch
 
-    from aqa_pipeline.batched_encoder import BatchedEncoder
-    from aqa_pipeline.gpu_network import GpuNetwork
-    from aqa_pipeline.i3d_gpu import gpu_form
-    from aqa_pipeline.precision import dtype_of
+    from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
+    from aqa_pipeline.backbone.gpu_form import gpu_form
+    from aqa_pipeline.backbone.gpu_network import GpuNetwork
+    from aqa_pipeline.backbone.precision import dtype_of
 
     dtype = dtype_of(precision)
     pixels = PIXEL_PRESETS[protocol.pixels]

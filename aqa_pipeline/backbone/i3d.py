@@ -1,6 +1,6 @@
 """I3D: Inception-v1 inflated to three dimensions, as trained on Kinetics-400.
 
-The backbone of Sec. 4.1, the readable form. :mod:`aqa_pipeline.i3d_fast` makes from it
+The backbone of Sec. 4.1, the readable form. :mod:`aqa_pipeline.backbone.fast` makes from it
 the form that extraction runs.
 
 Conventions
@@ -222,7 +222,7 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """The network; the weights come from :mod:`aqa_pipeline.weights`."""
+    """The network; the weights come from :mod:`aqa_pipeline.backbone.weights`."""
 
     def __init__(self) -> None:
         super().__init__()

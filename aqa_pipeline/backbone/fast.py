@@ -1,6 +1,6 @@
 """The form of I3D that extraction runs: the same function, rewritten to be quick.
 
-Made from a trained :class:`~aqa_pipeline.i3d.I3D` by rewrites that are exact up to
+Made from a trained :class:`~aqa_pipeline.backbone.i3d.I3D` by rewrites that are exact up to
 rounding (features agree within 1e-4 relative; measured: 3e-6). It cannot be trained.
 
 =====================  ==========================================================
@@ -23,7 +23,7 @@ no joining copy        the four branches of a Mixed block write, through their R
 a snippet at a time    through the layers with large maps, which then stay near the
                        cache and use the same memory again; nothing crosses snippets
 Winograd               most 3x3x3 convolutions with a quarter of the
-                       multiplications, :mod:`aqa_pipeline.winograd`; float32 only
+                       multiplications, :mod:`aqa_pipeline.backbone.winograd`; float32 only
 =====================  ==========================================================
 
 What each of them gives is in docs/performance.md. Tried and left out, because they were
@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aqa_pipeline.i3d import (
+from aqa_pipeline.backbone.i3d import (
     I3D,
     NORM_EPSILON,
     Mixed,
@@ -47,7 +47,7 @@ from aqa_pipeline.i3d import (
     pad_same,
     same_padding,
 )
-from aqa_pipeline.winograd import Scratch, WinogradConv
+from aqa_pipeline.backbone.winograd import Scratch, WinogradConv
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ class ReluConv(nn.Module):
         self.conv = join(units)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """As :meth:`aqa_pipeline.winograd.WinogradConv.forward`."""
+        """As :meth:`aqa_pipeline.backbone.winograd.WinogradConv.forward`."""
         y: Tensor = self.conv(x)
         if out is None:
             return y.relu_()
@@ -193,7 +193,7 @@ def fast_layer(model: I3D, name: str, scratch: Scratch | None) -> nn.Module:
     ----------
     model : I3D
     name : str
-        Of :data:`aqa_pipeline.i3d.LAYERS`.
+        Of :data:`aqa_pipeline.backbone.i3d.LAYERS`.
     scratch : Scratch or None
         Memory for Winograd forms; None: direct convolutions.
     """
@@ -227,7 +227,7 @@ class FastI3D(nn.Module):
 
     @torch.inference_mode()
     def feature_map(self, x: Tensor) -> Tensor:
-        """The last map; shapes and errors as :meth:`aqa_pipeline.i3d.I3D.feature_map`."""
+        """The last map; shapes and errors as :meth:`aqa_pipeline.backbone.i3d.I3D.feature_map`."""
         check_input(x)
         at_once = snippets_at_once(*x.shape[2:]) if x.device.type == "cpu" else len(x)
         return self._feature_map(torch.split(x, at_once))
@@ -257,7 +257,7 @@ class FastI3D(nn.Module):
         return max_pool(x, kernel=(3, 3), stride=(2, 2))  # (N, 480, 4, 14, 14)
 
     def features(self, x: Tensor) -> Tensor:
-        """One vector a snippet, as :meth:`aqa_pipeline.i3d.I3D.features`.
+        """One vector a snippet, as :meth:`aqa_pipeline.backbone.i3d.I3D.features`.
 
         Parameters
         ----------

