@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import AqaError
-from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.media.clip import ClipRequest
 from aqa_pipeline.novelty import SAME_SHARE
 from aqa_pipeline.project import Project

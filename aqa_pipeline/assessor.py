@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.calibration import HalfWidth, Intervals, merged
-from aqa_pipeline.clips import Part
 from aqa_pipeline.conformal import fewest_residuals
 from aqa_pipeline.core.featureset import FeatureSet, Key
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voter import Verdict
 from aqa_pipeline.media.clip import ClipFrames
@@ -86,7 +86,7 @@ class Assessor:
                 "this run scores by difficulty: type --difficulty (its training clips have "
                 f"{np.nanmin(known):g} to {np.nanmax(known):g})"
             )
-        # Rounded as aqa_pipeline.manifest.exemplar_keys rounds.
+        # Rounded as aqa_pipeline.datasets.manifest.exemplar_keys rounds.
         return tuple(
             round(float(facts.difficulty or 0.0), 6)
             if name == "difficulty"

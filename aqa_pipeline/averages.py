@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aqa_pipeline.clips import Part
 from aqa_pipeline.core.metrics import fisher_mean
+from aqa_pipeline.datasets.parts import Part
 
 
 def average_parts(

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aqa_pipeline.datasets.locate import locate, video_index_folder
+from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.feature_cache import FeatureCache, WantedClips
-from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.plan import locate, video_index_folder, wanted
+from aqa_pipeline.plan import wanted
 
 _log = logging.getLogger(__name__)
 

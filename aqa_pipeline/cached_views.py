@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.cached_clips import request_clips
+from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.media.views import PLAIN
 
 

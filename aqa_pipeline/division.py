@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from aqa_pipeline.config import FitConfig
 from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.datasets.split import draw_groups
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.group_draw import draw_groups
 
 IntArray = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)

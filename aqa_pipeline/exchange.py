@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.cached_clips import request_clips
+from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.exchange_files import ForeignFeatures, read_foreign, write_plain
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fingerprint import FILE_NAME, Fingerprint, cache_folder
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.segment import FeatureArray
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 

@@ -20,11 +20,11 @@ import torch
 
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
 from aqa_pipeline.backbone.weights import load_i3d
-from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device
 from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
 from aqa_pipeline.heads.head import Head

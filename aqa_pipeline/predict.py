@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from aqa_pipeline.datasets.manifest import KNOWN, parse_clips
 from aqa_pipeline.errors import ClipError, DataError, UsageError
-from aqa_pipeline.manifest import KNOWN, parse_clips
 from aqa_pipeline.media.clip import ClipFrames, one_line
 from aqa_pipeline.media.frame_folder import list_frames
 from aqa_pipeline.scored import Scored

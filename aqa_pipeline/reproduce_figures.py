@@ -15,16 +15,17 @@ import pandas as pd
 import torch
 
 from aqa_pipeline import figures
-from aqa_pipeline.clips import load_split, parts_of
+from aqa_pipeline.clips import load_split
 from aqa_pipeline.config import FitConfig, HeadConfig, Recipe
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.groups import Groups
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
+from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.paper_numbers import NOT_AVAILABLE
 from aqa_pipeline.reproduce_drawings import curve
 from aqa_pipeline.reproduce_runs import Outcome, Workplace, method_job, read_part

@@ -16,8 +16,9 @@ import dataclasses
 import math
 
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.paper_numbers import (
     NOT_AVAILABLE,
     CategoryRow,
@@ -26,7 +27,6 @@ from aqa_pipeline.paper_numbers import (
     table1_headings,
 )
 from aqa_pipeline.paper_numbers import table1 as paper_table1
-from aqa_pipeline.protocol import without_difficulty
 from aqa_pipeline.reproduce_runs import Job, Metric, Outcome, Workplace, method_job
 from aqa_pipeline.sheet import Cell, Sheet, Spread
 

@@ -30,9 +30,9 @@ import numpy.typing as npt
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone.encoder import Backbone, Encode
-from aqa_pipeline.clips import Part
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.conformal import check_coverage
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import ClipFrames, ClipRequest, naming, read_clip, stream_clip

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
-from aqa_pipeline.clips import parts_of
 from aqa_pipeline.dask_client import connect
+from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import fit_dataset

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from matplotlib.image import imsave
 
 from aqa_pipeline.config import PixelPreset, Protocol
-from aqa_pipeline.manifest import Clip
+from aqa_pipeline.datasets.locate import clip_positions
+from aqa_pipeline.datasets.manifest import Clip
 from aqa_pipeline.media.reader import VideoReader, read_index
 from aqa_pipeline.media.snippets import clamp_positions
-from aqa_pipeline.plan import clip_positions
 
 #: The same part of the frame as the network's 224 of 256 pixels.
 PIXELS = PixelPreset("thumbnail", crop=112, short_side=128)

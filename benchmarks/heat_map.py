@@ -25,8 +25,8 @@ from aqa_pipeline.datasets import demo_shots
 from aqa_pipeline.datasets.demo import plan_broadcasts
 from aqa_pipeline.datasets.demo_competition import DemoConfig
 from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.explain import load_explainer
-from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.project import Project
 
 _VISIBLE = 12  #: grey levels by which a pixel must differ to belong to the diver

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from aqa_pipeline import Scorer
-from aqa_pipeline.manifest import read_manifest
+from aqa_pipeline.datasets.manifest import read_manifest
 
 ROUNDS = 7
 EXEMPLARS = 10

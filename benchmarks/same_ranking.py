@@ -24,12 +24,13 @@ from stage1_files import tasks_of
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.backbone.weights import find_weights, load_i3d
-from aqa_pipeline.clips import Part, feature_set, load_features
+from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.metrics import spearman
+from aqa_pipeline.datasets.manifest import read_manifest
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.manifest import read_manifest
 from aqa_pipeline.media.decode_pool import decode_clip
 from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.plan import find_cache

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from stage2 import some_clips
 
+from aqa_pipeline.datasets.manifest import write_manifest
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL
-from aqa_pipeline.manifest import write_manifest
-from aqa_pipeline.protocol import write_protocol
+from aqa_pipeline.datasets.protocol import write_protocol
 
 TRAINING, TEST = 1059, 353
 

@@ -227,8 +227,8 @@ def gc(
 def wanted_by(manifest: Path, folder: Path) -> Any:
     """The clips of a cache that a manifest wants."""
     from aqa_pipeline.cached_clips import request_clips
+    from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.manifest import read_manifest
 
     clips = read_manifest(manifest)
     return request_clips(clips, FeatureCache.open(folder), clips.clips["clip_id"].tolist())
@@ -254,9 +254,9 @@ def export(
 
     Beside the features stand clip_id, score, split, category, difficulty and frame_index.
     """
+    from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.exchange import export_features
     from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.manifest import read_manifest
     from aqa_pipeline.plan import find_cache
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
@@ -310,8 +310,8 @@ def import_(
     folder of CLIP_ID.npy. Pickles are read without running what is in them. Then `aqa
     fit-head` works on them as on features of its own.
     """
+    from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.exchange import import_features
-    from aqa_pipeline.manifest import read_manifest
 
     done = import_features(
         read_manifest(manifest_path(project, dataset, manifest)),

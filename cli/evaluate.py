@@ -48,9 +48,9 @@ def evaluate(
 
     On the data set it was fitted on, this gives the run's metrics.json to the last digit.
     """
+    from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.evaluate import evaluate_folder
-    from aqa_pipeline.manifest import read_manifest
 
     folder = project.run_path(run)
     metrics = evaluate_folder(

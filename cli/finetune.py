@@ -29,7 +29,7 @@ from .options import (
 if TYPE_CHECKING:
     import torch
 
-    from aqa_pipeline.manifest import Manifest
+    from aqa_pipeline.datasets.manifest import Manifest
     from aqa_pipeline.ranks import Ranks
     from aqa_pipeline.tuning.loop import Progress
     from aqa_pipeline.tuning.plan import PartPlan
@@ -86,8 +86,8 @@ def finetune(
 
     share_cores()  # before torch is imported
     from aqa_pipeline.backbone.weights import find_weights
+    from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.finetune import finetune_dataset, plan_finetune
-    from aqa_pipeline.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.ranks import joined, own_device
 
     clips = read_manifest(manifest_path(project, dataset, manifest))

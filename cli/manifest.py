@@ -15,8 +15,8 @@ from .manifest_import import import_group
 from .options import json_option, manifest_path, pass_project
 
 if TYPE_CHECKING:
-    from aqa_pipeline.check import CheckReport
-    from aqa_pipeline.manifest import Manifest
+    from aqa_pipeline.datasets.check import CheckReport
+    from aqa_pipeline.datasets.manifest import Manifest
 
 BAD_DATA = 4
 _ROWS_SHOWN = 3
@@ -33,7 +33,7 @@ def manifest() -> None:
 
 def named(project: Project, name: str) -> Manifest:
     """The manifest NAME means."""
-    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.datasets.manifest import read_manifest
 
     if name.endswith(".csv"):
         return read_manifest(Path(name))
@@ -65,8 +65,8 @@ def check(
 
     Exits with 4 if there are errors; warnings alone are no failure.
     """
-    from aqa_pipeline.check import check_manifest
-    from aqa_pipeline.plan import video_index_folder
+    from aqa_pipeline.datasets.check import check_manifest
+    from aqa_pipeline.datasets.locate import video_index_folder
 
     with progress("check", unit="clips") as advance:
         report = check_manifest(
@@ -112,7 +112,7 @@ def _show_report(project: Project, report: CheckReport, as_json: bool) -> None:
 @pass_project
 def show(project: Project, name: str, as_json: bool) -> None:
     """Count the clips of NAME by split, category and difficulty, and draw their scores."""
-    from aqa_pipeline.summary import summarise
+    from aqa_pipeline.datasets.summary import summarise
 
     summary = summarise(named(project, name))
     if as_json:
@@ -181,7 +181,7 @@ def split(
     The new column is written into the manifest. To fit with it, name it in the TOML
     beside the manifest: fold_columns = ["split_by_video"].
     """
-    from aqa_pipeline.split import split_manifest
+    from aqa_pipeline.datasets.split import split_manifest
 
     result = split_manifest(
         named(project, name),

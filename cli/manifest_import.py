@@ -16,7 +16,7 @@ from .console import print_json, say
 from .options import dry_run_option, json_option, pass_project
 
 if TYPE_CHECKING:
-    from aqa_pipeline.datasets.imported import Imported
+    from aqa_pipeline.datasets.importing import Imported
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from aqa_pipeline.config import FitConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.explain import Explainer
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.project import Project
-from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import MapEncoder
@@ -57,8 +57,8 @@ def project_of(root: Path) -> tuple[Project, Manifest]:
 def run_of(manifest: Manifest, encoder: MapEncoder, **config: object) -> Run:
     """Drawn heads over the training clips of the manifest."""
     from aqa_pipeline.config import PIXEL_PRESETS
+    from aqa_pipeline.datasets.locate import clip_positions
     from aqa_pipeline.media.snippets import clamp_positions
-    from aqa_pipeline.plan import clip_positions
 
     rows = manifest.clips[manifest.clips["split"] == "train"]
     clips = {clip.clip_id: clip for clip in manifest.clip_list()}

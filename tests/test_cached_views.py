@@ -12,9 +12,9 @@ from aqa_cli.main import cli
 from click.testing import CliRunner
 
 from aqa_pipeline.cached_views import load_views
+from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.segment_writer import SegmentWriter
 from tests.test_fit import PROTOCOL, cached_clip, make_cache

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aqa_pipeline.check import CheckReport, check_manifest
-from aqa_pipeline.manifest import Manifest, read_manifest
+from aqa_pipeline.datasets.check import CheckReport, check_manifest
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from tests.annotations import real_annotations
 from tests.videos import write_folder, write_video
 
@@ -168,8 +168,9 @@ def test_the_fast_check_of_1412_clips_takes_no_time_and_no_decoder(tmp_path: Pat
     ]
     manifest_of(tmp_path, HEADER + "".join(rows))
     code = (
-        "import sys; from pathlib import Path; from aqa_pipeline.manifest import read_manifest;"
-        "from aqa_pipeline.check import check_manifest;"
+        "import sys; from pathlib import Path;"
+        "from aqa_pipeline.datasets.manifest import read_manifest;"
+        "from aqa_pipeline.datasets.check import check_manifest;"
         f"r = check_manifest(read_manifest(Path({str(tmp_path / 'm.csv')!r})), fast=True);"
         "print(len(r.findings[0].rows), {'av', 'torch', 'scipy.stats'} & set(sys.modules))"
     )

@@ -11,7 +11,7 @@ import pytest
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
-from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.datasets.manifest import Manifest
 from tests.bad_videos import good_video
 from tests.small_project import encode_numbers
 from tests.small_run import make_run

@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def make_job(project: Path, *, weights_sha256: str | None = None) -> ClusterJob:
-    from aqa_pipeline.manifest import read_manifest
+    from aqa_pipeline.datasets.manifest import read_manifest
 
     weights = project / "w.safetensors"
     path = project / "manifests" / "small.csv"

@@ -10,8 +10,8 @@ import pytest
 
 from aqa_pipeline.assessor import ClipFacts
 from aqa_pipeline.compare import compare, compare_clips, find_clip
+from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.manifest import Manifest
 from aqa_pipeline.predict import WantedClip
 from aqa_pipeline.project import Project
 from aqa_pipeline.scorer import Scorer

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.datasets.jigsaws import PROTOCOL, import_jigsaws
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.manifest import read_manifest
 from tests.annotations import (
     Hostile,
     jigsaws_labels,

@@ -7,10 +7,9 @@ import pytest
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.annotation import find_annotation, need_annotation
-from aqa_pipeline.datasets.imported import Imported, video_cell
-from aqa_pipeline.datasets.layout import locate_videos
+from aqa_pipeline.datasets.importing import Imported, locate_videos, video_cell
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.manifest import read_manifest
 
 
 def touch(*paths: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from aqa_pipeline.core.groups import symmetric_edges
 from aqa_pipeline.core.pairs import pair_deltas
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL, import_mtl_aqa
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.manifest import read_manifest
 from tests.annotations import (
     MTL_CLIPS,
     Hostile,

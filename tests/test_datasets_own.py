@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.own import import_csv
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.manifest import read_manifest
 from tests.test_datasets_layout import touch
 
 

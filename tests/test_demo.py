@@ -18,8 +18,8 @@ from aqa_pipeline.datasets.demo_diver import DiveKind, Faults, dive_motion
 from aqa_pipeline.datasets.demo_raster import paint_limb, paint_spray, sample_window
 from aqa_pipeline.datasets.demo_shots import Shot, render_shot
 from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError, SetupError
-from aqa_pipeline.manifest import read_manifest
 from tests.test_demo_dives import SINGLE_FAULTS
 
 TINY = DemoConfig(num_broadcasts=2, num_train=2, num_test=2, width=96, height=64)

@@ -6,10 +6,10 @@ import dataclasses
 import re
 from pathlib import Path
 
-from aqa_pipeline.check import KINDS
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets import finediving, jigsaws, mtl_aqa
-from aqa_pipeline.manifest import KNOWN, REQUIRED
+from aqa_pipeline.datasets.check import KINDS
+from aqa_pipeline.datasets.manifest import KNOWN, REQUIRED
 
 DOCS = Path(__file__).parents[1] / "docs"
 

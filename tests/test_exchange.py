@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.exchange import (
     Imported,
@@ -22,9 +24,7 @@ from aqa_pipeline.exchange import (
 from aqa_pipeline.exchange_files import read_foreign
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import fit_head
-from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.plan import find_cache
-from aqa_pipeline.protocol import write_protocol
 from tests.cache_data import FINGERPRINT
 
 CLIPS = 24

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import CacheError, DataError, SetupError
 from aqa_pipeline.evaluate import (
     difficulty_alone,
@@ -23,10 +25,8 @@ from aqa_pipeline.evaluate import (
 )
 from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
-from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.media.snippets import window_positions
 from aqa_pipeline.plan import fingerprint_of
-from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 

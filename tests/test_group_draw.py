@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_pipeline.group_draw import draw_groups
+from aqa_pipeline.datasets.split import draw_groups
 
 
 @given(

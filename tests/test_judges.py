@@ -10,9 +10,9 @@ from aqa_pipeline.clips import feature_set
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.core.judges import find_rule, half_points, label_of_marks, marks_of
 from aqa_pipeline.core.labels import LabelScale
+from aqa_pipeline.datasets.manifest import read_manifest, write_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.manifest import read_manifest, write_manifest
-from aqa_pipeline.protocol import write_protocol
 from tests.planted import planted_clips
 
 MARKS = np.array([[7.0, 6.5, 8.0, 7.5, 7.0, 9.0, 5.0], [4.0, 4.5, 4.5, 5.0, 3.5, 4.0, 4.0]])

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.datasets.manifest import KNOWN, Clip, Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.manifest import KNOWN, Clip, Manifest, read_manifest, write_manifest
 
 HEADER = "clip_id,video,start_frame,end_frame,score,split,category,difficulty,note\n"
 ROWS = "a,v/1.mp4,10,120,64.5,train,diving,3.2,x\nb,v/2.mp4,,,50,test,,,\n"

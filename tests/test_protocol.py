@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets import aqa7, finediving, jigsaws, mtl_aqa
+from aqa_pipeline.datasets.protocol import read_protocol, write_protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.protocol import read_protocol, write_protocol
 
 PUBLISHED = [mtl_aqa.PROTOCOL, aqa7.PROTOCOL, jigsaws.PROTOCOL, finediving.PROTOCOL]
 

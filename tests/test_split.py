@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aqa_pipeline.datasets.manifest import read_manifest
+from aqa_pipeline.datasets.split import fold_numbers, split_clips, split_manifest
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.manifest import read_manifest
-from aqa_pipeline.split import fold_numbers, split_clips, split_manifest
 from tests.annotations import real_annotations
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
+from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.media.decode_pool import DecodedClip, DecodePool, DecodeTask, decode_clip
-from aqa_pipeline.plan import locate
 from aqa_pipeline.tuning.clips import ClipFrames, crop_jitter, cut, decode_tasks, used_frames
 from aqa_pipeline.tuning.draws import PLAIN_VIEW, ClipView
 from tests.small_project import make_project

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from aqa_pipeline.backbone.i3d import I3D
 from aqa_pipeline.backbone.weights import WeightsInfo, weights_sha256, write_weights
 from aqa_pipeline.config import PIXEL_PRESETS, HeadConfig, Protocol, Unfreeze
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.manifest import Manifest, read_manifest
-from aqa_pipeline.protocol import write_protocol
 from aqa_pipeline.tuning.model import PairModel, unfreeze
 from aqa_pipeline.tuning.start import fresh_head
 from tests.planted import planted_clips

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.annotation import need_annotation
-from aqa_pipeline.datasets.imported import Imported
-from aqa_pipeline.datasets.layout import locate_videos
+from aqa_pipeline.datasets.importing import Imported, locate_videos
 from aqa_pipeline.errors import DataError
 
 #: Class number, minus one, -> name and the published range of scores, in points. The

@@ -40,9 +40,9 @@ from aqa_pipeline.datasets.demo_competition import (
 )
 from aqa_pipeline.datasets.demo_shots import FILLER_KINDS, Shot, render_shot
 from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError, SetupError
-from aqa_pipeline.manifest import Manifest, read_manifest, write_manifest
-from aqa_pipeline.protocol import write_protocol
 
 logger = logging.getLogger(__name__)
 

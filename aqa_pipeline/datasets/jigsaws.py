@@ -26,10 +26,9 @@ import pandas as pd
 
 from aqa_pipeline.config import Protocol, SplitConfig
 from aqa_pipeline.datasets.annotation import as_numbers, find_annotation, read_dict
-from aqa_pipeline.datasets.imported import Imported
-from aqa_pipeline.datasets.layout import locate_videos
+from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.split import fold_numbers
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.split import fold_numbers
 from aqa_pipeline.tables import read_bytes
 
 logger = logging.getLogger(__name__)

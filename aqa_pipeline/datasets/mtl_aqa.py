@@ -23,8 +23,7 @@ from aqa_pipeline.datasets.annotation import (
     read_dict,
     sides_of_split,
 )
-from aqa_pipeline.datasets.imported import Imported
-from aqa_pipeline.datasets.layout import locate_videos
+from aqa_pipeline.datasets.importing import Imported, locate_videos
 from aqa_pipeline.errors import DataError
 
 PROTOCOL = Protocol(

@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.config import Protocol, SplitConfig
-from aqa_pipeline.datasets.imported import Imported
-from aqa_pipeline.datasets.layout import locate_videos
+from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.manifest import parse_clips
+from aqa_pipeline.datasets.split import split_clips
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.manifest import parse_clips
-from aqa_pipeline.split import split_clips
 from aqa_pipeline.tables import Cells, parse_cells, read_bytes
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def import_csv(
         Name in the manifest -> name in the table, ``{"score": "Punkte"}``.
     test_fraction, seed, group_by
         Of the split that is made where the table has none; see
-        :func:`aqa_pipeline.split.split_clips`.
+        :func:`aqa_pipeline.datasets.split.split_clips`.
 
     Raises
     ------

@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aqa_pipeline.clips import Part, feature_set, videos_apart
+from aqa_pipeline.clips import feature_set, videos_apart
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.pairs import ExemplarKeys
+from aqa_pipeline.datasets.locate import LocatedClip, locate, video_index_folder
+from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.datasets.parts import Part
+from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.division import divide, validation_unit
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.manifest import Manifest
-from aqa_pipeline.plan import LocatedClip, locate, video_index_folder
-from aqa_pipeline.protocol import without_difficulty
 from aqa_pipeline.stack import checked_labels
 from aqa_pipeline.tuning.bank import ValidationPlan
 from aqa_pipeline.tuning.clips import crop_jitter

@@ -13,9 +13,9 @@ import torch
 
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
+from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.extract import default_workers
 from aqa_pipeline.media.decode_pool import DecodePool
-from aqa_pipeline.plan import video_index_folder
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.bank import Encoder
 from aqa_pipeline.tuning.clips import ClipFrames, decode_tasks, used_frames

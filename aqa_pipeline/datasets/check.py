@@ -9,7 +9,7 @@ window
     Two clips have the same one if they take the same frames of the same video. The rule
     ``last`` ignores where a clip starts, ``first`` where it ends.
 
-The table alone is checked without opening a video; :mod:`aqa_pipeline.check_files` does
+The table alone is checked without opening a video; :mod:`aqa_pipeline.datasets.check_windows` does
 the rest.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aqa_pipeline.config import FitConfig
-from aqa_pipeline.manifest import Clip, Manifest
+from aqa_pipeline.datasets.manifest import Clip, Manifest
 
 Severity = Literal["error", "warning"]
 
@@ -157,7 +157,7 @@ def check_manifest(
         if not is_there[clip.video]:
             found["missing_video"].append((clip.clip_id, str(clip.video)))
     if not fast:
-        from aqa_pipeline.check_files import check_windows  # brings the video decoder
+        from aqa_pipeline.datasets.check_windows import check_windows  # brings the video decoder
 
         present = [clip for clip in clips if is_there[clip.video]]
         order = {clip.clip_id: i for i, clip in enumerate(clips)}

@@ -4,7 +4,7 @@ Conventions
 -----------
 fault
     (code, clip id, sentence), none or one a clip; the codes are those of
-    :data:`aqa_pipeline.check.KINDS`.
+    :data:`aqa_pipeline.datasets.check.KINDS`.
 
 The same decoding as in `aqa extract`, so that what passes here does not fail there.
 """
@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
+from aqa_pipeline.datasets.locate import clip_positions
+from aqa_pipeline.datasets.manifest import Clip
 from aqa_pipeline.errors import ClipError, DataError
-from aqa_pipeline.manifest import Clip
 from aqa_pipeline.media.decode_pool import (
     DecodedClip,
     DecodePool,
@@ -30,7 +31,6 @@ from aqa_pipeline.media.decode_pool import (
 )
 from aqa_pipeline.media.reader import read_index
 from aqa_pipeline.media.snippets import clamp_positions
-from aqa_pipeline.plan import clip_positions
 
 Fault = tuple[str, str, str]
 

@@ -28,8 +28,8 @@ import pandas as pd
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.datasets.protocol import read_protocol
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.protocol import read_protocol
 from aqa_pipeline.tables import Cells, Faults, read_cells
 
 REQUIRED = ("clip_id", "video", "score")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aqa_pipeline.manifest import Manifest
+from aqa_pipeline.datasets.manifest import Manifest
 
 
 @dataclass(frozen=True)
