@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.datasets import demo_shots
-from aqa_pipeline.datasets.demo import plan_broadcasts
-from aqa_pipeline.datasets.demo_competition import DemoConfig
-from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.demo import shots as demo_shots
+from aqa_pipeline.datasets.demo.competition import DemoConfig
+from aqa_pipeline.datasets.demo.dataset import plan_broadcasts
+from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.explain import load_explainer
 from aqa_pipeline.project import Project

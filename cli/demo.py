@@ -50,8 +50,8 @@ def demo(
         find_weights,
         weights_info,
     )
-    from aqa_pipeline.datasets.demo import PROTOCOL, ceiling, write_demo
-    from aqa_pipeline.datasets.demo_competition import DemoConfig
+    from aqa_pipeline.datasets.demo.competition import DemoConfig
+    from aqa_pipeline.datasets.demo.dataset import PROTOCOL, ceiling, write_demo
     from aqa_pipeline.device import find_device
     from aqa_pipeline.extract import default_workers, extract, i3d_backbone, plan_extraction
     from aqa_pipeline.feature_cache import FeatureCache

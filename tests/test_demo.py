@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from aqa_pipeline.datasets import demo
-from aqa_pipeline.datasets.demo_competition import DemoConfig
-from aqa_pipeline.datasets.demo_diver import DiveKind, Faults, dive_motion
-from aqa_pipeline.datasets.demo_raster import paint_limb, paint_spray, sample_window
-from aqa_pipeline.datasets.demo_shots import Shot, render_shot
-from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.demo import dataset as demo
+from aqa_pipeline.datasets.demo.competition import DemoConfig
+from aqa_pipeline.datasets.demo.diver import DiveKind, Faults, dive_motion
+from aqa_pipeline.datasets.demo.raster import paint_limb, paint_spray, sample_window
+from aqa_pipeline.datasets.demo.shots import Shot, render_shot
+from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError, SetupError
 from tests.test_demo_dives import SINGLE_FAULTS

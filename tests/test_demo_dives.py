@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from aqa_pipeline.datasets import demo
-from aqa_pipeline.datasets.demo_competition import (
+from aqa_pipeline.datasets.demo import dataset as demo
+from aqa_pipeline.datasets.demo.competition import (
     MIN_TRAIN_PER_DIFFICULTY,
     PROGRAMME,
     DemoConfig,
@@ -19,7 +19,7 @@ from aqa_pipeline.datasets.demo_competition import (
     noiseless_mark,
     plan_competition,
 )
-from aqa_pipeline.datasets.demo_diver import (
+from aqa_pipeline.datasets.demo.diver import (
     ANGLES,
     GOOD_DISTANCE_METRES,
     GROUPS,

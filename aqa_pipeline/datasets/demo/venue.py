@@ -7,7 +7,7 @@ that pans and zooms on a tripod shows no parallax, so this is exact enough.
 Conventions
 -----------
 x, y
-    Metres in the scene, y upwards; see :mod:`aqa_pipeline.datasets.demo_diver`.
+    Metres in the scene, y upwards; see :mod:`aqa_pipeline.datasets.demo.diver`.
 colours
     RGB, float32, grey levels 0..255.
 """
@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from aqa_pipeline.datasets.demo_diver import PLATFORM_METRES
-from aqa_pipeline.datasets.demo_raster import (
+from aqa_pipeline.datasets.demo.diver import PLATFORM_METRES
+from aqa_pipeline.datasets.demo.raster import (
     Canvas,
     Colour,
     FloatArray,

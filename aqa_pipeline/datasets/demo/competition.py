@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.datasets.demo_diver import DiveKind, Faults
+from aqa_pipeline.datasets.demo.diver import DiveKind, Faults
 from aqa_pipeline.errors import UsageError
 
 NUM_JUDGES = 7

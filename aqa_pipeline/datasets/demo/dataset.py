@@ -4,11 +4,11 @@ A few H.264 broadcasts hold many dives each, with other footage in between, so t
 manifest's frames matter exactly as they do for MTL-AQA. docs/demo-data.md says how
 pictures and marks are made; the parts are
 
-* :mod:`~aqa_pipeline.datasets.demo_competition`: dives, faults, marks, split
-* :mod:`~aqa_pipeline.datasets.demo_diver`: how a body moves
-* :mod:`~aqa_pipeline.datasets.demo_venue`, :mod:`~aqa_pipeline.datasets.demo_figures`,
-  :mod:`~aqa_pipeline.datasets.demo_shots`: the hall, who moves in it, the camera
-* :mod:`~aqa_pipeline.datasets.demo_raster`: painting with numpy
+* :mod:`~aqa_pipeline.datasets.demo.competition`: dives, faults, marks, split
+* :mod:`~aqa_pipeline.datasets.demo.diver`: how a body moves
+* :mod:`~aqa_pipeline.datasets.demo.venue`, :mod:`~aqa_pipeline.datasets.demo.shots`,
+  :mod:`~aqa_pipeline.datasets.demo.shots`: the hall, who moves in it, the camera
+* :mod:`~aqa_pipeline.datasets.demo.raster`: painting with numpy
 * this module: the running order of each broadcast, its encoding, the manifest
 
 Equal configurations give equal manifests and equal pictures before encoding; the bytes
@@ -32,14 +32,14 @@ import pandas as pd
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.core.metrics import relative_l2, spearman
-from aqa_pipeline.datasets.demo_competition import (
+from aqa_pipeline.datasets.demo.competition import (
     NUM_JUDGES,
     DemoConfig,
     JudgedDive,
     plan_competition,
 )
-from aqa_pipeline.datasets.demo_shots import FILLER_KINDS, Shot, render_shot
-from aqa_pipeline.datasets.demo_venue import make_venue
+from aqa_pipeline.datasets.demo.shots import FILLER_KINDS, Shot, render_shot
+from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError, SetupError
@@ -58,7 +58,7 @@ PROTOCOL = Protocol(
     score_range=30.0,
     epsilon=30.0,
     score_range_without_difficulty=100.0,
-    source="rendered by aqa_pipeline.datasets.demo; window and labels as for MTL-AQA",
+    source="rendered by aqa_pipeline.datasets.demo.dataset; window and labels as for MTL-AQA",
 )
 
 #: Frames that a dive's clip goes on after take-off, at 25 a second: 44 in the air, then the
