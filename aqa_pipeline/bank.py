@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aqa_pipeline.cache.segment import FeatureArray, encoded
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.hdf5 import (
     DamagedFileError,
@@ -26,7 +27,6 @@ from aqa_pipeline.hdf5 import (
     text_attribute,
     write_text,
 )
-from aqa_pipeline.segment import FeatureArray, encoded
 
 BANK_FORMAT = "aqa-exemplar-bank"
 BANK_VERSION = 1

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.errors import AqaError, DataError
 from aqa_pipeline.evaluate import Predictions, predict_clips
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_folder import Run, read_run

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.backbone.weights import weights_identity
+from aqa_pipeline.cache.fingerprint import Fingerprint, cache_folder, fingerprint_of
 from aqa_pipeline.config import DEVICE, ExtractConfig
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.manifest import read_manifest
@@ -23,9 +24,7 @@ from aqa_pipeline.errors import CacheError
 from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone
 from aqa_pipeline.extract_plan import plan_extraction
 from aqa_pipeline.find_precision import find_precision
-from aqa_pipeline.fingerprint import Fingerprint, cache_folder
 from aqa_pipeline.media.views import views_of
-from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.shards import Shard
 
 logger = logging.getLogger(__name__)

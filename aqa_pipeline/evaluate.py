@@ -17,15 +17,15 @@ import pandas as pd
 import torch
 
 from aqa_pipeline.averages import average_parts
+from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.calibration import measure_intervals
-from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.heads.voting import Votes
 from aqa_pipeline.run_folder import Run, read_run, run_folders
 

@@ -24,17 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode, i3d_backbone
+from aqa_pipeline.cache.failures import Failure, FailureLog, read_failures
+from aqa_pipeline.cache.fingerprint import ensure_cache, machine_facts
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.encode_stream import encode_stream
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extract_plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
-from aqa_pipeline.failures import Failure, FailureLog, read_failures
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fingerprint import ensure_cache, machine_facts
 from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
 from aqa_pipeline.media.views import cut_view
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 
 __all__ = [
     "Backbone",

@@ -14,14 +14,14 @@ from datetime import datetime
 from pathlib import Path
 
 from aqa_pipeline.atomic import host_name
+from aqa_pipeline.cache.failures import Failure, read_failures
+from aqa_pipeline.cache.fingerprint import BACKBONE_DIM, Fingerprint, cache_folder, nearest_cache
+from aqa_pipeline.cache.load import wanted
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.segment import SegmentIndex
 from aqa_pipeline.datasets.locate import LocatedClip, MissingClip, locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.failures import Failure, read_failures
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fingerprint import Fingerprint, cache_folder, nearest_cache
 from aqa_pipeline.media.views import PLAIN, View
-from aqa_pipeline.plan import BACKBONE_DIM, wanted
-from aqa_pipeline.segment import SegmentIndex
 from aqa_pipeline.shards import Shard
 
 #: Of one clip in a segment besides its features and its window: ids, hash.

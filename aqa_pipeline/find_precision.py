@@ -23,13 +23,12 @@ from aqa_pipeline.backbone.precision import (
     choose,
     supported_precisions,
 )
+from aqa_pipeline.cache.fingerprint import FILE_NAME, cache_folder, fingerprint_of
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.datasets.locate import locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, SetupError, UsageError
-from aqa_pipeline.fingerprint import FILE_NAME, cache_folder
 from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
-from aqa_pipeline.plan import fingerprint_of
 
 _log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import torch
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.averages import average_parts
-from aqa_pipeline.cached_views import load_views
+from aqa_pipeline.cache.load import SplitClips, load_split, load_views
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.calibration import held_out_clips
-from aqa_pipeline.clips import SplitClips, load_split
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
@@ -37,7 +37,6 @@ from aqa_pipeline.evaluate import (
     predictions_table,
     selection_sentence,
 )
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.svr_training import train_svrs
 from aqa_pipeline.train import TrainedHeads, train_heads

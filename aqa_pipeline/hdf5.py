@@ -1,7 +1,8 @@
 """Making and opening HDF5 files, so that no half-written or damaged one is read as data.
 
-The formats are elsewhere: :mod:`aqa_pipeline.store` (segments), :mod:`aqa_pipeline.bank`
-(exemplar banks), :mod:`aqa_pipeline.exchange_files` (what other programs wrote).
+The formats are elsewhere: :mod:`aqa_pipeline.cache.segment_file` (segments),
+:mod:`aqa_pipeline.bank`
+(exemplar banks), :mod:`aqa_pipeline.cache.foreign_files` (what other programs wrote).
 
 Strings are stored with a fixed length, not in HDF5's heap: the heap has no checksum,
 and 100,000 of them are read in one piece.

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from aqa_pipeline.atomic import write_text_atomically
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig, ReproduceConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.reproduce_drawings import svg_file
 from aqa_pipeline.reproduce_figures import (
     PAPER_DEPTH,

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from aqa_pipeline import figures
-from aqa_pipeline.clips import load_split
+from aqa_pipeline.cache.load import load_split
 from aqa_pipeline.config import FitConfig, HeadConfig, Recipe
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.groups import Groups

@@ -22,13 +22,13 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import as_json, write_text_atomically
-from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.run_folder import Run, read_run
 from aqa_pipeline.sheet import Spread

@@ -10,11 +10,11 @@ from pathlib import Path
 from aqa_pipeline.backbone.encoder import Encode, i3d_backbone
 from aqa_pipeline.backbone.precision import FLOAT32, PRECISIONS
 from aqa_pipeline.backbone.weights import find_weights, weights_identity
+from aqa_pipeline.cache.exchange import imported_fingerprint
+from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.exchange import imported_fingerprint
-from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_folder import Run
 
 #: What to do where a device has no memory left for a backbone and its heads.

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.sweep_block import Block, run_block
 from aqa_pipeline.sweep_plan import (

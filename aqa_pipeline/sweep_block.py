@@ -20,15 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.cached_views import load_views
-from aqa_pipeline.clips import SplitClips, load_split
+from aqa_pipeline.cache.load import SplitClips, load_split, load_views
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, StackMember
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import free_bytes, is_shortage, release_memory, too_large
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.stack import Stack
 from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.sweep_space import configs
@@ -137,7 +136,7 @@ def run_block(
     Raises
     ------
     DataError, CacheError
-        As :func:`aqa_pipeline.clips.load_split`.
+        As :func:`aqa_pipeline.cache.load.load_split`.
     SetupError
         If memory runs out even with the models of one trial.
     """

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from aqa_pipeline.cache_upkeep import verify
-from aqa_pipeline.compaction import compact
+from aqa_pipeline.cache.compact import compact
+from aqa_pipeline.cache.fingerprint import Fingerprint
+from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.verify import verify
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.feature_cache import FeatureCache, WantedClips
-from aqa_pipeline.fingerprint import Fingerprint
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 
 PROTOCOL = Protocol("bench")
 FINGERPRINT = Fingerprint(

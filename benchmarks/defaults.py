@@ -21,7 +21,8 @@ import click
 import numpy as np
 import torch
 
-from aqa_pipeline.clips import load_split
+from aqa_pipeline.cache.load import find_cache, load_split
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import spearman
@@ -29,8 +30,6 @@ from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.datasets.split import fold_numbers
 from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.plan import find_cache
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_folder import Run
 from aqa_pipeline.svr_training import train_svrs

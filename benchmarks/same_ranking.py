@@ -24,7 +24,7 @@ from stage1_files import tasks_of
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.backbone.weights import find_weights, load_i3d
-from aqa_pipeline.clips import feature_set, load_features
+from aqa_pipeline.cache.load import feature_set, find_cache, load_features
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.metrics import spearman
@@ -33,7 +33,6 @@ from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.media.decode_pool import decode_clip
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.plan import find_cache
 from aqa_pipeline.run_folder import read_run
 
 

@@ -21,13 +21,13 @@ from stage1_network import clocks
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.i3d import I3D
 from aqa_pipeline.backbone.weights import weights_identity
+from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.extract import default_workers, extract, plan_extraction
 from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
-from aqa_pipeline.plan import fingerprint_of
 
 Row = dict[str, Any]
 

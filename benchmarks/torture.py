@@ -26,11 +26,11 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aqa_pipeline.cache_upkeep import verify  # noqa: E402
+from aqa_pipeline.cache.load import wanted  # noqa: E402
+from aqa_pipeline.cache.reader import FeatureCache  # noqa: E402
+from aqa_pipeline.cache.verify import verify  # noqa: E402
 from aqa_pipeline.datasets.locate import locate, video_index_folder  # noqa: E402
 from aqa_pipeline.datasets.manifest import read_manifest  # noqa: E402
-from aqa_pipeline.feature_cache import FeatureCache  # noqa: E402
-from aqa_pipeline.plan import wanted  # noqa: E402
 from tests.small_project import make_project  # noqa: E402
 
 AQA = [sys.executable, "-c", "from aqa_cli.main import main; main()"]

@@ -71,7 +71,7 @@ def cache() -> None:
 @pass_project
 def info(project: Project, folders: tuple[Path, ...], dataset: str | None, as_json: bool) -> None:
     """Say what caches hold; no feature is read."""
-    from aqa_pipeline.cache_upkeep import cache_info
+    from aqa_pipeline.cache.verify import cache_info
 
     told = [cache_info(folder) for folder in chosen_folders(project, dataset, folders)]
     if as_json:
@@ -113,8 +113,8 @@ def verify(
     Nothing is deleted, and the clips of a damaged segment are extracted again by the next
     `aqa extract`. Exit code 3 when there was damage, as for clips that failed.
     """
-    from aqa_pipeline.cache_upkeep import quarantine
-    from aqa_pipeline.cache_upkeep import verify as run_verify
+    from aqa_pipeline.cache.verify import quarantine
+    from aqa_pipeline.cache.verify import verify as run_verify
 
     told: list[dict[str, Any]] = []
     not_moved: SetupError | None = None
@@ -164,7 +164,7 @@ def compact(
     Every clip is hashed on the way, the old segments go only when the new one is on the
     disk, and readers and writers may go on meanwhile.
     """
-    from aqa_pipeline.compaction import compact as run_compact
+    from aqa_pipeline.cache.compact import compact as run_compact
 
     told: list[dict[str, Any]] = []
     for folder in chosen_folders(project, dataset, folders):
@@ -205,7 +205,7 @@ def gc(
 
     Only whole segments go; what is left of a segment is worth an `aqa cache compact` first.
     """
-    from aqa_pipeline.compaction import collect_garbage
+    from aqa_pipeline.cache.compact import collect_garbage
 
     told: list[dict[str, Any]] = []
     for folder in chosen_folders(project, dataset, folders):
@@ -226,9 +226,9 @@ def gc(
 
 def wanted_by(manifest: Path, folder: Path) -> Any:
     """The clips of a cache that a manifest wants."""
-    from aqa_pipeline.cached_clips import request_clips
+    from aqa_pipeline.cache.load import request_clips
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
-    from aqa_pipeline.feature_cache import FeatureCache
 
     clips = read_manifest(manifest)
     return request_clips(clips, FeatureCache.open(folder), clips.clips["clip_id"].tolist())
@@ -254,10 +254,10 @@ def export(
 
     Beside the features stand clip_id, score, split, category, difficulty and frame_index.
     """
+    from aqa_pipeline.cache.exchange import export_features
+    from aqa_pipeline.cache.load import find_cache
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
-    from aqa_pipeline.exchange import export_features
-    from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.plan import find_cache
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     source = (
@@ -310,8 +310,8 @@ def import_(
     folder of CLIP_ID.npy. Pickles are read without running what is in them. Then `aqa
     fit-head` works on them as on features of its own.
     """
+    from aqa_pipeline.cache.exchange import import_features
     from aqa_pipeline.datasets.manifest import read_manifest
-    from aqa_pipeline.exchange import import_features
 
     done = import_features(
         read_manifest(manifest_path(project, dataset, manifest)),

@@ -50,13 +50,13 @@ def demo(
         find_weights,
         weights_info,
     )
+    from aqa_pipeline.cache.fingerprint import fingerprint_of
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.demo.competition import DemoConfig
     from aqa_pipeline.datasets.demo.dataset import PROTOCOL, ceiling, write_demo
     from aqa_pipeline.device import find_device
     from aqa_pipeline.extract import default_workers, extract, i3d_backbone, plan_extraction
-    from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.fit import fit_dataset
-    from aqa_pipeline.plan import fingerprint_of
 
     computing_on = find_device(device)
     if weights is None and not fetched_path().exists():

@@ -115,6 +115,7 @@ def extract(
     clip that fails is written down and the others go on; then the exit code is 3.
     """
     from aqa_pipeline.backbone.weights import find_weights, weights_identity
+    from aqa_pipeline.cache.fingerprint import fingerprint_of
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import device_name, share_cores
     from aqa_pipeline.extract import default_workers, i3d_backbone
@@ -122,7 +123,6 @@ def extract(
     from aqa_pipeline.extract_plan import plan_extraction
     from aqa_pipeline.find_precision import find_precision
     from aqa_pipeline.media.views import views_of
-    from aqa_pipeline.plan import fingerprint_of
     from aqa_pipeline.shards import parse_shard
 
     share_cores()

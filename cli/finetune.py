@@ -226,8 +226,7 @@ def _extract_all(
 def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> None:
     """What to type for more heads on the tuned features."""
     from aqa_pipeline.backbone.weights import weights_identity
-    from aqa_pipeline.fingerprint import cache_folder
-    from aqa_pipeline.plan import fingerprint_of
+    from aqa_pipeline.cache.fingerprint import cache_folder, fingerprint_of
     from aqa_pipeline.tuning.outcome import BACKBONE_FILE
 
     for plan in plans:

@@ -186,11 +186,11 @@ def fit_head(
     split. Everything needed to score new clips goes into the run folder. Categories and
     folds, where the protocol has them, get heads and a folder each.
     """
+    from aqa_pipeline.cache.load import find_cache
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.feature_cache import FeatureCache
     from aqa_pipeline.fit import fit_dataset
-    from aqa_pipeline.plan import find_cache
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     cache = (

@@ -75,10 +75,10 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
+    from aqa_pipeline.cache.load import find_cache
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.plan import find_cache
     from aqa_pipeline.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))

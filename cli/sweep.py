@@ -156,10 +156,10 @@ def sweep(
     """
     import shutil
 
+    from aqa_pipeline.cache.load import find_cache
+    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.feature_cache import FeatureCache
-    from aqa_pipeline.plan import find_cache
     from aqa_pipeline.sweep import run_sweep
     from aqa_pipeline.sweep_block import DataSource
     from aqa_pipeline.sweep_plan import FOLDER, SweepPlan

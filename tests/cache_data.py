@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from aqa_pipeline.cache.fingerprint import Fingerprint
+from aqa_pipeline.cache.reader import WantedClips
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
-from aqa_pipeline.feature_cache import WantedClips
-from aqa_pipeline.fingerprint import Fingerprint
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 
 WINDOW_FRAMES = 7
 SNIPPETS = 2

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from aqa_pipeline.atomic import host_name, stale_temporaries
-from aqa_pipeline.cache_upkeep import cache_info, quarantine, verify
-from aqa_pipeline.compaction import collect_garbage, compact
+from aqa_pipeline.cache.compact import collect_garbage, compact
+from aqa_pipeline.cache.failures import Failure, FailureLog
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.verify import cache_info, quarantine, verify
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.failures import Failure, FailureLog
-from aqa_pipeline.feature_cache import FeatureCache
 from tests.cache_data import FINGERPRINT, damage, make_clip, write
 
 

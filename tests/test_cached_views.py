@@ -11,12 +11,12 @@ import pytest
 from aqa_cli.main import cli
 from click.testing import CliRunner
 
-from aqa_pipeline.cached_views import load_views
+from aqa_pipeline.cache.fingerprint import fingerprint_of
+from aqa_pipeline.cache.load import load_views
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.writer import SegmentWriter
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.plan import fingerprint_of
-from aqa_pipeline.segment_writer import SegmentWriter
 from tests.test_fit import PROTOCOL, cached_clip, make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

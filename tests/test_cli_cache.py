@@ -13,7 +13,7 @@ import pytest
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
-from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.cache.reader import FeatureCache
 from tests.cache_data import FINGERPRINT, Clock, damage, make_clip, write
 from tests.small_project import make_project
 

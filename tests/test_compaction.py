@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aqa_pipeline import compaction
-from aqa_pipeline.cache_upkeep import verify
-from aqa_pipeline.compaction import collect_garbage, compact
+from aqa_pipeline.cache import compact as compaction
+from aqa_pipeline.cache.compact import collect_garbage, compact
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.segment_file import read_features
+from aqa_pipeline.cache.verify import verify
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.store import read_features
 from tests.cache_data import Clock, damage, make_clip, want, write
 
 

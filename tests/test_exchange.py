@@ -10,21 +10,21 @@ import pandas as pd
 import pytest
 import torch
 
-from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
-from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
-from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.errors import CacheError, DataError
-from aqa_pipeline.exchange import (
+from aqa_pipeline.cache.exchange import (
     Imported,
     export_features,
     import_features,
     imported_fingerprint,
     resampled,
 )
-from aqa_pipeline.exchange_files import read_foreign
-from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.cache.foreign_files import read_foreign
+from aqa_pipeline.cache.load import find_cache
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
+from aqa_pipeline.datasets.protocol import write_protocol
+from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.fit import fit_head
-from aqa_pipeline.plan import find_cache
 from tests.cache_data import FINGERPRINT
 
 CLIPS = 24
@@ -118,7 +118,7 @@ def test_heads_run_on_imported_features(
 def test_missing_imported_features_say_to_import(manifest: Manifest, tmp_path: Path) -> None:
     done = take(manifest, save(tmp_path, STACK[:5], IDS[:5]), partial=True)
     assert (done.num_clips, len(done.only_in_manifest)) == (5, 19)
-    from aqa_pipeline.clips import load_features
+    from aqa_pipeline.cache.load import load_features
 
     with pytest.raises(CacheError, match=r"19 of 24 clips are missing .*aqa cache import"):
         load_features(manifest, FeatureCache.open(done.folder), IDS)

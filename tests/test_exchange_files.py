@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from aqa_pipeline.cache.foreign_files import ForeignFeatures, read_foreign, write_plain
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.exchange_files import ForeignFeatures, read_foreign, write_plain
 
 IDS = ["a", "01_002", "Sprung Ü"]
 STACK = np.random.default_rng(0).standard_normal((3, 4, 5))

@@ -15,13 +15,13 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from aqa_pipeline.backbone.weights import weights_identity
+from aqa_pipeline.cache.fingerprint import BACKBONE_DIM, fingerprint_of
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.locate import locate, video_index_folder
 from aqa_pipeline.datasets.manifest import read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.media.identity import FileMemo, remember_length
-from aqa_pipeline.plan import BACKBONE_DIM, fingerprint_of
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 from tests.videos import write_video
 
 NUM_CLIPS, NUM_VIDEOS = 1412, 26

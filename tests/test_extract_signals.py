@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.cache.reader import FeatureCache
 from tests.fake_aqa import run_aqa, start_aqa, write_fake_weights
 from tests.small_project import make_project
 

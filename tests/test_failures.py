@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aqa_pipeline.cache.failures import Failure, FailureLog, read_failures
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.failures import Failure, FailureLog, read_failures
 
 
 def fail(clip_id: str, second: int = 0, **fields: object) -> Failure:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aqa_pipeline import feature_cache
-from aqa_pipeline.compaction import compact
+from aqa_pipeline.cache import reader as feature_cache
+from aqa_pipeline.cache.compact import compact
+from aqa_pipeline.cache.fingerprint import ensure_cache
+from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.segment import SegmentIndex
+from aqa_pipeline.cache.segment_file import read_index
 from aqa_pipeline.errors import CacheError, DataError
-from aqa_pipeline.feature_cache import FeatureCache, WantedClips
-from aqa_pipeline.fingerprint import ensure_cache
-from aqa_pipeline.segment import SegmentIndex
-from aqa_pipeline.store import read_index
 from tests.cache_data import DIM, FINGERPRINT, SNIPPETS, Clock, make_clip, want, write
 
 
@@ -43,7 +43,7 @@ def test_features_come_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_small_pieces_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [make_clip(f"c{i}") for i in range(10)]
     write(tmp_path, clips)
-    monkeypatch.setattr("aqa_pipeline.store.BLOCK_BYTES", 3 * SNIPPETS * DIM * 4)
+    monkeypatch.setattr("aqa_pipeline.cache.segment_file.BLOCK_BYTES", 3 * SNIPPETS * DIM * 4)
     values = FeatureCache.open(tmp_path).load(want(clips[::-1][2:]), verify=True).values
     np.testing.assert_array_equal(values, [clip.features for clip in clips[::-1][2:]])
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aqa_pipeline.backbone.weights import weights_identity, weights_info
-from aqa_pipeline.feature_cache import FeatureCache
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.run_backbone import own_weights
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.tuning.bank import Encoder

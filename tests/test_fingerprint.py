@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
-from aqa_pipeline.errors import CacheError, SetupError
-from aqa_pipeline.fingerprint import (
+from aqa_pipeline.cache.fingerprint import (
     FILE_NAME,
     Fingerprint,
     cache_folder,
@@ -20,6 +18,8 @@ from aqa_pipeline.fingerprint import (
     nearest_cache,
     read_identity,
 )
+from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset
+from aqa_pipeline.errors import CacheError, SetupError
 from tests.cache_data import FINGERPRINT
 
 CHANGES: dict[str, Any] = {

@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
+from aqa_pipeline.cache.fingerprint import fingerprint_of
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
@@ -23,12 +26,9 @@ from aqa_pipeline.evaluate import (
     evaluate_run,
     predict_clips,
 )
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
 from aqa_pipeline.media.snippets import window_positions
-from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_folder import read_run
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

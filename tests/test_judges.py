@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aqa_pipeline.clips import feature_set
+from aqa_pipeline.cache.load import feature_set
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.core.judges import find_rule, half_points, label_of_marks, marks_of
 from aqa_pipeline.core.labels import LabelScale

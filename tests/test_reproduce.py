@@ -17,12 +17,12 @@ import torch
 from aqa_cli.main import cli
 from click.testing import CliRunner
 
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import HeadConfig, Protocol, ReproduceConfig
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.feature_cache import FeatureCache
 from aqa_pipeline.reproduce import Reproduction, reproduce
 from aqa_pipeline.reproduce_figures import groups_at_depth
 from aqa_pipeline.sheet import Sheet, Spread

@@ -16,12 +16,12 @@ import pytest
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.atomic import as_json
+from aqa_pipeline.cache.exchange import imported_fingerprint
+from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError, ClipError, UsageError
 from aqa_pipeline.evaluate import evaluate_run
-from aqa_pipeline.exchange import imported_fingerprint
-from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_backbone import load_backbone, own_weights
 from aqa_pipeline.run_folder import read_run
 from aqa_pipeline.scorer import Scorer

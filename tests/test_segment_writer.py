@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.writer import SegmentWriter
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.errors import CacheError, ClipError, DataError, SetupError
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.segment_writer import SegmentWriter
 from tests.cache_data import DIM, FINGERPRINT, Clock, make_clip, want
 
 

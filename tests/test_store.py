@@ -20,22 +20,22 @@ from hypothesis import strategies as st
 
 from aqa_pipeline import atomic
 from aqa_pipeline.bank import write_bank
-from aqa_pipeline.errors import DataError, SetupError
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.segment import (
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.segment import (
     SegmentDamagedError,
     SegmentGoneError,
     SegmentIndex,
     SegmentTable,
     segment_name,
 )
-from aqa_pipeline.store import (
+from aqa_pipeline.cache.segment_file import (
     damaged_clips,
     read_features,
     read_index,
     read_table,
     write_segment,
 )
+from aqa_pipeline.errors import DataError, SetupError
 from tests.cache_data import DIM, FINGERPRINT, SNIPPETS, make_clip, want, write
 
 VERSION_1 = Path(__file__).parent / "data" / "segment-v1.h5"
@@ -289,7 +289,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from aqa_pipeline.config import ExtractConfig
-from aqa_pipeline.segment_writer import SegmentWriter
+from aqa_pipeline.cache.writer import SegmentWriter
 from tests.cache_data import FINGERPRINT, make_clip
 print("ready", flush=True)
 with SegmentWriter(Path(sys.argv[1]), FINGERPRINT, config=ExtractConfig(flush_clips=3)) as writer:
@@ -349,7 +349,7 @@ def test_any_text_comes_back(
 
 def test_the_store_does_not_import_torch_or_pandas() -> None:
     code = (
-        "import sys, json, aqa_pipeline.cache_upkeep, aqa_pipeline.segment_writer\n"
+        "import sys, json, aqa_pipeline.cache.verify, aqa_pipeline.cache.writer\n"
         "print(json.dumps([m for m in ('torch', 'pandas', 'av', 'scipy') if m in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,8 +20,10 @@ from aqa_pipeline.backbone.weights import (
     weights_sha256,
     write_weights,
 )
+from aqa_pipeline.cache.fingerprint import fingerprint_of
+from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.calibration import Calibration, held_out_clips
-from aqa_pipeline.clips import feature_set, load_features
 from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.cross_selection import cross_selected
@@ -30,8 +32,6 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.evaluate import measure, predict_clips, predictions_table, selection_sentence
 from aqa_pipeline.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extract_plan import plan_extraction
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.plan import fingerprint_of
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.tuning.loop import HISTORY_COLUMNS
 from aqa_pipeline.tuning.plan import PartPlan

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aqa_pipeline.clips import feature_set, videos_apart
+from aqa_pipeline.cache.load import feature_set, videos_apart
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale

@@ -22,16 +22,16 @@ import pytest
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
-from aqa_pipeline.cache_upkeep import verify
-from aqa_pipeline.compaction import compact
+from aqa_pipeline.cache.compact import compact
+from aqa_pipeline.cache.failures import Failure, FailureLog
+from aqa_pipeline.cache.fingerprint import Fingerprint
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.segment import SegmentDamagedError, WantedClips
+from aqa_pipeline.cache.segment_file import damaged_clips, read_index
+from aqa_pipeline.cache.verify import verify
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.failures import Failure, FailureLog
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fingerprint import Fingerprint
-from aqa_pipeline.segment import SegmentDamagedError, WantedClips
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.store import damaged_clips, read_index
 
 pytestmark = pytest.mark.torture
 
@@ -76,8 +76,8 @@ WRITER = """
 import random, sys
 from pathlib import Path
 from aqa_pipeline.config import ExtractConfig
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.segment_writer import SegmentWriter
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.writer import SegmentWriter
 from tests.torture.test_cache_torture import FINGERPRINT, real_clip, wanted
 folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(seed)

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.atomic import stale_temporaries, storage_error
-from aqa_pipeline.errors import CacheError, SetupError
-from aqa_pipeline.feature_cache import FeatureCache, WantedClips
-from aqa_pipeline.segment import (
+from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.segment import (
     FeatureArray,
     SegmentDamagedError,
     SegmentGoneError,
@@ -29,7 +28,8 @@ from aqa_pipeline.segment import (
     mismatches,
     segment_name,
 )
-from aqa_pipeline.store import damaged_clips, read_features, read_table, write_segment
+from aqa_pipeline.cache.segment_file import damaged_clips, read_features, read_table, write_segment
+from aqa_pipeline.errors import CacheError, SetupError
 
 logger = logging.getLogger(__name__)
 

@@ -34,10 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.cache.segment import FeatureArray, encoded
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.hdf5 import DamagedFileError, new_hdf5, open_hdf5, write_text
 from aqa_pipeline.pickles import read_pickle
-from aqa_pipeline.segment import FeatureArray, encoded
 
 READ_SUFFIXES = (".npz", ".npy", ".h5", ".hdf5", ".pkl", ".pickle")
 WRITE_SUFFIXES = (".npz", ".h5", ".hdf5")

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aqa_pipeline.cached_clips import request_clips
+from aqa_pipeline.cache.fingerprint import FILE_NAME, Fingerprint, cache_folder
+from aqa_pipeline.cache.foreign_files import ForeignFeatures, read_foreign, write_plain
+from aqa_pipeline.cache.load import request_clips
+from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.cache.segment import FeatureArray
+from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.exchange_files import ForeignFeatures, read_foreign, write_plain
-from aqa_pipeline.feature_cache import FeatureCache
-from aqa_pipeline.fingerprint import FILE_NAME, Fingerprint, cache_folder
-from aqa_pipeline.segment import FeatureArray
-from aqa_pipeline.segment_writer import ClipFeatures, SegmentWriter
 
 _SHOWN = 3
 
@@ -92,7 +92,7 @@ def import_features(
     ----------
     manifest : Manifest
     path : Path
-        See :mod:`aqa_pipeline.exchange_files`.
+        See :mod:`aqa_pipeline.cache.foreign_files`.
     cache_root : Path
     backbone : str
         Name for what made the features, such as ``"videoswin"``.

@@ -1,7 +1,7 @@
 """Segments: the HDF5 files that make a feature cache.
 
 It writes one file and reads one file; which segments make a cache is
-:mod:`aqa_pipeline.feature_cache`. The format is written down in docs/cache-format.md,
+:mod:`aqa_pipeline.cache.reader`. The format is written down in docs/cache-format.md,
 and that page is the contract.
 """
 
@@ -16,8 +16,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from aqa_pipeline.cache.fingerprint import FORMAT_VERSION, Facts
+from aqa_pipeline.cache.segment import (
+    FeatureArray,
+    SegmentDamagedError,
+    SegmentGoneError,
+    SegmentIndex,
+    SegmentTable,
+    mismatches,
+)
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.fingerprint import FORMAT_VERSION, Facts
 from aqa_pipeline.hdf5 import (
     DamagedFileError,
     check_array,
@@ -28,14 +36,6 @@ from aqa_pipeline.hdf5 import (
     read_text,
     text_attribute,
     write_text,
-)
-from aqa_pipeline.segment import (
-    FeatureArray,
-    SegmentDamagedError,
-    SegmentGoneError,
-    SegmentIndex,
-    SegmentTable,
-    mismatches,
 )
 
 SEGMENT_FORMAT = "aqa-feature-segment"

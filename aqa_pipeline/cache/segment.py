@@ -1,6 +1,6 @@
 """What a segment of the feature cache consists of, and which wanted clips it holds.
 
-No file is touched here; :mod:`aqa_pipeline.store` does that.
+No file is touched here; :mod:`aqa_pipeline.cache.segment_file` does that.
 
 Conventions
 -----------
@@ -29,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.atomic import writer_name
+from aqa_pipeline.cache.fingerprint import Facts
 from aqa_pipeline.errors import CacheError, DataError
-from aqa_pipeline.fingerprint import Facts
 
 PLAIN_VIEW = "plain"
 

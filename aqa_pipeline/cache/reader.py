@@ -14,9 +14,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from aqa_pipeline.errors import CacheError
-from aqa_pipeline.fingerprint import CacheIdentity, Fingerprint, check_fingerprint, read_identity
-from aqa_pipeline.segment import (
+from aqa_pipeline.cache.fingerprint import (
+    CacheIdentity,
+    Fingerprint,
+    check_fingerprint,
+    read_identity,
+)
+from aqa_pipeline.cache.segment import (
     PLAIN_VIEW,
     BoolArray,
     FeatureArray,
@@ -27,8 +31,9 @@ from aqa_pipeline.segment import (
     encoded,
     mismatches,
 )
-from aqa_pipeline.segment import WantedClips as WantedClips  # callers take it from here
-from aqa_pipeline.store import read_features, read_index, read_table
+from aqa_pipeline.cache.segment import WantedClips as WantedClips  # callers take it from here
+from aqa_pipeline.cache.segment_file import read_features, read_index, read_table
+from aqa_pipeline.errors import CacheError
 
 logger = logging.getLogger(__name__)
 

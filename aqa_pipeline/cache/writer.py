@@ -14,10 +14,8 @@ from types import TracebackType
 
 import numpy as np
 
-from aqa_pipeline.config import ExtractConfig
-from aqa_pipeline.errors import ClipError, DataError
-from aqa_pipeline.fingerprint import Facts, Fingerprint, ensure_cache, machine_facts
-from aqa_pipeline.segment import (
+from aqa_pipeline.cache.fingerprint import Facts, Fingerprint, ensure_cache, machine_facts
+from aqa_pipeline.cache.segment import (
     PLAIN_VIEW,
     FeatureArray,
     FloatArray,
@@ -27,7 +25,9 @@ from aqa_pipeline.segment import (
     encoded,
     segment_name,
 )
-from aqa_pipeline.store import write_segment
+from aqa_pipeline.cache.segment_file import write_segment
+from aqa_pipeline.config import ExtractConfig
+from aqa_pipeline.errors import ClipError, DataError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SegmentWriter:
     config : ExtractConfig
         ``flush_clips`` and ``flush_seconds`` are used.
     machine : dict, optional
-        Facts to record; default: :func:`aqa_pipeline.fingerprint.machine_facts`.
+        Facts to record; default: :func:`aqa_pipeline.cache.fingerprint.machine_facts`.
     monotonic : callable
         Seconds, for ``flush_seconds``.
     utc_now : callable

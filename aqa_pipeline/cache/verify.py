@@ -1,7 +1,7 @@
 """Looking after a feature cache: what it holds, whether all of it is sound, quarantine.
 
 None of it needs the writers or readers to stop, and none of it deletes anything; merging
-and removing is :mod:`aqa_pipeline.compaction`.
+and removing is :mod:`aqa_pipeline.cache.compact`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.atomic import fsync_folder, is_temporary, storage_error
-from aqa_pipeline.failures import read_failures
-from aqa_pipeline.feature_cache import Damage, FeatureCache
-from aqa_pipeline.fingerprint import CacheIdentity, Facts
-from aqa_pipeline.segment import SegmentDamagedError, SegmentGoneError, merged_machines
-from aqa_pipeline.store import damaged_clips
+from aqa_pipeline.cache.failures import read_failures
+from aqa_pipeline.cache.fingerprint import CacheIdentity, Facts
+from aqa_pipeline.cache.reader import Damage, FeatureCache
+from aqa_pipeline.cache.segment import SegmentDamagedError, SegmentGoneError, merged_machines
+from aqa_pipeline.cache.segment_file import damaged_clips
 
 QUARANTINE = "quarantine"
 

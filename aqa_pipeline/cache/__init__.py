@@ -1,0 +1,1 @@
+"""The feature cache: the contract between stage one and stage two."""
