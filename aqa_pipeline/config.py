@@ -11,7 +11,7 @@ from typing import Literal
 
 DEVICE = "auto"  #: see :func:`aqa_pipeline.device.find_device`
 
-PRECISION = "auto"  #: see :mod:`aqa_pipeline.find_precision`
+PRECISION = "auto"  #: see :mod:`aqa_pipeline.extraction.choose_precision`
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -55,7 +55,12 @@ def demo(
     from aqa_pipeline.datasets.demo.competition import DemoConfig
     from aqa_pipeline.datasets.demo.dataset import PROTOCOL, ceiling, write_demo
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.extract import default_workers, extract, i3d_backbone, plan_extraction
+    from aqa_pipeline.extraction.extract import (
+        default_workers,
+        extract,
+        i3d_backbone,
+        plan_extraction,
+    )
     from aqa_pipeline.fit import fit_dataset
 
     computing_on = find_device(device)

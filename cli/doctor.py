@@ -24,7 +24,7 @@ def doctor(project: Project, weights: Path | None, as_json: bool) -> None:
 
     Nothing it writes stays. Exit code 6 when something needed is missing.
     """
-    from aqa_pipeline.doctor import diagnose
+    from aqa_pipeline.extraction.doctor import diagnose
 
     checks = list(diagnose(cache_root=project.cache, weights=weights))
     lacking = [check.name for check in checks if check.status == "missing"]

@@ -27,7 +27,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from aqa_pipeline.extract import ExtractPlan, ExtractSummary
+    from aqa_pipeline.extraction.extract import ExtractPlan, ExtractSummary
     from aqa_pipeline.media.views import ViewSet
 
 SOME_FAILED = 3
@@ -118,12 +118,12 @@ def extract(
     from aqa_pipeline.cache.fingerprint import fingerprint_of
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import device_name, share_cores
-    from aqa_pipeline.extract import default_workers, i3d_backbone
-    from aqa_pipeline.extract import extract as run_extraction
-    from aqa_pipeline.extract_plan import plan_extraction
-    from aqa_pipeline.find_precision import find_precision
+    from aqa_pipeline.extraction.choose_precision import find_precision
+    from aqa_pipeline.extraction.extract import default_workers, i3d_backbone
+    from aqa_pipeline.extraction.extract import extract as run_extraction
+    from aqa_pipeline.extraction.plan import plan_extraction
+    from aqa_pipeline.extraction.shards import parse_shard
     from aqa_pipeline.media.views import views_of
-    from aqa_pipeline.shards import parse_shard
 
     share_cores()
     if (backend == "dask") != (scheduler is not None):
@@ -158,7 +158,7 @@ def extract(
         )
     fingerprint = fingerprint_of(protocol, weights_sha256=weights_sha256, precision=computed_in)
     if scheduler and not dry_run:
-        from aqa_pipeline.cluster import ClusterJob, extract_on_cluster
+        from aqa_pipeline.extraction.cluster import ClusterJob, extract_on_cluster
 
         job = ClusterJob(
             manifest_path=clips.path.absolute(),
@@ -201,7 +201,7 @@ def extract(
 
 
 def _show_plan(project: Project, plan: ExtractPlan, as_json: bool) -> None:
-    from aqa_pipeline.extract_plan import estimate
+    from aqa_pipeline.extraction.plan import estimate
 
     costs = estimate(plan)
     counts = {

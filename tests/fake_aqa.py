@@ -75,7 +75,7 @@ def slow_encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def use_fake_network() -> None:
     """From here on the real command loads the fake network, and does not ask torch anything."""
-    from aqa_pipeline import extract
+    from aqa_pipeline.extraction import extract
 
     extract.i3d_backbone = lambda weights, protocol, **_: lambda: slow_encode
     extract._facts = lambda: {"cpu": "fake"}

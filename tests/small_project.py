@@ -11,7 +11,7 @@ import pandas as pd
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.extract import Encode
+from aqa_pipeline.extraction.extract import Encode
 from tests.videos import frame_numbers, write_video
 
 #: One snippet of 9 frames: what the smallest clip costs on the real network.

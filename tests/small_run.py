@@ -13,7 +13,7 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig, FitConfig, HeadConfig, Protocol, ScoreConfig
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.extract import extract, plan_extraction
+from aqa_pipeline.extraction.extract import extract, plan_extraction
 from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.run_folder import read_run, run_folders
 from aqa_pipeline.scorer import Scorer

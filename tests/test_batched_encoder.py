@@ -10,8 +10,8 @@ from torch import Tensor
 
 from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder, fitting_batch
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.encode_stream import TakesSeveral
 from aqa_pipeline.errors import SetupError
+from aqa_pipeline.extraction.stream import TakesSeveral
 
 WINDOW = 6
 INDEX = np.array([[0, 1, 2], [2, 3, 4], [3, 4, 5]])  # three snippets of three frames

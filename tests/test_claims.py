@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aqa_pipeline import claims as module
-from aqa_pipeline.claims import FOLDER, Claims
 from aqa_pipeline.errors import SetupError
+from aqa_pipeline.extraction import leases as module
+from aqa_pipeline.extraction.leases import FOLDER, Claims
 
 
 def files(folder: Path, pattern: str = "*") -> list[str]:
@@ -35,7 +35,7 @@ def test_a_clip_belongs_to_one_living_writer_until_it_is_given_back(tmp_path: Pa
 def test_what_a_killed_writer_had_is_free_at_once_on_its_machine(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from aqa_pipeline.claims import Claims\n"
+        "from aqa_pipeline.extraction.leases import Claims\n"
         "claims = Claims(pathlib.Path(sys.argv[1])).__enter__()\n"
         "assert claims.take('a')\n"
         "os.kill(os.getpid(), 9)\n"

@@ -21,8 +21,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_fake_weights(tmp_path / "w.safetensors")
     monkeypatch.chdir(tmp_path)
     # Both are put back afterwards.
-    monkeypatch.setattr("aqa_pipeline.extract.i3d_backbone", None)
-    monkeypatch.setattr("aqa_pipeline.extract._facts", None)
+    monkeypatch.setattr("aqa_pipeline.extraction.extract.i3d_backbone", None)
+    monkeypatch.setattr("aqa_pipeline.extraction.extract._facts", None)
     use_fake_network()
     return tmp_path
 
@@ -59,7 +59,7 @@ def test_a_dry_run_on_a_gpu_computes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("a clip was decoded to compare precisions")
 
     monkeypatch.setattr("aqa_pipeline.device.device_name", lambda name: "cuda:0")
-    found = "aqa_pipeline.find_precision"
+    found = "aqa_pipeline.extraction.choose_precision"
     monkeypatch.setattr(f"{found}.supported_precisions", lambda device: ("fp16", "float32"))
     monkeypatch.setattr(f"{found}.sample_windows", no_clip)
     result = extract("--dry-run")

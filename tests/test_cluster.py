@@ -11,9 +11,9 @@ import pytest
 from aqa_pipeline.backbone.weights import weights_identity
 from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.cluster import ClusterJob, extract_on_cluster
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.errors import CacheError, SetupError
+from aqa_pipeline.extraction.cluster import ClusterJob, extract_on_cluster
 from tests.fake_aqa import ROOT, run_aqa, use_fake_network, write_fake_weights
 from tests.small_project import make_project
 

@@ -16,9 +16,11 @@ import torch
 from aqa_cli.main import cli
 from click.testing import CliRunner
 
-from aqa_pipeline import atomic, decode_check, device_check
-from aqa_pipeline.doctor import Check, diagnose
+from aqa_pipeline import atomic
 from aqa_pipeline.errors import ClipError, SetupError
+from aqa_pipeline.extraction import device_check
+from aqa_pipeline.extraction import doctor as decode_check
+from aqa_pipeline.extraction.doctor import Check, diagnose
 from aqa_pipeline.media import reader as video
 from tests.random_i3d import random_i3d
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.encode_stream import encode_stream
 from aqa_pipeline.errors import ClipError
+from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
 
 Frames = npt.NDArray[np.uint8]

@@ -17,15 +17,15 @@ from aqa_pipeline.cache.failures import Failure, FailureLog
 from aqa_pipeline.cache.fingerprint import BACKBONE_DIM, ensure_cache, fingerprint_of
 from aqa_pipeline.cache.load import find_cache, wanted
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extract import Encode, ExtractSummary, default_workers, extract
-from aqa_pipeline.extract_plan import estimate, plan_extraction
+from aqa_pipeline.extraction.extract import Encode, ExtractSummary, default_workers, extract
+from aqa_pipeline.extraction.leases import Claims
+from aqa_pipeline.extraction.plan import estimate, plan_extraction
+from aqa_pipeline.extraction.shards import Shard
 from aqa_pipeline.media.views import views_of
-from aqa_pipeline.shards import Shard
 from tests.small_project import encode_numbers, fake_backbone, make_project
 from tests.videos import write_video
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from aqa_pipeline import find_precision as module
 from aqa_pipeline.backbone.precision import PRECISIONS, agreement, choose, computing_in
 from aqa_pipeline.cache.fingerprint import cache_folder, ensure_cache, fingerprint_of
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.find_precision import find_precision, sample_windows
+from aqa_pipeline.extraction import choose_precision as module
+from aqa_pipeline.extraction.choose_precision import find_precision, sample_windows
 from tests.small_project import make_project
 
 FEATURES = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.shards import Shard, parse_shard
+from aqa_pipeline.extraction.shards import Shard, parse_shard
 
 
 def array(task: int, first: int, last: int, count: int, step: int = 1) -> dict[str, str]:

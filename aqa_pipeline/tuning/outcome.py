@@ -30,8 +30,8 @@ from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.evaluate import measure, predict_clips, predictions_table, selection_sentence
-from aqa_pipeline.extract import ExtractSummary, default_workers, extract
-from aqa_pipeline.extract_plan import plan_extraction
+from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
+from aqa_pipeline.extraction.plan import plan_extraction
 from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.tuning.loop import HISTORY_COLUMNS
 from aqa_pipeline.tuning.plan import PartPlan

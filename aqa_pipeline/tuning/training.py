@@ -14,7 +14,7 @@ import torch
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.datasets.locate import video_index_folder
-from aqa_pipeline.extract import default_workers
+from aqa_pipeline.extraction.extract import default_workers
 from aqa_pipeline.media.decode_pool import DecodePool
 from aqa_pipeline.ranks import Ranks
 from aqa_pipeline.tuning.bank import Encoder

@@ -21,8 +21,8 @@ from aqa_pipeline.backbone.gpu_network import (
 from aqa_pipeline.backbone.precision import agreement, dtype_of
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.device import device_name
-from aqa_pipeline.doctor import _device
-from aqa_pipeline.encode_stream import encode_stream
+from aqa_pipeline.extraction.doctor import _device
+from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
 from tests.gpu.conftest import REHEARSAL, Golden, Reading, largest_error, limited_memory
 

@@ -21,11 +21,11 @@ from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extract import ExtractSummary, default_workers, extract, i3d_backbone
-from aqa_pipeline.extract_plan import plan_extraction
-from aqa_pipeline.find_precision import find_precision
+from aqa_pipeline.extraction.choose_precision import find_precision
+from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract, i3d_backbone
+from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.shards import Shard
 from aqa_pipeline.media.views import views_of
-from aqa_pipeline.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def extract_shard(job: ClusterJob, shard: Shard) -> ExtractSummary:
     CacheError
         This machine would compute other numbers than ``job.fingerprint`` says.
     SetupError
-        As :func:`aqa_pipeline.extract.extract`.
+        As :func:`aqa_pipeline.extraction.extract.extract`.
     """
     _allow_children()
     manifest = read_manifest(job.manifest_path)

@@ -5,7 +5,7 @@ batch is one clip's snippets, always the same shape, so that no feature depends 
 clips were extracted beside it; a view is a clip of its own to the network.
 
 Any number of processes may work through one manifest at once: a clip that another one
-has claimed (:mod:`aqa_pipeline.claims`) is left to it.
+has claimed (:mod:`aqa_pipeline.extraction.leases`) is left to it.
 
 Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 """
@@ -28,11 +28,11 @@ from aqa_pipeline.cache.failures import Failure, FailureLog, read_failures
 from aqa_pipeline.cache.fingerprint import ensure_cache, machine_facts
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.claims import Claims
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
-from aqa_pipeline.encode_stream import encode_stream
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.extract_plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
+from aqa_pipeline.extraction.leases import Claims
+from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
+from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
 from aqa_pipeline.media.views import cut_view
 

@@ -21,8 +21,8 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.cache.segment import SegmentIndex
 from aqa_pipeline.datasets.locate import LocatedClip, MissingClip, locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.extraction.shards import Shard
 from aqa_pipeline.media.views import PLAIN, View
-from aqa_pipeline.shards import Shard
 
 #: Of one clip in a segment besides its features and its window: ids, hash.
 _CLIP_BYTES = 200

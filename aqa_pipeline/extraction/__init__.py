@@ -1,0 +1,1 @@
+"""Stage one: every clip of a manifest through the backbone, once."""
