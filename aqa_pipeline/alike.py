@@ -30,7 +30,7 @@ from aqa_pipeline.media.clip import ClipRequest
 from aqa_pipeline.novelty import SAME_SHARE
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import has_exact_features
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 _log = logging.getLogger(__name__)
 

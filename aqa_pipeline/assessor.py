@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.calibration import HalfWidth, Intervals, merged
-from aqa_pipeline.conformal import fewest_residuals
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
@@ -17,7 +15,9 @@ from aqa_pipeline.heads.voter import Verdict
 from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.novelty import Familiarity
 from aqa_pipeline.run_backbone import has_exact_features
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.calibration import HalfWidth, Intervals, merged
+from aqa_pipeline.runs.conformal import fewest_residuals
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scored import ExemplarVote, Scored
 
 

@@ -19,11 +19,11 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.errors import AqaError, DataError
-from aqa_pipeline.evaluate import Predictions, predict_clips
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_folder import Run, read_run
-from aqa_pipeline.run_record import RunRecord
+from aqa_pipeline.runs.evaluate import Predictions, predict_clips
+from aqa_pipeline.runs.folder import Run, read_run
+from aqa_pipeline.runs.record import RunRecord
 from aqa_pipeline.thumbnails import thumbnails
 
 _log = logging.getLogger(__name__)

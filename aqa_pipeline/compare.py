@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from aqa_pipeline.assessor import Assessor, ClipFacts
-from aqa_pipeline.conformal import conformal_quantile, difference_errors
 from aqa_pipeline.datasets.manifest import KNOWN, read_manifest
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.order_confidence import OrderConfidence
 from aqa_pipeline.predict import WantedClip, score_clips
 from aqa_pipeline.project import Project
+from aqa_pipeline.runs.conformal import conformal_quantile, difference_errors
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
 

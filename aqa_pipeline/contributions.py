@@ -34,7 +34,7 @@ import torch
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voting import predict_labels
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -21,7 +21,6 @@ import torch
 from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.parts import Part
@@ -43,7 +42,8 @@ from aqa_pipeline.media.clip import (
 from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import find_backbone
-from aqa_pipeline.run_folder import Run, read_run, run_folders
+from aqa_pipeline.runs.conformal import check_coverage
+from aqa_pipeline.runs.folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder

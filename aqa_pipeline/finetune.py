@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from aqa_pipeline.atomic import write_json_atomically
-from aqa_pipeline.averages import average_parts
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.backbone.weights import load_i3d, weights_identity
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
@@ -28,6 +27,7 @@ from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.runs.evaluate import average_parts
 from aqa_pipeline.tuning.loop import Tell
 from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
 from aqa_pipeline.tuning.plan import PartPlan, plan_part

@@ -19,10 +19,8 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_json_atomically
-from aqa_pipeline.averages import average_parts
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.calibration import held_out_clips
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
@@ -30,14 +28,16 @@ from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import naming_shortage, smaller_heads
 from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.evaluate import (
+from aqa_pipeline.runs.calibration import held_out_clips
+from aqa_pipeline.runs.evaluate import (
     Predictions,
+    average_parts,
     measure,
     predict_clips,
     predictions_table,
     selection_sentence,
 )
-from aqa_pipeline.run_folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.svr_training import train_svrs
 from aqa_pipeline.train import TrainedHeads, train_heads
 
@@ -85,8 +85,8 @@ def fit_dataset(
     -------
     dict
         What ``metrics.json`` of ``folder`` holds: the metrics of the only part
-        (:func:`aqa_pipeline.evaluate.measure`), or the averages of all
-        (:func:`aqa_pipeline.averages.average_parts`).
+        (:func:`aqa_pipeline.runs.evaluate.measure`), or the averages of all
+        (:func:`aqa_pipeline.runs.evaluate.average_parts`).
 
     Raises
     ------

@@ -37,7 +37,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 FloatArray = npt.NDArray[np.float32]
 

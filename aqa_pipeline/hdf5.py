@@ -1,7 +1,7 @@
 """Making and opening HDF5 files, so that no half-written or damaged one is read as data.
 
 The formats are elsewhere: :mod:`aqa_pipeline.cache.segment_file` (segments),
-:mod:`aqa_pipeline.bank`
+:mod:`aqa_pipeline.runs.exemplars`
 (exemplar banks), :mod:`aqa_pipeline.cache.foreign_files` (what other programs wrote).
 
 Strings are stored with a fixed length, not in HDF5's heap: the heap has no checksum,

@@ -17,7 +17,7 @@ from aqa_pipeline import figures
 from aqa_pipeline.case_study import Case, Rescored
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
-from aqa_pipeline.run_record import RunRecord
+from aqa_pipeline.runs.record import RunRecord
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -23,13 +23,13 @@ from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.paper_numbers import NOT_AVAILABLE
 from aqa_pipeline.reproduce_drawings import curve
 from aqa_pipeline.reproduce_runs import Outcome, Workplace, method_job, read_part
 from aqa_pipeline.reproduce_tables import R_L2, RHO, times_100, uses_difficulty
+from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.sheet import Cell, Sheet, Spread
 
 FloatArray = npt.NDArray[np.float64]

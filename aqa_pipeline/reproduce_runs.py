@@ -30,7 +30,7 @@ from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.fit import fit_dataset
-from aqa_pipeline.run_folder import Run, read_run
+from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.sheet import Spread
 
 FloatArray = npt.NDArray[np.float64]

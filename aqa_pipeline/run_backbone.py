@@ -15,7 +15,7 @@ from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 #: What to do where a device has no memory left for a backbone and its heads.
 LESS_MEMORY = "type --device cpu, or end what else uses the GPU"

@@ -31,7 +31,6 @@ import numpy.typing as npt
 from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.conformal import check_coverage
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
@@ -39,7 +38,8 @@ from aqa_pipeline.media.clip import ClipFrames, ClipRequest, naming, read_clip, 
 from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.run_backbone import LESS_MEMORY, load_backbone
-from aqa_pipeline.run_folder import Run, read_run, run_folders
+from aqa_pipeline.runs.conformal import check_coverage
+from aqa_pipeline.runs.folder import Run, read_run, run_folders
 from aqa_pipeline.scored import Scored
 from aqa_pipeline.slide import Slid, slide, snippet_protocol
 
@@ -50,7 +50,7 @@ class Scorer:
     Parameters
     ----------
     runs : sequence of Run
-        See :func:`aqa_pipeline.run_folder.run_folders`.
+        See :func:`aqa_pipeline.runs.folder.run_folders`.
     encode : callable
         The backbone, see :data:`aqa_pipeline.backbone.encoder.Encode`.
     config : ScoreConfig

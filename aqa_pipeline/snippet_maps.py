@@ -25,7 +25,7 @@ from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]

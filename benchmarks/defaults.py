@@ -29,9 +29,9 @@ from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.datasets.split import fold_numbers
-from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.evaluate import predict_clips
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.svr_training import train_svrs
 from aqa_pipeline.train import train_heads
 

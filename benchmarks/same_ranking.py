@@ -30,10 +30,10 @@ from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.parts import Part
-from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.media.decode_pool import decode_clip
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.runs.evaluate import predict_clips
+from aqa_pipeline.runs.folder import read_run
 
 
 def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarray]:

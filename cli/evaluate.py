@@ -50,7 +50,7 @@ def evaluate(
     """
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.evaluate import evaluate_folder
+    from aqa_pipeline.runs.evaluate import evaluate_folder
 
     folder = project.run_path(run)
     metrics = evaluate_folder(

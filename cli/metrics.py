@@ -93,7 +93,7 @@ def _show_range(metrics: dict[str, Any]) -> None:
 
 
 def _show_intervals(metrics: dict[str, Any]) -> None:
-    from aqa_pipeline.calibration import interval_sentence
+    from aqa_pipeline.runs.calibration import interval_sentence
 
     if metrics.get("intervals"):
         click.echo(interval_sentence(metrics["intervals"]))

@@ -17,7 +17,7 @@ from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.explain import Explainer
 from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scorer import Scorer
 from aqa_pipeline.snippet_maps import MapEncoder
 from tests.planted_run import drawn_run

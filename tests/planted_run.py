@@ -12,7 +12,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import fit_trunk
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 from tests.planted import planted_clips
 
 

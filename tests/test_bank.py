@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from aqa_pipeline.bank import read_bank, write_bank
 from aqa_pipeline.errors import DataError
+from aqa_pipeline.runs.exemplars import read_bank, write_bank
 from tests.cache_data import make_clip, write
 
 

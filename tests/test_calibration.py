@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline.calibration import (
+from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.core.labels import LabelScale
+from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.runs.calibration import (
     Calibration,
     Intervals,
     held_out_clips,
@@ -18,11 +21,8 @@ from aqa_pipeline.calibration import (
     read_calibration,
     write_calibration,
 )
-from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
-from aqa_pipeline.core.labels import LabelScale
-from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.evaluate import predict_clips
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.train import train_heads
 from tests.planted import planted_clips
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_pipeline.conformal import (
+from aqa_pipeline.errors import UsageError
+from aqa_pipeline.runs.conformal import (
     check_coverage,
     conformal_quantile,
     coverage_spread,
@@ -16,7 +17,6 @@ from aqa_pipeline.conformal import (
     fewest_residuals,
     residuals_for_own_group,
 )
-from aqa_pipeline.errors import UsageError
 
 
 def test_the_quantile_of_a_hand_sorted_list() -> None:

@@ -14,8 +14,8 @@ from aqa_pipeline.contributions import (
     snippet_contributions,
 )
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.evaluate import predict_clips
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.evaluate import predict_clips
+from aqa_pipeline.runs.folder import Run
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
 

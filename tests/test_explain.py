@@ -191,7 +191,7 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     from aqa_pipeline.explain import load_explainer
     from aqa_pipeline.project import Project
     from aqa_pipeline.run_backbone import RunBackbone
-    from aqa_pipeline.run_folder import write_run
+    from aqa_pipeline.runs.folder import write_run
     from aqa_pipeline.snippet_maps import MapEncoder
     from tests.explained import Averages
 

@@ -20,15 +20,15 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import CacheError, DataError, SetupError
-from aqa_pipeline.evaluate import (
+from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
+from aqa_pipeline.media.snippets import window_positions
+from aqa_pipeline.runs.evaluate import (
     difficulty_alone,
     evaluate_folder,
     evaluate_run,
     predict_clips,
 )
-from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
-from aqa_pipeline.media.snippets import window_positions
-from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.runs.folder import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

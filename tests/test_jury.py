@@ -11,9 +11,9 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.evaluate import predict_clips
 from aqa_pipeline.heads.voting import predict_labels
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.evaluate import predict_clips
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.train import train_heads
 from tests.planted import planted_clips
 

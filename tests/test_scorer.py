@@ -21,9 +21,9 @@ from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError, ClipError, UsageError
-from aqa_pipeline.evaluate import evaluate_run
 from aqa_pipeline.run_backbone import load_backbone, own_weights
-from aqa_pipeline.run_folder import read_run
+from aqa_pipeline.runs.evaluate import evaluate_run
+from aqa_pipeline.runs.folder import read_run
 from aqa_pipeline.scorer import Scorer
 from tests.fake_aqa import write_fake_weights
 from tests.small_project import PROTOCOL, encode_numbers

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from aqa_pipeline import atomic
-from aqa_pipeline.bank import write_bank
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.cache.segment import (
     SegmentDamagedError,
@@ -36,6 +35,7 @@ from aqa_pipeline.cache.segment_file import (
     write_segment,
 )
 from aqa_pipeline.errors import DataError, SetupError
+from aqa_pipeline.runs.exemplars import write_bank
 from tests.cache_data import DIM, FINGERPRINT, SNIPPETS, make_clip, want, write
 
 VERSION_1 = Path(__file__).parent / "data" / "segment-v1.h5"

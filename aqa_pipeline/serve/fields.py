@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aqa_pipeline.run_folder import Run
+from aqa_pipeline.runs.folder import Run
 
 #: Before the name of a column of the exemplar key that is neither category nor difficulty.
 KEY_PREFIX = "key."

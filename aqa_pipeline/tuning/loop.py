@@ -25,7 +25,7 @@ from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman
 from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.run_folder import history_table
+from aqa_pipeline.runs.folder import history_table
 from aqa_pipeline.signals import HeldSignals, held_signals
 from aqa_pipeline.tuning.bank import Encoder, ValidationPlan
 from aqa_pipeline.tuning.clips import ClipFrames, cut

@@ -20,7 +20,7 @@ from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.errors import CacheError, DataError, UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import fit_trunk, trunk_from_settings
-from aqa_pipeline.run_folder import Run, read_run
+from aqa_pipeline.runs.folder import Run, read_run
 
 IntArray = npt.NDArray[np.int64]
 CPU = torch.device("cpu")

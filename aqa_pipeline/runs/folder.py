@@ -21,8 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
-from aqa_pipeline.bank import read_bank, write_bank
-from aqa_pipeline.calibration import Calibration, read_calibration, write_calibration
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
@@ -31,6 +29,8 @@ from aqa_pipeline.heads.head import Head, Regressor
 from aqa_pipeline.heads.outputs import trunk_from_settings
 from aqa_pipeline.heads.svr import SvrHead
 from aqa_pipeline.heads.voter import Jury
+from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
+from aqa_pipeline.runs.exemplars import read_bank, write_bank
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.run_folder import FORMAT
+from aqa_pipeline.runs.folder import FORMAT
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class ParentRecord:
     folder : Path
     name : str
     metrics : dict
-        See :func:`aqa_pipeline.averages.average_parts`; empty where they were not written.
+        See :func:`aqa_pipeline.runs.evaluate.average_parts`; empty where they were not written.
     parts : tuple of RunRecord
     """
 

@@ -25,15 +25,15 @@ import pandas as pd
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import ScoreConfig
-from aqa_pipeline.conformal import (
+from aqa_pipeline.core.featureset import FeatureSet
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.runs.conformal import (
     check_coverage,
     conformal_quantile,
     coverage_spread,
     fewest_residuals,
     residuals_for_own_group,
 )
-from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -197,7 +197,7 @@ class Intervals:
     """Half widths of a run's intervals.
 
     Clips of the same difficulty calibrate where there are enough of them
-    (:func:`aqa_pipeline.conformal.residuals_for_own_group`), else all clips do.
+    (:func:`aqa_pipeline.runs.conformal.residuals_for_own_group`), else all clips do.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def measure_intervals(
     dict or None
         ``asked`` and ``reached`` coverage, the counts behind it, and ``expected_95``: the range
         that calibration and test draws alone would give
-        (:func:`aqa_pipeline.conformal.coverage_spread`). None where the run gives no interval.
+        (:func:`aqa_pipeline.runs.conformal.coverage_spread`). None where the run gives no interval.
     """
     if calibration is None or not len(clips):
         return None

@@ -1,0 +1,1 @@
+"""A fitted run on disk, and how good it is."""
