@@ -29,9 +29,9 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
-from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.sheet import Spread
+from aqa_pipeline.training.fit import fit_dataset
 
 FloatArray = npt.NDArray[np.float64]
 Metric = Literal["rho", "relative_l2"]
@@ -169,7 +169,7 @@ class Workplace:
         Raises
         ------
         DataError, CacheError
-            As :func:`aqa_pipeline.fit.fit_dataset`.
+            As :func:`aqa_pipeline.training.fit.fit_dataset`.
         """
         parts = tuple(parts_of(self.manifest))
         total = sum(len(parts) * job.fit.epochs for job in jobs)

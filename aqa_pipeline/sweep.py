@@ -21,7 +21,6 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.sweep_block import Block, run_block
 from aqa_pipeline.sweep_plan import (
     FOLDER,
@@ -39,6 +38,7 @@ from aqa_pipeline.sweep_trials import (
     importance,
     results_table,
 )
+from aqa_pipeline.training.fit import fit_dataset
 
 
 @dataclass(frozen=True, eq=False)

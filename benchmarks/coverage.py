@@ -20,8 +20,8 @@ from aqa_pipeline.cache.load import find_cache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.split import split_clips
-from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.runs.conformal import coverage_spread
+from aqa_pipeline.training.fit import fit_dataset
 
 SEEDS = 5
 HEADS = 5

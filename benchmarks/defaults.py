@@ -32,8 +32,8 @@ from aqa_pipeline.datasets.split import fold_numbers
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.svr_training import train_svrs
-from aqa_pipeline.train import train_heads
+from aqa_pipeline.training.svr import train_svrs
+from aqa_pipeline.training.train import train_heads
 
 CPU = torch.device("cpu")
 

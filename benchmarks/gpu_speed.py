@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from stage2 import some_clips
 
-from aqa_pipeline import stacked_adam
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.gpu_form import PLAIN, Form, gpu_form
 from aqa_pipeline.backbone.gpu_network import GpuNetwork, candidates, usable_kernels
@@ -28,7 +27,8 @@ from aqa_pipeline.backbone.precision import dtype_of
 from aqa_pipeline.backbone.weights import convert_weights, load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, Protocol, StackMember
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.stack import Stack
+from aqa_pipeline.training import adam as stacked_adam
+from aqa_pipeline.training.stack import Stack
 
 #: Of one snippet of 16 x 224 x 224.
 GFLOP = 55.6

@@ -26,7 +26,7 @@ from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.device import find_device
 from aqa_pipeline.heads.voting import vote
-from aqa_pipeline.stack import Stack
+from aqa_pipeline.training.stack import Stack
 
 HEAD = HeadConfig(aggregation="mean")
 RATE = 5e-4

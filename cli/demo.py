@@ -61,7 +61,7 @@ def demo(
         i3d_backbone,
         plan_extraction,
     )
-    from aqa_pipeline.fit import fit_dataset
+    from aqa_pipeline.training.fit import fit_dataset
 
     computing_on = find_device(device)
     if weights is None and not fetched_path().exists():

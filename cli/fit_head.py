@@ -190,7 +190,7 @@ def fit_head(
     from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.fit import fit_dataset
+    from aqa_pipeline.training.fit import fit_dataset
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     cache = (

@@ -28,7 +28,7 @@ def show_metrics(
     folder : Path
         The run folder.
     metrics : dict
-        See :func:`aqa_pipeline.fit.fit_dataset`.
+        See :func:`aqa_pipeline.training.fit.fit_dataset`.
     as_json : bool
     ceiling : dict, optional
         Metrics of the best prediction there could be, where it is known (the demo).

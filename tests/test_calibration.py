@@ -23,7 +23,7 @@ from aqa_pipeline.runs.calibration import (
 )
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.train import train_heads
+from aqa_pipeline.training.train import train_heads
 from tests.planted import planted_clips
 
 NAN = math.nan

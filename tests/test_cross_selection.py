@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aqa_pipeline.cross_selection import cross_selected
+from aqa_pipeline.training.validation import cross_selected
 
 
 def test_each_clip_is_predicted_at_the_epoch_that_the_others_choose() -> None:

@@ -16,7 +16,7 @@ from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import DistributionTrunk, fit_trunk, trunk_from_settings
-from aqa_pipeline.train import TrainedHeads, train_heads
+from aqa_pipeline.training.train import TrainedHeads, train_heads
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

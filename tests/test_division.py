@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from aqa_pipeline.config import FitConfig
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.division import divide, validation_rows, validation_unit
 from aqa_pipeline.errors import DataError
+from aqa_pipeline.training.validation import divide, validation_rows, validation_unit
 from tests.planted import planted_clips
 
 

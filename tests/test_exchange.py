@@ -24,7 +24,7 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import CacheError, DataError
-from aqa_pipeline.fit import fit_head
+from aqa_pipeline.training.fit import fit_head
 from tests.cache_data import FINGERPRINT
 
 CLIPS = 24

@@ -20,7 +20,6 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import CacheError, DataError, SetupError
-from aqa_pipeline.fit import FitResult, fit_dataset, fit_head
 from aqa_pipeline.media.snippets import window_positions
 from aqa_pipeline.runs.evaluate import (
     difficulty_alone,
@@ -29,6 +28,7 @@ from aqa_pipeline.runs.evaluate import (
     predict_clips,
 )
 from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.training.fit import FitResult, fit_dataset, fit_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -376,7 +376,9 @@ def test_a_vote_that_memory_does_not_suffice_for_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, cache = make_cache(tmp_path)
-    monkeypatch.setattr("aqa_pipeline.fit.predict_clips", lambda run, clips: torch.empty(2**60))
+    monkeypatch.setattr(
+        "aqa_pipeline.training.fit.predict_clips", lambda run, clips: torch.empty(2**60)
+    )
     with pytest.raises(SetupError, match="device cpu: out of memory"):
         fit_head(
             manifest, cache, tmp_path / "run", head_config=HeadConfig(hidden=8),

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.heads.outputs import GartTrunk, LeafLabels, Value
-from aqa_pipeline.stack import Stack
-from aqa_pipeline.stacked_adam import side_by_side
+from aqa_pipeline.training.adam import side_by_side
+from aqa_pipeline.training.stack import Stack
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,7 +161,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(GartTrunk, "labels", whole_labels)
     monkeypatch.setattr(GartTrunk, "value", whole_value)
-    monkeypatch.setattr("aqa_pipeline.stacked_adam.takes_gradients", not_taken)
+    monkeypatch.setattr("aqa_pipeline.training.adam.takes_gradients", not_taken)
     for module in ("vote", "selection"):
         monkeypatch.setattr(f"aqa_pipeline.{module}.votes_on_host", not_on_host)
     return taken

@@ -14,7 +14,7 @@ from aqa_pipeline.errors import CacheError
 from aqa_pipeline.heads.voting import predict_labels
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.train import train_heads
+from aqa_pipeline.training.train import train_heads
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

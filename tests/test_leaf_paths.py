@@ -8,7 +8,7 @@ from aqa_pipeline.config import Recipe
 from aqa_pipeline.heads.gart import Gart, leaf_losses, pair_shares
 from aqa_pipeline.heads.leaf_paths import leaf_path_losses, leaf_paths
 from aqa_pipeline.heads.linear import give_gradients_to
-from aqa_pipeline.stacked_adam import StackedAdam
+from aqa_pipeline.training.adam import StackedAdam
 from tests.test_stacked_linear import Listener
 
 

@@ -15,9 +15,9 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.fit import fit_dataset
 from aqa_pipeline.runs.evaluate import evaluate_folder
 from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.training.fit import fit_dataset
 from tests.test_fit import make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,8 @@ import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.device import free_bytes
-from aqa_pipeline.stack import Stack
-from aqa_pipeline.stack_size import MOST_MODELS, bytes_a_model, largest_stack
+from aqa_pipeline.training.memory import MOST_MODELS, bytes_a_model, largest_stack
+from aqa_pipeline.training.stack import Stack
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

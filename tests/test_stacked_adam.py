@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from aqa_pipeline.stacked_adam import StackedAdam
+from aqa_pipeline.training.adam import StackedAdam
 
 RATES, DECAYS = [1e-2, 1e-2, 3e-3, 1e-2], [0.0, 0.0, 0.1, 0.1]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline import step_graph
-from aqa_pipeline.step_graph import BrokenCaptureError, StepRunner, largest_difference
+from aqa_pipeline.training import step as step_graph
+from aqa_pipeline.training.step import BrokenCaptureError, StepRunner, largest_difference
 
 CUDA = torch.device("cuda")
 

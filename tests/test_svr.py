@@ -11,11 +11,11 @@ import torch
 from aqa_pipeline.config import FitConfig, HeadConfig, SvrGrid
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import spearman
-from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError, SetupError
 from aqa_pipeline.heads.svr import SvrHead, low_frequencies
-from aqa_pipeline.svr_training import GRID_COLUMNS, train_svrs
-from aqa_pipeline.train import TrainedHeads
+from aqa_pipeline.training.svr import GRID_COLUMNS, train_svrs
+from aqa_pipeline.training.train import TrainedHeads
+from aqa_pipeline.training.validation import validation_rows
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

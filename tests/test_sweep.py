@@ -22,12 +22,12 @@ from click.testing import CliRunner, Result
 from aqa_pipeline import sweep_block
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.stack import Stack
 from aqa_pipeline.sweep import run_sweep
 from aqa_pipeline.sweep_block import Block, DataSource, run_block
 from aqa_pipeline.sweep_plan import SweepPlan, planned_points, waves
 from aqa_pipeline.sweep_space import parse_space
 from aqa_pipeline.sweep_trials import Journal, Trial
+from aqa_pipeline.training.stack import Stack
 from tests.test_fit import make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

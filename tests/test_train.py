@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline import selection
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import Groups
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.division import validation_rows
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.heads.voting import vote
-from aqa_pipeline.train import HISTORY_COLUMNS, TrainedHeads, train_heads
-from aqa_pipeline.training_loop import TrainingLoop
+from aqa_pipeline.training import selection
+from aqa_pipeline.training.loop import TrainingLoop
+from aqa_pipeline.training.train import HISTORY_COLUMNS, TrainedHeads, train_heads
+from aqa_pipeline.training.validation import validation_rows
 from tests.planted import planted_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")

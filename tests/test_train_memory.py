@@ -11,8 +11,8 @@ import torch
 from aqa_pipeline.config import FitConfig
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.stack import Stack
-from aqa_pipeline.train import TrainedHeads, train_heads
+from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.train import TrainedHeads, train_heads
 from tests.planted import planted_clips
 from tests.test_train import CPU, SMALL, trained, weights
 

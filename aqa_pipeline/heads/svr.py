@@ -53,7 +53,7 @@ class SvrHead(Regressor):
     """A stack of K fitted support vector machines with a Gaussian kernel.
 
     Everything is a buffer with a leading K, float64 but for the support vectors, so that a
-    run folder holds plain tensors. :mod:`aqa_pipeline.svr_training` fills them.
+    run folder holds plain tensors. :mod:`aqa_pipeline.training.svr` fills them.
 
     Parameters
     ----------

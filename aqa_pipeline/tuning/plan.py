@@ -23,9 +23,9 @@ from aqa_pipeline.datasets.locate import LocatedClip, locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.datasets.protocol import without_difficulty
-from aqa_pipeline.division import divide, validation_unit
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.stack import checked_labels
+from aqa_pipeline.training.stack import checked_labels
+from aqa_pipeline.training.validation import divide, validation_unit
 from aqa_pipeline.tuning.bank import ValidationPlan
 from aqa_pipeline.tuning.clips import crop_jitter
 from aqa_pipeline.tuning.draws import Augmentation

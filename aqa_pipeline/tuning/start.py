@@ -49,7 +49,7 @@ class FittedStart:
     use_difficulty : bool
     num_exemplars : int or None
     validation_of : str or None
-        What was held out, see :func:`aqa_pipeline.division.validation_unit`.
+        What was held out, see :func:`aqa_pipeline.training.validation.validation_unit`.
     """
 
     folder: Path

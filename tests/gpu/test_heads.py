@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline import stacked_adam, step_graph
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.stack import Stack
-from aqa_pipeline.step_graph import StepRunner, captured
+from aqa_pipeline.training import adam as stacked_adam
+from aqa_pipeline.training import step as step_graph
+from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.step import StepRunner, captured
 from tests.gpu.conftest import REHEARSAL, Reading, largest_error
 from tests.planted import planted_clips
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from aqa_pipeline.config import FitConfig, HeadConfig, SvrGrid
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman
-from aqa_pipeline.cross_selection import cross_selected
-from aqa_pipeline.division import divide
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads.svr import SvrHead, squared_distances
-from aqa_pipeline.stack import checked_labels
-from aqa_pipeline.train import TrainedHeads
+from aqa_pipeline.training.stack import checked_labels
+from aqa_pipeline.training.train import TrainedHeads
+from aqa_pipeline.training.validation import cross_selected, divide
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -60,7 +59,7 @@ def train_svrs(
     """Fit one machine a seed, its constants chosen from a grid.
 
     Seeds differ by their validation part alone. Parameters and errors are those of
-    :func:`aqa_pipeline.train.train_heads`; an "epoch" is a point of the grid.
+    :func:`aqa_pipeline.training.train.train_heads`; an "epoch" is a point of the grid.
 
     Raises
     ------

@@ -6,7 +6,8 @@ K
     Models trained side by side, one for each seed: each has its own initial weights, its
     own validation part, its own pair draws.
 fit part, validation part
-    The training split cut in two (:mod:`aqa_pipeline.division`). The epoch with the highest
+    The training split cut in two (:mod:`aqa_pipeline.training.validation`). The epoch with the
+    highest
     Spearman's rho on the validation part is kept; exemplars come from the fit part
     throughout.
 
@@ -27,10 +28,10 @@ import torch
 
 from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.cross_selection import cross_selected
 from aqa_pipeline.device import is_shortage, release_memory, too_large
 from aqa_pipeline.heads.head import Head, Regressor
-from aqa_pipeline.stack import Stack
+from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.validation import cross_selected
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ class TrainedHeads(Generic[HeadT]):
         literature's way.
     held_out_scores : ndarray of float64, shape=(K, n)
         What each model predicts for these clips, in points, at an epoch that they had no
-        part in choosing (:mod:`aqa_pipeline.cross_selection`).
+        part in choosing (:mod:`aqa_pipeline.training.validation`).
     history : list of tuple
         Rows of ``history_columns``.
     """
@@ -106,7 +107,7 @@ def train_heads(
         Only for the literature's way: nothing is held out, and these clips choose the
         epoch.
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
-        See :class:`~aqa_pipeline.stack.Stack`.
+        See :class:`~aqa_pipeline.training.stack.Stack`.
     advance : callable
         Told ``(epochs done, epochs in all)``.
 

@@ -8,7 +8,8 @@ S
     Seeds of each member: ``FitConfig.num_seeds``. The stack has a model for each member and
     seed, K = members x S: those of the first member come first.
 fit part, validation part
-    See :mod:`aqa_pipeline.division`. Both depend on the seed alone, so that every member is
+    See :mod:`aqa_pipeline.training.validation`. Both depend on the seed alone, so that every
+    member is
     judged by the same clips.
 """
 
@@ -25,12 +26,12 @@ from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys
-from aqa_pipeline.division import divide
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import fit_trunk
-from aqa_pipeline.selection import Selection
-from aqa_pipeline.training_loop import TrainingLoop
+from aqa_pipeline.training.loop import TrainingLoop
+from aqa_pipeline.training.selection import Selection
+from aqa_pipeline.training.validation import divide
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

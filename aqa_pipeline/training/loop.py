@@ -25,8 +25,8 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.pairs import GroupTable
 from aqa_pipeline.device import numbers_at_once
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.stacked_adam import StackedAdam
-from aqa_pipeline.step_graph import StepRunner
+from aqa_pipeline.training.adam import StackedAdam
+from aqa_pipeline.training.step import StepRunner
 
 IntArray = npt.NDArray[np.int64]
 

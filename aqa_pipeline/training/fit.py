@@ -26,7 +26,6 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import naming_shortage, smaller_heads
-from aqa_pipeline.division import validation_unit
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.runs.calibration import held_out_clips
 from aqa_pipeline.runs.evaluate import (
@@ -38,8 +37,9 @@ from aqa_pipeline.runs.evaluate import (
     selection_sentence,
 )
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
-from aqa_pipeline.svr_training import train_svrs
-from aqa_pipeline.train import TrainedHeads, train_heads
+from aqa_pipeline.training.svr import train_svrs
+from aqa_pipeline.training.train import TrainedHeads, train_heads
+from aqa_pipeline.training.validation import validation_unit
 
 Advance = Callable[[int, int], None]
 
