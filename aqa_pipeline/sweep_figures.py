@@ -19,7 +19,7 @@ def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], k
     Parameters
     ----------
     table : DataFrame
-        See :func:`aqa_pipeline.sweep_trials.results_table`.
+        See :func:`aqa_pipeline.training.sweep.trials.results_table`.
     names : sequence of str
         Columns of the settings.
     log : sequence of str
@@ -56,7 +56,7 @@ def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], k
 
 
 def shares(explained: Mapping[str, float], *, key: str) -> str:
-    """Bars of the shares of :func:`aqa_pipeline.sweep_trials.importance`, largest on top."""
+    """Bars of the shares of :func:`.importance`, largest on top."""
     names = list(explained)[::-1]
     with house_figure(70 + 26 * len(names)) as (figure, axes):
         axes.barh(range(len(names)), [100 * explained[name] for name in names], color=BLUE)

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from aqa_pipeline import sweep_figures
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.report_drawings import Drawing
-from aqa_pipeline.sweep_plan import FOLDER
-from aqa_pipeline.sweep_trials import importance
+from aqa_pipeline.training.sweep.plan import FOLDER
+from aqa_pipeline.training.sweep.trials import importance
 
 _ROWS = 30
 _NOT_DIMENSIONS = ("number", "state", "score", "best_epoch", "epochs", "stack", "seconds")

@@ -26,8 +26,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from aqa_pipeline.sweep import SweepOutcome
-    from aqa_pipeline.sweep_plan import SweepPlan
+    from aqa_pipeline.training.sweep.plan import SweepPlan
+    from aqa_pipeline.training.sweep.run import SweepOutcome
 
 _TRIALS_SHOWN = 10
 
@@ -160,10 +160,10 @@ def sweep(
     from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.sweep import run_sweep
-    from aqa_pipeline.sweep_block import DataSource
-    from aqa_pipeline.sweep_plan import FOLDER, SweepPlan
-    from aqa_pipeline.sweep_space import parse_space
+    from aqa_pipeline.training.sweep.block import DataSource
+    from aqa_pipeline.training.sweep.plan import FOLDER, SweepPlan
+    from aqa_pipeline.training.sweep.run import run_sweep
+    from aqa_pipeline.training.sweep.space import parse_space
 
     if (backend == "dask") != (scheduler is not None):
         raise UsageError("--backend dask and --scheduler ADDRESS go together")
@@ -203,7 +203,7 @@ def sweep(
 
 
 def _show_plan(project: Project, plan: SweepPlan, as_json: bool) -> None:
-    from aqa_pipeline.sweep_plan import plan_summary
+    from aqa_pipeline.training.sweep.plan import plan_summary
 
     summary = plan_summary(plan)
     if as_json:

@@ -19,15 +19,15 @@ import torch
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
-from aqa_pipeline import sweep_block
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.sweep import run_sweep
-from aqa_pipeline.sweep_block import Block, DataSource, run_block
-from aqa_pipeline.sweep_plan import SweepPlan, planned_points, waves
-from aqa_pipeline.sweep_space import parse_space
-from aqa_pipeline.sweep_trials import Journal, Trial
 from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.sweep import block as sweep_block
+from aqa_pipeline.training.sweep.block import Block, DataSource, run_block
+from aqa_pipeline.training.sweep.plan import SweepPlan, planned_points, waves
+from aqa_pipeline.training.sweep.run import run_sweep
+from aqa_pipeline.training.sweep.space import parse_space
+from aqa_pipeline.training.sweep.trials import Journal, Trial
 from tests.test_fit import make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,7 +107,7 @@ def test_what_is_done_is_not_done_again(
         trained.extend(trial.number for trial in block.trials)
         return real(block, **given)
 
-    monkeypatch.setattr("aqa_pipeline.sweep.run_block", listen)
+    monkeypatch.setattr("aqa_pipeline.training.sweep.run.run_block", listen)
     said: list[str] = []
     again = run_sweep(own, announce=said.append)
     assert said[0] == "2 trials are done already; going on"
@@ -226,7 +226,7 @@ def test_tpe_shares_its_study_and_counts_only_what_was_told(
     project: tuple[Path, DataSource],
 ) -> None:
     pytest.importorskip("optuna")
-    from aqa_pipeline.sweep_search import TpeSearch
+    from aqa_pipeline.training.sweep.search import TpeSearch
 
     own = plan(project, "tpe", "lr=1e-4..1e-2:log", "m=3,all", search="tpe", trials=6, stack=3)
     study = own.folder / "sweep" / "study.log"

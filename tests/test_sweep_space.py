@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.sweep_space import FIELDS, Space, configs, parse_dimension, parse_space
+from aqa_pipeline.training.sweep.space import FIELDS, Space, configs, parse_dimension, parse_space
 
 
 def test_a_grid_is_every_combination() -> None:

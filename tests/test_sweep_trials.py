@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.sweep_space import Point, parse_space
-from aqa_pipeline.sweep_trials import Journal, TrialResult, best_of, importance, results_table
+from aqa_pipeline.training.sweep.space import Point, parse_space
+from aqa_pipeline.training.sweep.trials import (
+    Journal,
+    TrialResult,
+    best_of,
+    importance,
+    results_table,
+)
 
 SPACE = parse_space(["lr=1e-4..1e-2:log", "m=5,all"])
 

@@ -21,8 +21,9 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.sweep_block import Block, run_block
-from aqa_pipeline.sweep_plan import (
+from aqa_pipeline.training.fit import fit_dataset
+from aqa_pipeline.training.sweep.block import Block, run_block
+from aqa_pipeline.training.sweep.plan import (
     FOLDER,
     SweepPlan,
     open_search,
@@ -30,15 +31,14 @@ from aqa_pipeline.sweep_plan import (
     trials_at_once,
     waves,
 )
-from aqa_pipeline.sweep_space import configs
-from aqa_pipeline.sweep_trials import (
+from aqa_pipeline.training.sweep.space import configs
+from aqa_pipeline.training.sweep.trials import (
     Trial,
     TrialResult,
     best_of,
     importance,
     results_table,
 )
-from aqa_pipeline.training.fit import fit_dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class SweepOutcome:
     best : TrialResult
     results : list of TrialResult
     importance : dict of str to float
-        See :func:`aqa_pipeline.sweep_trials.importance`.
+        See :func:`aqa_pipeline.training.sweep.trials.importance`.
     metrics : dict
         ``metrics.json`` of the run folder.
     results_csv : Path

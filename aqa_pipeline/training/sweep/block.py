@@ -28,10 +28,10 @@ from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exempla
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import free_bytes, is_shortage, release_memory, too_large
-from aqa_pipeline.sweep_space import configs
-from aqa_pipeline.sweep_trials import Trial, TrialResult
 from aqa_pipeline.training.memory import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.sweep.space import configs
+from aqa_pipeline.training.sweep.trials import Trial, TrialResult
 
 #: Shares of the epochs after which the worse half is given up.
 RUNGS = (0.25, 0.5)

@@ -15,11 +15,11 @@ import torch
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.sweep_block import DataSource, shape_of
-from aqa_pipeline.sweep_search import ListedSearch, Search, TpeSearch
-from aqa_pipeline.sweep_space import Dimension, Space, configs
-from aqa_pipeline.sweep_trials import Journal, Trial
 from aqa_pipeline.training.memory import MOST_MODELS
+from aqa_pipeline.training.sweep.block import DataSource, shape_of
+from aqa_pipeline.training.sweep.search import ListedSearch, Search, TpeSearch
+from aqa_pipeline.training.sweep.space import Dimension, Space, configs
+from aqa_pipeline.training.sweep.trials import Journal, Trial
 
 FOLDER = "sweep"
 _RANDOM_TRIALS = 32

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.sweep_space import Point, Space
+from aqa_pipeline.training.sweep.space import Point, Space
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.sweep_space import Dimension, Point, Space, Value
-from aqa_pipeline.sweep_trials import Journal, Trial, TrialResult
+from aqa_pipeline.training.sweep.space import Dimension, Point, Space, Value
+from aqa_pipeline.training.sweep.trials import Journal, Trial, TrialResult
 
 _RESULT = "result"  # user attribute of an Optuna trial
 #: What stands for None and booleans in Optuna's categories, which would warn of them.
