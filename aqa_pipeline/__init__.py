@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from aqa_pipeline._version import __version__
 
 if TYPE_CHECKING:
-    from aqa_pipeline.scored import Scored
-    from aqa_pipeline.scorer import Scorer
+    from aqa_pipeline.scoring.result import Scored
+    from aqa_pipeline.scoring.scorer import Scorer
 
 __all__ = ["Scored", "Scorer", "__version__"]
 
-_LAZY = {"Scorer": "aqa_pipeline.scorer", "Scored": "aqa_pipeline.scored"}
+_LAZY = {"Scorer": "aqa_pipeline.scoring.scorer", "Scored": "aqa_pipeline.scoring.result"}
 
 
 def __getattr__(name: str) -> Any:

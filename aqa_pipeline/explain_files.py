@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from aqa_pipeline import figures
 from aqa_pipeline.atomic import atomic_path
-from aqa_pipeline.explain import Explanation
 from aqa_pipeline.explain_figures import snippet_strip
 from aqa_pipeline.explain_page import page, view_of
-from aqa_pipeline.heat_map import painted
 from aqa_pipeline.media.encode import mp4, png, side_by_side
+from aqa_pipeline.scoring.explainer import Explanation
+from aqa_pipeline.scoring.heat_map import painted
 
 PAGE = "explain.html"
 

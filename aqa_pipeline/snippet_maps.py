@@ -7,8 +7,6 @@ CPU to the bit; a GPU rounds otherwise in batches of another size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol as TypingProtocol
 
@@ -18,16 +16,15 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.backbone.fast import fast_form
-from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in, dtype_of
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.grad_cam import layer_cam
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.runs.folder import Run
 
 FloatArray = npt.NDArray[np.float32]
+
+
 Frames = npt.NDArray[np.uint8]
 
 
@@ -98,44 +95,3 @@ def map_encoder(
     network = fast_form(model, winograd=False)
     network.to(device=device, dtype=dtype_of(precision))
     return MapEncoder(network, protocol, device, precision)
-
-
-@dataclass(frozen=True, eq=False)
-class LayerCam:
-    """Grad-CAM on a chosen layer of the readable form of I3D.
-
-    Attributes
-    ----------
-    network : I3D
-    encoder : MapEncoder
-        Makes the input.
-    layer : str
-    """
-
-    network: I3D
-    encoder: MapEncoder
-    layer: str
-
-    def __call__(
-        self,
-        frames: Frames,
-        runs: Sequence[Run],
-        clips: Sequence[FeatureSet],
-        exemplars: Sequence[npt.NDArray[np.int64]],
-    ) -> FloatArray:
-        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
-        snippets = self.encoder.snippets(frames)
-        with computing_in(FLOAT32):
-            cams = [
-                layer_cam(
-                    self.network,
-                    lambda number: snippets[number : number + 1],
-                    run,
-                    clip,
-                    rows,
-                    layer=self.layer,
-                )
-                for run, clip, rows in zip(runs, clips, exemplars, strict=True)
-            ]
-        mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
-        return mean

@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from aqa_pipeline.explain import load_explainer
 from aqa_pipeline.explain_page import page, view_of
 from aqa_pipeline.project import Project
+from aqa_pipeline.scoring.explainer import load_explainer
 
 
 def main() -> None:

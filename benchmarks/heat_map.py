@@ -26,8 +26,8 @@ from aqa_pipeline.datasets.demo.competition import DemoConfig
 from aqa_pipeline.datasets.demo.dataset import plan_broadcasts
 from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import read_manifest
-from aqa_pipeline.explain import load_explainer
 from aqa_pipeline.project import Project
+from aqa_pipeline.scoring.explainer import load_explainer
 
 _VISIBLE = 12  #: grey levels by which a pixel must differ to belong to the diver
 

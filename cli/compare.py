@@ -57,8 +57,8 @@ def compare(
     A and B are videos, or clip ids of the data set the run was fitted on. --start, --end,
     --category and --difficulty are given once for both, or twice: for A, then for B.
     """
-    from aqa_pipeline.compare import compare_clips, find_clip
-    from aqa_pipeline.scorer import Scorer
+    from aqa_pipeline.scoring.compare import compare_clips, find_clip
+    from aqa_pipeline.scoring.scorer import Scorer
 
     with Scorer.load(
         project.run_path(run),

@@ -78,8 +78,8 @@ def predict(
     clips, or shorter than the window, or of a difficulty that no known performance has.
     """
     from aqa_pipeline.atomic import atomic_path
-    from aqa_pipeline.predict import WantedClip, outcomes_table, score_clips, wanted_clips
-    from aqa_pipeline.scorer import Scorer
+    from aqa_pipeline.scoring.batch import WantedClip, outcomes_table, score_clips, wanted_clips
+    from aqa_pipeline.scoring.scorer import Scorer
 
     common = WantedClip(name="", video=Path(), **facts)
     clips = wanted_clips(videos, common)

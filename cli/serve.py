@@ -50,7 +50,7 @@ def serve(
     or lost, and the run's report. A video is decoded in a process with limits of time and
     memory, and deleted once it is scored. Ctrl-C ends it.
     """
-    from aqa_pipeline.explain import load_explainer
+    from aqa_pipeline.scoring.explainer import load_explainer
     from aqa_pipeline.serve.server import listen, serve
 
     config = ServeConfig(host=host, port=port, max_megabytes=max_mb)

@@ -14,11 +14,11 @@ from aqa_pipeline.config import FitConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.explain import Explainer
 from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.explainer import Explainer
+from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.snippet_maps import MapEncoder
 from tests.planted_run import drawn_run
 from tests.small_project import make_project

@@ -15,7 +15,7 @@ from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.extraction.extract import extract, plan_extraction
 from aqa_pipeline.runs.folder import read_run, run_folders
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.training.fit import fit_dataset
 from tests.small_project import encode_numbers, fake_backbone, make_project
 

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from aqa_pipeline.alike import choose, distances
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.media.clip import SHOWN_PIXELS, shown_pixels
+from aqa_pipeline.scoring.similarity import choose, distances
 from tests.planted import planted_clips
 
 

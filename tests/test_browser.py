@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aqa_pipeline.config import ServeConfig
-from aqa_pipeline.explain import Explainer
+from aqa_pipeline.scoring.explainer import Explainer
 from tests.explained import QUERY, explainer_of
 from tests.live_server import LiveServer, live_server
 

@@ -32,7 +32,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     explainer = explainer_of(tmp_path)
     explainer.scorer.runs()[0].folder.mkdir(parents=True)
-    monkeypatch.setattr("aqa_pipeline.explain.load_explainer", lambda folder, **rest: explainer)
+    monkeypatch.setattr(
+        "aqa_pipeline.scoring.explainer.load_explainer", lambda folder, **rest: explainer
+    )
     return tmp_path
 
 
@@ -75,7 +77,7 @@ def test_without_a_run_or_captum_the_sentence_says_what_to_type(
     expect(aqa("serve", "nobody"), 4, "`aqa fit-head` makes one")
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     from aqa_pipeline.errors import SetupError
-    from aqa_pipeline.grad_cam import require_captum
+    from aqa_pipeline.scoring.grad_cam import require_captum
 
     with pytest.raises(SetupError, match=r"pip install 'aqa-pipeline\[captum\]'"):
         require_captum()
@@ -96,11 +98,11 @@ def test_serve_without_its_extra_says_what_to_type(
 SERVE = """
     import sys
     from pathlib import Path
-    import aqa_pipeline.explain
+    import aqa_pipeline.scoring.explainer
     from tests.explained import explainer_of
     explainer = explainer_of(Path.cwd())
     explainer.scorer.runs()[0].folder.mkdir(parents=True, exist_ok=True)
-    aqa_pipeline.explain.load_explainer = lambda folder, **rest: explainer
+    aqa_pipeline.scoring.explainer.load_explainer = lambda folder, **rest: explainer
     from aqa_cli.main import main
     sys.argv = ["aqa", "serve", "small", *sys.argv[1:]]
     if __name__ == "__main__":

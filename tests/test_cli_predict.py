@@ -27,10 +27,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Path]:
 @pytest.fixture(autouse=True)
 def _project(made: tuple[Manifest, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made[1].parent.parent)
-    monkeypatch.setattr("aqa_pipeline.run_backbone.weights_identity", lambda path: "00" * 32)
-    monkeypatch.setattr("aqa_pipeline.run_backbone.find_weights", lambda: Path("w"))
+    monkeypatch.setattr("aqa_pipeline.scoring.backbone.weights_identity", lambda path: "00" * 32)
+    monkeypatch.setattr("aqa_pipeline.scoring.backbone.find_weights", lambda: Path("w"))
     monkeypatch.setattr(
-        "aqa_pipeline.run_backbone.i3d_backbone", lambda *_, **__: lambda: encode_numbers
+        "aqa_pipeline.scoring.backbone.i3d_backbone", lambda *_, **__: lambda: encode_numbers
     )
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aqa_pipeline.assessor import ClipFacts
-from aqa_pipeline.compare import compare, compare_clips, find_clip
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.predict import WantedClip
 from aqa_pipeline.project import Project
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.assessor import ClipFacts
+from aqa_pipeline.scoring.batch import WantedClip
+from aqa_pipeline.scoring.compare import compare, compare_clips, find_clip
+from aqa_pipeline.scoring.scorer import Scorer
 from tests.small_run import load_scorer, make_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,14 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aqa_pipeline.contributions import (
-    Contributions,
-    mean_contributions,
-    snippet_contributions,
-)
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
+from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
 
@@ -24,7 +20,7 @@ ROWS = [0, 3, 5, 8]
 
 def by_all_orders(run: Run, rows: list[int], clip: Any) -> np.ndarray[Any, Any]:
     """The definition itself: the mean gain over all orders, one coalition at a time."""
-    from aqa_pipeline.contributions import _scores
+    from aqa_pipeline.scoring.shapley import _scores
 
     average = run.exemplars.features.mean(axis=0)
     own = clip.features[0]

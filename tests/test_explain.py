@@ -18,9 +18,9 @@ import pytest
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.explain import Explainer, Explanation
 from aqa_pipeline.explain_files import write_explanation
 from aqa_pipeline.explain_page import fragment, page, view_of
+from aqa_pipeline.scoring.explainer import Explainer, Explanation
 from tests.explained import PROTOCOL, QUERY, explainer_of
 from tests.test_report import Page
 
@@ -165,7 +165,7 @@ def test_stages_are_told_and_what_is_missing_before_them(explainer: Explainer) -
 
 
 def test_over_folds_contributions_are_those_of_the_mean(tmp_path: Path) -> None:
-    from aqa_pipeline.scorer import Scorer
+    from aqa_pipeline.scoring.scorer import Scorer
 
     with explainer_of(tmp_path) as one:
         run = one.scorer.runs()[0]
@@ -188,10 +188,10 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     """All of the loading but the network itself, against ``Scorer.load``."""
     import torch
 
-    from aqa_pipeline.explain import load_explainer
     from aqa_pipeline.project import Project
-    from aqa_pipeline.run_backbone import RunBackbone
     from aqa_pipeline.runs.folder import write_run
+    from aqa_pipeline.scoring.backbone import RunBackbone
+    from aqa_pipeline.scoring.explainer import load_explainer
     from aqa_pipeline.snippet_maps import MapEncoder
     from tests.explained import Averages
 
@@ -207,9 +207,9 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
 
     backbone = RunBackbone(tmp_path / "w", "float32")
     monkeypatch.setattr(
-        "aqa_pipeline.explain.find_backbone", lambda runs, weights, device: backbone
+        "aqa_pipeline.scoring.explainer.find_backbone", lambda runs, weights, device: backbone
     )
-    monkeypatch.setattr("aqa_pipeline.explain.map_encoder", network)
+    monkeypatch.setattr("aqa_pipeline.scoring.explainer.map_encoder", network)
     with load_explainer(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
         found = explainer.explain(str(tmp_path / QUERY), difficulty=2.0)
     assert loaded == [(tmp_path / "w", "float32")]

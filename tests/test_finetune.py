@@ -21,8 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aqa_pipeline.backbone.weights import weights_identity, weights_info
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.run_backbone import own_weights
 from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.scoring.backbone import own_weights
 from aqa_pipeline.tuning.bank import Encoder
 from aqa_pipeline.tuning.folded import lay_out_channels_last
 from aqa_pipeline.tuning.loop import TuningLoop

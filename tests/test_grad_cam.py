@@ -12,9 +12,9 @@ from aqa_pipeline.backbone.fast import fast_form, snippets_at_once
 from aqa_pipeline.backbone.i3d import I3D, normalise
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.scoring.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
 from aqa_pipeline.snippet_maps import MapEncoder, features_of
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
@@ -24,7 +24,7 @@ ROWS = [0, 3, 5]
 
 
 def test_expected_score_of_a_sure_tree_is_the_predicted_one() -> None:
-    from aqa_pipeline.contributions import snippet_contributions
+    from aqa_pipeline.scoring.shapley import snippet_contributions
 
     run, clip = drawn_run(), one_clip()
     assert isinstance(run.head, Head)

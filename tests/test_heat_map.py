@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aqa_pipeline.heat_map import LOWERS, RAISES, frame_heat, painted
+from aqa_pipeline.scoring.heat_map import LOWERS, RAISES, frame_heat, painted
 
 
 def test_heat_changes_linearly_between_the_middles_of_map_positions() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aqa_pipeline.novelty import Familiarity
+from aqa_pipeline.scoring.similarity import Familiarity
 
 
 def test_a_training_clip_is_at_no_distance_and_is_named() -> None:
@@ -41,7 +41,7 @@ def test_one_training_clip_makes_nothing_unusual() -> None:
 
 
 def test_many_clips_are_thinned_out_and_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aqa_pipeline.novelty._MOST_CLIPS", 10)
+    monkeypatch.setattr("aqa_pipeline.scoring.similarity._MOST_CLIPS", 10)
     features = np.random.default_rng(0).normal(size=(25, 1, 8))
     distance, place = Familiarity(features).nearest(features[6])
     assert distance < 1e-4

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aqa_pipeline.order_confidence import OrderConfidence
+from aqa_pipeline.scoring.compare import OrderConfidence
 
 
 @pytest.mark.parametrize("shrunk", [False, True])
@@ -54,6 +54,6 @@ def test_a_difference_counts_less_where_a_point_is_worth_more() -> None:
 
 
 def test_many_clips_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aqa_pipeline.order_confidence._MOST_CLIPS", 10)
+    monkeypatch.setattr("aqa_pipeline.scoring.compare._MOST_CLIPS", 10)
     truth = np.arange(25.0)
     assert OrderConfidence(truth, truth, np.ones(25)).probability(5, scale_a=1, scale_b=1) > 0.9

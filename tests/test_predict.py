@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.predict import WantedClip, outcomes_table, score_clips, wanted_clips
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.batch import WantedClip, outcomes_table, score_clips, wanted_clips
+from aqa_pipeline.scoring.scorer import Scorer
 from tests.bad_videos import good_video
 from tests.small_run import load_scorer, make_run
 from tests.videos import write_folder

@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.atomic import as_json
 from aqa_pipeline.cache.exchange import imported_fingerprint
 from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError, ClipError, UsageError
-from aqa_pipeline.run_backbone import load_backbone, own_weights
 from aqa_pipeline.runs.evaluate import evaluate_run
 from aqa_pipeline.runs.folder import read_run
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.backbone import load_backbone, own_weights
+from aqa_pipeline.scoring.scorer import Scorer
 from tests.fake_aqa import write_fake_weights
 from tests.small_project import PROTOCOL, encode_numbers
 from tests.small_run import CPU, FIT, load_scorer, make_run
@@ -291,7 +291,7 @@ def test_imported_features_cannot_be_made_of_a_video(folder: Path) -> None:
 def test_a_protocol_that_did_not_make_the_features_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aqa_pipeline.run_backbone.weights_identity", lambda path: "00" * 32)
+    monkeypatch.setattr("aqa_pipeline.scoring.backbone.weights_identity", lambda path: "00" * 32)
     run = read_run(folder, device=CPU)
     other = dataclasses.replace(run.protocol, pixels="kinetics")
     with pytest.raises(CacheError, match="extracted with other settings than its protocol says"):
@@ -313,9 +313,9 @@ def test_features_of_a_gpus_precision_are_told(
     made = fingerprint_of(run.protocol, weights_sha256="00" * 32, precision="bf16")
     run.config["cache"]["fingerprint_sha256"] = made.sha256
     asked = []
-    monkeypatch.setattr("aqa_pipeline.run_backbone.weights_identity", lambda path: "00" * 32)
+    monkeypatch.setattr("aqa_pipeline.scoring.backbone.weights_identity", lambda path: "00" * 32)
     monkeypatch.setattr(
-        "aqa_pipeline.run_backbone.i3d_backbone",
+        "aqa_pipeline.scoring.backbone.i3d_backbone",
         lambda *_, device, precision: lambda: asked.append((device, precision)),
     )
     load_backbone([run], Path("w"), device="cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aqa_pipeline.config import ServeConfig
-from aqa_pipeline.explain import Explainer
+from aqa_pipeline.scoring.explainer import Explainer
 from tests.bad_videos import BAD, ODD, BadVideo, good_video
 from tests.explained import explainer_of
 from tests.live_server import LiveServer, live_server

@@ -9,7 +9,7 @@ import pytest
 
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.explain import Explainer
+from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.serve.fields import fields_of
 from aqa_pipeline.serve.server import checked_options
 from tests.explained import explainer_of

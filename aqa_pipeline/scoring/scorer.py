@@ -28,7 +28,6 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.datasets.parts import Part
@@ -37,11 +36,12 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import ClipFrames, ClipRequest, naming, read_clip, stream_clip
 from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_backbone import LESS_MEMORY, load_backbone
 from aqa_pipeline.runs.conformal import check_coverage
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
-from aqa_pipeline.scored import Scored
-from aqa_pipeline.slide import Slid, slide, snippet_protocol
+from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.backbone import LESS_MEMORY, load_backbone
+from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.slide import Slid, slide, snippet_protocol
 
 
 class Scorer:
@@ -56,7 +56,7 @@ class Scorer:
     config : ScoreConfig
     snippet_backbone : callable or None
         Loads the backbone for snippets that do not overlap
-        (:func:`aqa_pipeline.slide.snippet_protocol`); only :meth:`slide` needs it.
+        (:func:`aqa_pipeline.scoring.slide.snippet_protocol`); only :meth:`slide` needs it.
     """
 
     def __init__(

@@ -63,7 +63,8 @@ class Scored:
     warnings : tuple of str
         Sentences about what may be wrong with the score.
     distance : float
-        To the nearest training clip, see :mod:`aqa_pipeline.novelty`; above ``usual_distance``
+        To the nearest training clip, see :mod:`aqa_pipeline.scoring.similarity`; above
+        ``usual_distance``
         the clip is unlike them.
     usual_distance : float
     features : ndarray of float32, shape=(snippets, dim)

@@ -13,12 +13,12 @@ from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voter import Verdict
 from aqa_pipeline.media.clip import ClipFrames
-from aqa_pipeline.novelty import Familiarity
-from aqa_pipeline.run_backbone import has_exact_features
 from aqa_pipeline.runs.calibration import HalfWidth, Intervals, merged
 from aqa_pipeline.runs.conformal import fewest_residuals
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.scored import ExemplarVote, Scored
+from aqa_pipeline.scoring.backbone import has_exact_features
+from aqa_pipeline.scoring.result import ExemplarVote, Scored
+from aqa_pipeline.scoring.similarity import Familiarity
 
 
 @dataclass(frozen=True)

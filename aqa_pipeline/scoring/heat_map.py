@@ -3,7 +3,7 @@
 Conventions
 -----------
 cam : ndarray of float32, shape=(S, T', H', W')
-    See :mod:`aqa_pipeline.grad_cam`; in points, above 0 what raises the score.
+    See :mod:`aqa_pipeline.scoring.grad_cam`; in points, above 0 what raises the score.
 heat : ndarray of float32, shape=(window_frames, H', W')
     In units of the clip's hottest position: -1..1, one of the ends being reached.
 place in time

@@ -1,7 +1,7 @@
 """Why a clip got its score: the parts of one explanation, computed.
 
 The backbone looks at the clip once, and that pass gives both the score and the heat-map
-(:mod:`aqa_pipeline.grad_cam`). Over folds, contributions and heat are the mean over the
+(:mod:`aqa_pipeline.scoring.grad_cam`). Over folds, contributions and heat are the mean over the
 folds, as the score is; tree path and exemplars are those of the first.
 :mod:`aqa_pipeline.explain_page` and :mod:`aqa_pipeline.explain_files` show it.
 """
@@ -18,18 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.alike import ShownExemplar, distances, shown_exemplars
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.contributions import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device
-from aqa_pipeline.grad_cam import LAST_LAYER, last_map_cam, require_captum, score_gradient
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
-from aqa_pipeline.heat_map import frame_heat
 from aqa_pipeline.media.clip import (
     ClipFrames,
     ClipRequest,
@@ -41,12 +37,22 @@ from aqa_pipeline.media.clip import (
 )
 from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
-from aqa_pipeline.run_backbone import find_backbone
 from aqa_pipeline.runs.conformal import check_coverage
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
-from aqa_pipeline.scored import Scored
-from aqa_pipeline.scorer import Scorer
-from aqa_pipeline.snippet_maps import LayerCam, MapEncoder, features_of, map_encoder
+from aqa_pipeline.scoring.backbone import find_backbone
+from aqa_pipeline.scoring.grad_cam import (
+    LAST_LAYER,
+    LayerCam,
+    last_map_cam,
+    require_captum,
+    score_gradient,
+)
+from aqa_pipeline.scoring.heat_map import frame_heat
+from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.scorer import Scorer
+from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
+from aqa_pipeline.scoring.similarity import ShownExemplar, distances, shown_exemplars
+from aqa_pipeline.snippet_maps import MapEncoder, features_of, map_encoder
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
@@ -81,7 +87,7 @@ class Explanation:
     layer : str
         Whose map the heat is on.
     distance : ndarray of float64, shape=(N,)
-        To each of the run's exemplars, see :mod:`aqa_pipeline.alike`.
+        To each of the run's exemplars, see :mod:`aqa_pipeline.scoring.similarity`.
     exemplars : tuple of ShownExemplar
     path : TreePath or None
         Of the first head, against the nearest exemplar; None without a tree.
@@ -152,7 +158,7 @@ class Explainer:
         name : str or None
             To be shown; None: the video's.
         start_frame, end_frame, category, difficulty, columns
-            As for :meth:`aqa_pipeline.scorer.Scorer.score`.
+            As for :meth:`aqa_pipeline.scoring.scorer.Scorer.score`.
         tell : callable
             Told each stage as it begins.
 
@@ -262,7 +268,7 @@ def load_explainer(
     folder : Path
     project : Project
     weights, device, coverage, decode_seconds
-        As for :meth:`aqa_pipeline.scorer.Scorer.load`.
+        As for :meth:`aqa_pipeline.scoring.scorer.Scorer.load`.
     layer : str
         Whose map the heat is on; before the last one it takes captum and about four passes'
         time.

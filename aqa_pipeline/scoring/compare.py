@@ -2,9 +2,21 @@
 
 The difference of the two predicted scores is what counts. How far such a difference is off, and
 how often it has the right sign, is known from the calibrating clips, taken in pairs
-(:mod:`aqa_pipeline.order_confidence`). A contrastive head can also put the two clips side by
+(:mod:`aqa_pipeline.scoring.compare`). A contrastive head can also put the two clips side by
 side, each once as the query and once as the exemplar (Eq. 3); that answer is given beside the
 other and is not calibrated.
+
+How often the clip with the higher predicted score is the better one.
+
+Conventions
+-----------
+z
+    Predicted difference of two clips, in units of the size their errors have together:
+    ``(p_i - p_j) / sqrt(scale_i^2 + scale_j^2)``, p in score points.
+
+The calibrating clips are taken in pairs, each in both orders. Of pairs with a small z about half
+turn out in the predicted order, of pairs with a large one almost all; between them the share is
+found by isotonic regression, which assumes nothing but that it rises.
 """
 
 from __future__ import annotations
@@ -16,17 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
-from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.datasets.manifest import KNOWN, read_manifest
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.order_confidence import OrderConfidence
-from aqa_pipeline.predict import WantedClip, score_clips
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import conformal_quantile, difference_errors
-from aqa_pipeline.scored import Scored
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.batch import WantedClip, score_clips
+from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,3 +209,55 @@ def find_clip(
         columns={**free, **clip.columns},
         known_score=float(row["score"]),
     )
+
+
+FloatArray = npt.NDArray[np.float64]
+
+
+#: Clips beyond this many are thinned out: there are n x (n - 1) pairs.
+_MOST_CLIPS = 1500
+
+
+class OrderConfidence:
+    """The share of pairs in the predicted order, by how far apart they were predicted.
+
+    Parameters
+    ----------
+    score, prediction : array_like, shape=(n,)
+        True and predicted scores of the calibrating clips, in points; n at least 2.
+    scale : array_like, shape=(n,)
+        Score points a label point is worth.
+    """
+
+    def __init__(
+        self, score: npt.ArrayLike, prediction: npt.ArrayLike, scale: npt.ArrayLike
+    ) -> None:
+        columns = [np.asarray(values, dtype=np.float64) for values in (score, prediction, scale)]
+        step = max(1, -(-len(columns[0]) // _MOST_CLIPS))
+        truth, predicted, size = (values[::step] for values in columns)
+        pair = ~np.eye(len(truth), dtype=bool)
+        apart = np.hypot(size[:, None], size[None])[pair]
+        z = (predicted[:, None] - predicted[None])[pair] / apart
+        gap = (truth[:, None] - truth[None])[pair]
+        order = np.argsort(z, kind="stable")
+        self._z = z[order]
+        self._share: FloatArray = isotonic_regression((np.sign(gap[order]) + 1) / 2).x
+        self._margin = 1 / (len(truth) + 2)
+
+    def probability(self, difference: float, *, scale_a: float, scale_b: float) -> float:
+        """That the first of two clips is truly the better one.
+
+        Few clips cannot vouch for certainty: it stays 1 / (n + 2) away from 0 and 1.
+
+        Parameters
+        ----------
+        difference : float
+            Predicted score of the first minus that of the second, in points.
+        scale_a, scale_b : float
+            Score points a label point is worth, for each.
+        """
+        z = difference / float(np.hypot(scale_a, scale_b))
+        # Half way between both orders' answers: ties among the z must not prefer one.
+        up = float(np.interp(z, self._z, self._share))
+        down = float(np.interp(-z, self._z, self._share))
+        return float(np.clip((up + 1 - down) / 2, self._margin, 1 - self._margin))

@@ -20,8 +20,8 @@ from aqa_pipeline.datasets.manifest import KNOWN, parse_clips
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.media.clip import ClipFrames, one_line
 from aqa_pipeline.media.frame_folder import list_frames
-from aqa_pipeline.scored import Scored
-from aqa_pipeline.scorer import Scorer
+from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.tables import Cells, read_cells
 
 #: What is taken for a video in a folder; a file that is named is opened whatever its ending.

@@ -24,7 +24,8 @@ Source: Selvaraju et al., "Grad-CAM", ICCV 2017 (the paper's reference 25); Fig.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,18 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.runs.folder import Run
-
-FloatArray = npt.NDArray[np.float32]
+from aqa_pipeline.snippet_maps import FloatArray, Frames, MapEncoder
 
 #: Layers worth looking at: the last map, and the last one of four times the resolution.
 LAST_LAYER = "mixed_5c"
+
+
 LAYERS = (LAST_LAYER, "mixed_4f")
 
 
@@ -195,3 +198,44 @@ def require_captum() -> Any:
             "type `pip install 'aqa-pipeline[captum]'`"
         ) from None
     return LayerGradCam
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCam:
+    """Grad-CAM on a chosen layer of the readable form of I3D.
+
+    Attributes
+    ----------
+    network : I3D
+    encoder : MapEncoder
+        Makes the input.
+    layer : str
+    """
+
+    network: I3D
+    encoder: MapEncoder
+    layer: str
+
+    def __call__(
+        self,
+        frames: Frames,
+        runs: Sequence[Run],
+        clips: Sequence[FeatureSet],
+        exemplars: Sequence[npt.NDArray[np.int64]],
+    ) -> FloatArray:
+        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
+        snippets = self.encoder.snippets(frames)
+        with computing_in(FLOAT32):
+            cams = [
+                layer_cam(
+                    self.network,
+                    lambda number: snippets[number : number + 1],
+                    run,
+                    clip,
+                    rows,
+                    layer=self.layer,
+                )
+                for run, clip, rows in zip(runs, clips, exemplars, strict=True)
+            ]
+        mean: FloatArray = np.mean(cams, axis=0, dtype=np.float32)
+        return mean

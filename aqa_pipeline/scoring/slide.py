@@ -6,7 +6,7 @@ two snippets a window instead of ten. Frames are forgotten as soon as no later s
 and a window's features as soon as it is scored.
 
 The network's batch is one clip's number of snippets, as everywhere; a score equals the one that
-:meth:`aqa_pipeline.scorer.Scorer.score` gives for the same frames up to the rounding of the
+:meth:`aqa_pipeline.scoring.scorer.Scorer.score` gives for the same frames up to the rounding of the
 features.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from aqa_pipeline.assessor import Assessor, ClipFacts
 from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
+from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ class Slid:
         Of every window's interval, in points; infinite where there is none.
     coverage : float
     distances : ndarray of float64, shape=(W,)
-        To the nearest training clip, see :mod:`aqa_pipeline.novelty`.
+        To the nearest training clip, see :mod:`aqa_pipeline.scoring.similarity`.
     usual_distance : float
         A window further than this looks unlike the training clips.
     """

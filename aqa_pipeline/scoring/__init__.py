@@ -1,0 +1,1 @@
+"""A new video: its score, how sure, and why."""
