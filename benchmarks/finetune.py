@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from aqa_pipeline.tuning.draws import StepDraw
-    from aqa_pipeline.tuning.step import FramesOf
+    from aqa_pipeline.finetune.draws import StepDraw
+    from aqa_pipeline.finetune.step import FramesOf
 
 CASES = (("all", False), ("all", True), ("mixed_4", False), ("mixed_4", True), ("mixed_5", False))
 
@@ -40,13 +40,12 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     from aqa_pipeline.backbone.precision import computing_in
     from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
     from aqa_pipeline.core.featureset import FeatureSet
-    from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
-    from aqa_pipeline.tuning.folded import lay_out_channels_last
-    from aqa_pipeline.tuning.memory import kept_bytes
-    from aqa_pipeline.tuning.model import PairModel, resolve_precision
-    from aqa_pipeline.tuning.model import unfreeze as let_learn
-    from aqa_pipeline.tuning.start import fresh_head
-    from aqa_pipeline.tuning.step import Stepper
+    from aqa_pipeline.finetune.draws import PLAIN_VIEW, StepDraw
+    from aqa_pipeline.finetune.folded import lay_out_channels_last
+    from aqa_pipeline.finetune.model import PairModel, kept_bytes, resolve_precision
+    from aqa_pipeline.finetune.model import unfreeze as let_learn
+    from aqa_pipeline.finetune.start import fresh_head
+    from aqa_pipeline.finetune.step import Stepper
 
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -121,8 +120,8 @@ def frames_of_steps(
     import torch
 
     from aqa_pipeline.config import PIXEL_PRESETS
+    from aqa_pipeline.finetune.upload import Uploads
     from aqa_pipeline.media.decode_pool import DecodeTask
-    from aqa_pipeline.tuning.upload import Uploads
 
     if device.type != "cuda":
         yield from [lambda rows: torch.from_numpy(frames[list(rows)])] * len(steps)

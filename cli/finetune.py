@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     from aqa_pipeline.datasets.manifest import Manifest
-    from aqa_pipeline.ranks import Ranks
-    from aqa_pipeline.tuning.loop import Progress
-    from aqa_pipeline.tuning.plan import PartPlan
+    from aqa_pipeline.finetune.distributed import Ranks
+    from aqa_pipeline.finetune.loop import Progress
+    from aqa_pipeline.finetune.plan import PartPlan
 
 #: What a run that is started from keeps as it is.
 _OF_THE_RUN = ("kind", "recipe", "num_groups", "aggregation", "use_difficulty", "exemplar_key",
@@ -87,8 +87,8 @@ def finetune(
     share_cores()  # before torch is imported
     from aqa_pipeline.backbone.weights import find_weights
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
-    from aqa_pipeline.finetune import finetune_dataset, plan_finetune
-    from aqa_pipeline.ranks import joined, own_device
+    from aqa_pipeline.finetune.distributed import joined, own_device
+    from aqa_pipeline.finetune.run import finetune_dataset, plan_finetune
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     if exemplar_key:
@@ -208,7 +208,7 @@ def _extract_all(
     device: torch.device,
 ) -> None:
     """``--then-extract``: the clips that are in no split too."""
-    from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_clips
+    from aqa_pipeline.finetune.finish import BACKBONE_FILE, extract_clips
 
     for plan in plans:
         rows = clips.clips
@@ -227,7 +227,7 @@ def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> N
     """What to type for more heads on the tuned features."""
     from aqa_pipeline.backbone.weights import weights_identity
     from aqa_pipeline.cache.fingerprint import cache_folder, fingerprint_of
-    from aqa_pipeline.tuning.outcome import BACKBONE_FILE
+    from aqa_pipeline.finetune.finish import BACKBONE_FILE
 
     for plan in plans:
         sha256 = weights_identity(plan.folder / BACKBONE_FILE)
@@ -245,8 +245,8 @@ def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> N
 
 
 def _show_plan(project: Project, plans: Sequence[PartPlan], as_json: bool) -> None:
-    from aqa_pipeline.tuning.draws import num_steps
-    from aqa_pipeline.tuning.state import STATE_FILE, read_state
+    from aqa_pipeline.finetune.checkpoint import STATE_FILE, read_state
+    from aqa_pipeline.finetune.draws import num_steps
 
     shown: list[dict[str, Any]] = []
     for plan in plans:

@@ -21,14 +21,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aqa_pipeline.backbone.weights import weights_identity, weights_info
 from aqa_pipeline.cache.reader import FeatureCache
+from aqa_pipeline.finetune.checkpoint import STATE_FILE, read_state
+from aqa_pipeline.finetune.folded import lay_out_channels_last
+from aqa_pipeline.finetune.loop import TuningLoop
+from aqa_pipeline.finetune.model import PairModel
+from aqa_pipeline.finetune.upload import Uploads
+from aqa_pipeline.finetune.validation import Encoder
 from aqa_pipeline.runs.folder import read_run
 from aqa_pipeline.scoring.backbone import own_weights
-from aqa_pipeline.tuning.bank import Encoder
-from aqa_pipeline.tuning.folded import lay_out_channels_last
-from aqa_pipeline.tuning.loop import TuningLoop
-from aqa_pipeline.tuning.model import PairModel
-from aqa_pipeline.tuning.state import STATE_FILE, read_state
-from aqa_pipeline.tuning.upload import Uploads
 from tests import thin_aqa
 from tests.tuning_data import make_tuning_project
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.ranks import Ranks, joined, own_device, ranks_of
+from aqa_pipeline.finetune.distributed import Ranks, joined, own_device, ranks_of
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from aqa_pipeline.signals import held_signals
+from aqa_pipeline.finetune.checkpoint import held_signals
 
 
 def held_work(steps: list[str], *, signals: int, error: bool = False) -> None:

@@ -13,9 +13,9 @@ import torch
 from aqa_pipeline.core.featureset import Key
 from aqa_pipeline.datasets.manifest import exemplar_keys
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL, import_mtl_aqa
+from aqa_pipeline.finetune.start import fresh_head
+from aqa_pipeline.finetune.validation import ValidationPlan
 from aqa_pipeline.heads.voting import predict_labels
-from aqa_pipeline.tuning.bank import ValidationPlan
-from aqa_pipeline.tuning.start import fresh_head
 from tests.planted import planted_clips
 from tests.tuning_data import SMALL_HEAD
 

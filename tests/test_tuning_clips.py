@@ -12,9 +12,9 @@ import pytest
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.errors import ClipError, DataError, UsageError
+from aqa_pipeline.finetune.draws import PLAIN_VIEW, ClipView
+from aqa_pipeline.finetune.frames import ClipFrames, crop_jitter, cut, decode_tasks, used_frames
 from aqa_pipeline.media.decode_pool import DecodedClip, DecodePool, DecodeTask, decode_clip
-from aqa_pipeline.tuning.clips import ClipFrames, crop_jitter, cut, decode_tasks, used_frames
-from aqa_pipeline.tuning.draws import PLAIN_VIEW, ClipView
 from tests.small_project import make_project
 from tests.videos import frame_numbers
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqa_pipeline.tuning.draws import (
+from aqa_pipeline.finetune.draws import (
     PLAIN_VIEW,
     Augmentation,
     StepDraw,

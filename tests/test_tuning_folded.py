@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.backbone.i3d import I3D, LAYERS, max_pool_same, normalise
-from aqa_pipeline.tuning import folded
-from aqa_pipeline.tuning.folded import folded_layer, lay_out_channels_last, max_pool
-from aqa_pipeline.tuning.model import PairModel
+from aqa_pipeline.finetune import folded
+from aqa_pipeline.finetune.folded import folded_layer, lay_out_channels_last, max_pool
+from aqa_pipeline.finetune.model import PairModel
 from tests.random_i3d import thin_i3d
 from tests.tuning_data import TINY, small_model
 

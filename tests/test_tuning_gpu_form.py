@@ -18,12 +18,12 @@ from aqa_pipeline.backbone.fast import FastI3D
 from aqa_pipeline.config import FinetuneConfig, FitConfig
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.tuning.bank import Encoder
-from aqa_pipeline.tuning.clips import ClipFrames
-from aqa_pipeline.tuning.folded import lay_out_channels_last
-from aqa_pipeline.tuning.model import PairModel, resolve_precision
-from aqa_pipeline.tuning.step import Stepper
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.folded import lay_out_channels_last
+from aqa_pipeline.finetune.frames import ClipFrames
+from aqa_pipeline.finetune.model import PairModel, resolve_precision
+from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.validation import Encoder
 from tests.random_i3d import thin_i3d
 from tests.test_tuning_step import PAIRS, draw_of
 from tests.tuning_data import SNIPPETS, TINY, small_model

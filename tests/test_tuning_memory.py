@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aqa_pipeline.tuning import memory
-from aqa_pipeline.tuning.memory import find_pairs_at_once, free_cpu_bytes, kept_bytes
-from aqa_pipeline.tuning.model import PairModel, resolve_precision
+from aqa_pipeline.finetune import model as memory
+from aqa_pipeline.finetune.model import (
+    PairModel,
+    find_pairs_at_once,
+    free_cpu_bytes,
+    kept_bytes,
+    resolve_precision,
+)
 from tests.tuning_data import small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

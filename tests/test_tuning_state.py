@@ -11,7 +11,7 @@ import torch
 
 from aqa_pipeline.config import FinetuneConfig, FitConfig
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.tuning.state import (
+from aqa_pipeline.finetune.checkpoint import (
     Position,
     check_settings,
     learned,
@@ -20,7 +20,7 @@ from aqa_pipeline.tuning.state import (
     restore,
     write_state,
 )
-from aqa_pipeline.tuning.step import Stepper
+from aqa_pipeline.finetune.step import Stepper
 from tests.test_tuning_step import PAIRS, draw_of
 from tests.tuning_data import small_model
 

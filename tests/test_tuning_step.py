@@ -13,9 +13,9 @@ from torch import Tensor
 
 from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.config import FinetuneConfig, FitConfig, Unfreeze
-from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
-from aqa_pipeline.tuning.model import PairModel
-from aqa_pipeline.tuning.step import Stepper, learning_rate_factor
+from aqa_pipeline.finetune.draws import PLAIN_VIEW, StepDraw
+from aqa_pipeline.finetune.model import PairModel
+from aqa_pipeline.finetune.step import Stepper, learning_rate_factor
 from tests.tuning_data import TINY, small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

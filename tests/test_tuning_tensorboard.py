@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.tuning.tensorboard import require_tensorboard
+from aqa_pipeline.finetune.part import require_tensorboard
 
 
 def test_without_the_extra_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

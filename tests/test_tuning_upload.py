@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from aqa_pipeline.config import PIXEL_PRESETS
+from aqa_pipeline.finetune.draws import ClipView, StepDraw
+from aqa_pipeline.finetune.frames import cut
+from aqa_pipeline.finetune.upload import Uploads
 from aqa_pipeline.media.decode_pool import DecodeTask
-from aqa_pipeline.tuning.clips import cut
-from aqa_pipeline.tuning.draws import ClipView, StepDraw
-from aqa_pipeline.tuning.upload import Uploads
 
 CPU = torch.device("cpu")
 JITTER, CROP = 3, 5

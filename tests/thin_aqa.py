@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def use_thin_network(patch: pytest.MonkeyPatch) -> None:
     """From here on the real command loads weights of the thin network."""
-    from aqa_pipeline import finetune
     from aqa_pipeline.backbone import weights
-    from aqa_pipeline.tuning import training
+    from aqa_pipeline.finetune import part as training
+    from aqa_pipeline.finetune import run as finetune
     from tests.tuning_data import load_thin_i3d
 
     for module in (finetune, training, weights):

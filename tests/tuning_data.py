@@ -16,9 +16,9 @@ from aqa_pipeline.backbone.weights import WeightsInfo, weights_sha256, write_wei
 from aqa_pipeline.config import PIXEL_PRESETS, HeadConfig, Protocol, Unfreeze
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
+from aqa_pipeline.finetune.model import PairModel, unfreeze
+from aqa_pipeline.finetune.start import fresh_head
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.tuning.model import PairModel, unfreeze
-from aqa_pipeline.tuning.start import fresh_head
 from tests.planted import planted_clips
 from tests.random_i3d import THIN_DIM, thin_i3d
 from tests.small_project import PROTOCOL, make_project

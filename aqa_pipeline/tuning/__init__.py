@@ -1,1 +1,1 @@
-"""Fine-tuning in parts; :mod:`aqa_pipeline.finetune` is the stage made of them."""
+"""Fine-tuning in parts; :mod:`aqa_pipeline.finetune.run` is the stage made of them."""

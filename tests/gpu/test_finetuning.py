@@ -12,10 +12,10 @@ import torch
 from aqa_pipeline.backbone.i3d import I3D
 from aqa_pipeline.backbone.precision import agreement, computing_in
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadConfig
-from aqa_pipeline.tuning.draws import PLAIN_VIEW, StepDraw
-from aqa_pipeline.tuning.model import PairModel, unfreeze
-from aqa_pipeline.tuning.start import fresh_head
-from aqa_pipeline.tuning.step import Stepper
+from aqa_pipeline.finetune.draws import PLAIN_VIEW, StepDraw
+from aqa_pipeline.finetune.model import PairModel, unfreeze
+from aqa_pipeline.finetune.start import fresh_head
+from aqa_pipeline.finetune.step import Stepper
 from tests.gpu.conftest import REHEARSAL, Reading
 from tests.planted import planted_clips
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aqa_pipeline.tuning.state import STATE_FILE
+from aqa_pipeline.finetune.checkpoint import STATE_FILE
 from tests import thin_aqa
 from tests.test_finetune import FINETUNE, learned
 from tests.tuning_data import make_tuning_project

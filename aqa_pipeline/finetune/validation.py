@@ -28,11 +28,11 @@ from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.draws import PLAIN_VIEW
+from aqa_pipeline.finetune.frames import ClipFrames, cut
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.voting import predict_labels
-from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.tuning.clips import ClipFrames, cut
-from aqa_pipeline.tuning.draws import PLAIN_VIEW
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -29,13 +29,13 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.finetune.loop import HISTORY_COLUMNS
+from aqa_pipeline.finetune.part import Tuned
+from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.runs.calibration import Calibration, held_out_clips
 from aqa_pipeline.runs.evaluate import measure, predict_clips, predictions_table, selection_sentence
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.training.validation import cross_selected
-from aqa_pipeline.tuning.loop import HISTORY_COLUMNS
-from aqa_pipeline.tuning.plan import PartPlan
-from aqa_pipeline.tuning.training import Tuned
 
 BACKBONE_FILE = "backbone.safetensors"
 

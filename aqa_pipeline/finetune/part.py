@@ -1,10 +1,14 @@
-"""One part, from its plan to a backbone and a head at their best epoch."""
+"""One part, from its plan to a backbone and a head at their best epoch.
+
+Curves for TensorBoard, an extra; history.csv has the same numbers without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +18,25 @@ import torch
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.datasets.locate import video_index_folder
+from aqa_pipeline.errors import SetupError
 from aqa_pipeline.extraction.extract import default_workers
+from aqa_pipeline.finetune.checkpoint import STATE_FILE, Position, SavedState
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.folded import lay_out_channels_last
+from aqa_pipeline.finetune.frames import ClipFrames, decode_tasks, used_frames
+from aqa_pipeline.finetune.loop import Progress, Tell, TuningLoop
+from aqa_pipeline.finetune.model import (
+    PairModel,
+    find_pairs_at_once,
+    free_cpu_bytes,
+    resolve_precision,
+    unfreeze,
+)
+from aqa_pipeline.finetune.plan import PartPlan
+from aqa_pipeline.finetune.start import fresh_head
+from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.validation import Encoder
 from aqa_pipeline.media.decode_pool import DecodePool
-from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.tuning.bank import Encoder
-from aqa_pipeline.tuning.clips import ClipFrames, decode_tasks, used_frames
-from aqa_pipeline.tuning.folded import lay_out_channels_last
-from aqa_pipeline.tuning.loop import Progress, Tell, TuningLoop
-from aqa_pipeline.tuning.memory import find_pairs_at_once, free_cpu_bytes
-from aqa_pipeline.tuning.model import PairModel, resolve_precision, unfreeze
-from aqa_pipeline.tuning.plan import PartPlan
-from aqa_pipeline.tuning.start import fresh_head
-from aqa_pipeline.tuning.state import STATE_FILE, Position, SavedState
-from aqa_pipeline.tuning.step import Stepper
-from aqa_pipeline.tuning.tensorboard import tensorboard_log
 
 _STEPS_ON_GPU = 3  #: whose frames are there at once: computed, ready, and just let go
 
@@ -74,7 +83,7 @@ def train_part(
     ranks : Ranks
     saved : SavedState or None
     tell : callable
-        Told a :class:`~aqa_pipeline.tuning.loop.Progress` after every step.
+        Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
     cache_root : Path
 
     Raises
@@ -200,3 +209,55 @@ def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:
         backbone_learning_rate=0.0,
     )
     return lambda done, total: tell(dataclasses.replace(nothing, validating=(done, total)))
+
+
+def require_tensorboard() -> None:
+    """Say so before the work begins, not after.
+
+    Raises
+    ------
+    SetupError
+        If the extra is not installed.
+    """
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        raise SetupError(
+            "--tensorboard needs an extra: type `pip install 'aqa-pipeline[tensorboard]'`"
+        ) from None
+
+
+@contextmanager
+def tensorboard_log(folder: Path, *, done: int) -> Iterator[Callable[[Progress], None]]:
+    """Yields what takes each :class:`Progress`; curves go to ``folder/tensorboard``.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    done : int
+        Steps done before; what an interrupted run wrote of later ones is hidden.
+    """
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def note(progress: Progress) -> None:
+        values = {
+            "loss/classification": progress.classification,
+            "loss/regression": progress.regression,
+            "learning_rate/head": progress.head_learning_rate,
+            "learning_rate/backbone": progress.backbone_learning_rate,
+            "clips_per_second": progress.clips_per_second,
+            "selection_rho": progress.selection_rho,
+        }
+        if progress.validating is None:
+            for name, value in values.items():
+                if value == value:
+                    writer.add_scalar(name, value, progress.done)
+
+    try:
+        yield note
+    finally:
+        writer.close()

@@ -26,15 +26,19 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.ranks import Ranks
+from aqa_pipeline.finetune.checkpoint import STATE_FILE, check_settings, read_state
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.finish import (
+    BACKBONE_FILE,
+    extract_part,
+    write_backbone,
+    write_tuned_run,
+)
+from aqa_pipeline.finetune.loop import Tell
+from aqa_pipeline.finetune.part import require_tensorboard, train_part
+from aqa_pipeline.finetune.plan import PartPlan, plan_part
+from aqa_pipeline.finetune.start import read_start
 from aqa_pipeline.runs.evaluate import average_parts
-from aqa_pipeline.tuning.loop import Tell
-from aqa_pipeline.tuning.outcome import BACKBONE_FILE, extract_part, write_backbone, write_tuned_run
-from aqa_pipeline.tuning.plan import PartPlan, plan_part
-from aqa_pipeline.tuning.start import read_start
-from aqa_pipeline.tuning.state import STATE_FILE, check_settings, read_state
-from aqa_pipeline.tuning.tensorboard import require_tensorboard
-from aqa_pipeline.tuning.training import train_part
 
 Advance = Callable[[int, int], None]
 
@@ -70,7 +74,7 @@ def plan_finetune(
     Raises
     ------
     AqaError
-        As :func:`aqa_pipeline.tuning.plan.plan_part`.
+        As :func:`aqa_pipeline.finetune.plan.plan_part`.
     """
     sha256 = weights_identity(weights)
     return [
@@ -119,7 +123,7 @@ def finetune_dataset(
     again : bool
         Begin anew, whatever is in the folder.
     tell : callable
-        Told a :class:`~aqa_pipeline.tuning.loop.Progress` after every step.
+        Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
     extracting : callable
         Told ``(clips done, clips in all)`` of the extraction at the end of each part.
 

@@ -24,22 +24,23 @@ from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman
-from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.runs.folder import history_table
-from aqa_pipeline.signals import HeldSignals, held_signals
-from aqa_pipeline.tuning.bank import Encoder, ValidationPlan
-from aqa_pipeline.tuning.clips import ClipFrames, cut
-from aqa_pipeline.tuning.draws import Augmentation, StepDraw, draw_epoch, num_steps
-from aqa_pipeline.tuning.state import (
+from aqa_pipeline.finetune.checkpoint import (
+    HeldSignals,
     Position,
     SavedState,
+    held_signals,
     learned,
     put_learned,
     restore,
     write_state,
 )
-from aqa_pipeline.tuning.step import FramesOf, StepOutcome, Stepper, learning_rate_factor
-from aqa_pipeline.tuning.upload import Uploads
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.draws import Augmentation, StepDraw, draw_epoch, num_steps
+from aqa_pipeline.finetune.frames import ClipFrames, cut
+from aqa_pipeline.finetune.step import FramesOf, StepOutcome, Stepper, learning_rate_factor
+from aqa_pipeline.finetune.upload import Uploads
+from aqa_pipeline.finetune.validation import Encoder, ValidationPlan
+from aqa_pipeline.runs.folder import history_table
 
 IntArray = npt.NDArray[np.int64]
 
@@ -127,7 +128,7 @@ class TuningLoop:
         ``machine.pairs_at_once`` is resolved.
     state_path : Path
     settings : dict
-        See :class:`~aqa_pipeline.tuning.state.SavedState`.
+        See :class:`~aqa_pipeline.finetune.checkpoint.SavedState`.
     ranks : Ranks
     tell : callable
 

@@ -28,9 +28,9 @@ import numpy.typing as npt
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.datasets.locate import LocatedClip
 from aqa_pipeline.errors import ClipError, DataError, UsageError
+from aqa_pipeline.finetune.draws import ClipView
 from aqa_pipeline.media.decode_pool import DecodePool, DecodeTask
 from aqa_pipeline.media.snippets import snippet_index
-from aqa_pipeline.tuning.draws import ClipView
 
 Frames = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int64]

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import FinetuneConfig, FitConfig
-from aqa_pipeline.ranks import Ranks
-from aqa_pipeline.tuning.draws import StepDraw, chunks, in_several, rows_of, share
-from aqa_pipeline.tuning.model import PairModel
+from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.draws import StepDraw, chunks, in_several, rows_of, share
+from aqa_pipeline.finetune.model import PairModel
 
 IntArray = npt.NDArray[np.int64]
 

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.finetune.draws import ClipView, StepDraw
 from aqa_pipeline.media.decode_pool import DecodeTask
-from aqa_pipeline.tuning.draws import ClipView, StepDraw
 
 Frames = npt.NDArray[np.uint8]
 
 
 def crop(frames: Tensor, view: ClipView, *, jitter: int) -> Tensor:
-    """Crop and flip of a view, as :func:`aqa_pipeline.tuning.clips.cut` makes them.
+    """Crop and flip of a view, as :func:`aqa_pipeline.finetune.frames.cut` makes them.
 
     Parameters
     ----------

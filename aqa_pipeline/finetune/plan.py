@@ -24,13 +24,13 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.finetune.draws import Augmentation
+from aqa_pipeline.finetune.frames import crop_jitter
+from aqa_pipeline.finetune.loop import Material
+from aqa_pipeline.finetune.start import FittedStart, check_start
+from aqa_pipeline.finetune.validation import ValidationPlan
 from aqa_pipeline.training.stack import checked_labels
 from aqa_pipeline.training.validation import divide, validation_unit
-from aqa_pipeline.tuning.bank import ValidationPlan
-from aqa_pipeline.tuning.clips import crop_jitter
-from aqa_pipeline.tuning.draws import Augmentation
-from aqa_pipeline.tuning.loop import Material
-from aqa_pipeline.tuning.start import FittedStart, check_start
 
 IntArray = npt.NDArray[np.int64]
 

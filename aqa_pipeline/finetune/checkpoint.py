@@ -4,15 +4,26 @@ One safetensors file with the numbers and, in its header, a JSON text with every
 so weights, optimiser and position are of the same moment or the file is not there at all.
 
 What it does not hold: the layers that do not learn, which are the parent's; and random
-generators, of which there are none (:mod:`aqa_pipeline.tuning.draws`).
+generators, of which there are none (:mod:`aqa_pipeline.finetune.draws`).
+
+Ctrl-C and SIGTERM between two steps instead of in the middle of one.
+
+Python turns both into exceptions that may come at any point, also halfway through an
+update of the weights. Inside :func:`held_signals` the first of them is only noted; whoever
+works asks at a safe point, saves and leaves the block, which then does what the signal
+would have done. A second one is not held: it acts at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +35,8 @@ from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import DataError, UsageError
 
 STATE_FILE = "unfinished.safetensors"
+
+
 STATE_FORMAT, STATE_VERSION = "aqa-finetune-state", 1
 
 
@@ -233,3 +246,51 @@ def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
             f"{path.parent}: holds a fine-tuning with other settings ({'; '.join(differing)}); "
             "type --again to replace it, or give this one another name with --run"
         )
+
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class HeldSignals:
+    """Whether a signal has come.
+
+    Attributes
+    ----------
+    number : int or None
+        The signal.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        for number in _HELD:
+            self._before[number] = signal.signal(number, self._note)
+
+    def release(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.release()
+
+
+@contextmanager
+def held_signals() -> Iterator[HeldSignals]:
+    """Hold SIGINT and SIGTERM; at the end of the block one that came takes effect.
+
+    Outside the main thread, where Python handles no signals, nothing is held.
+    """
+    held = HeldSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    held.hold()
+    try:
+        yield held
+    finally:
+        held.release()
+    if held.number is not None:
+        signal.raise_signal(held.number)
