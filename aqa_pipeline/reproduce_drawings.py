@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aqa_pipeline.figure_style import BLUE, HEIGHT, WIDTH, house_figure, svg_text
+from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, house_figure, svg_text
 from aqa_pipeline.sheet import Spread
 
 _VARIABLE = re.compile(r"var\(--[a-z]+, (#[0-9a-f]{6})\)")

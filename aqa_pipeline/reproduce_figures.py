@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from aqa_pipeline import figures
 from aqa_pipeline.cache.load import load_split
 from aqa_pipeline.config import FitConfig, HeadConfig, Recipe
 from aqa_pipeline.core import metrics
@@ -26,6 +25,7 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.paper_numbers import NOT_AVAILABLE
+from aqa_pipeline.report import figures
 from aqa_pipeline.reproduce_drawings import curve
 from aqa_pipeline.reproduce_runs import Outcome, Workplace, method_job, read_part
 from aqa_pipeline.reproduce_tables import R_L2, RHO, times_100, uses_difficulty

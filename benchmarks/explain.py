@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from aqa_pipeline.explain_page import page, view_of
 from aqa_pipeline.project import Project
+from aqa_pipeline.report.explanation import page, view_of
 from aqa_pipeline.scoring.explainer import load_explainer
 
 

@@ -65,7 +65,7 @@ def explain(
 
         aqa explain demo dive.mp4 --start 26 --end 136 --difficulty 3.4
     """
-    from aqa_pipeline.explain_files import write_explanation
+    from aqa_pipeline.report.explanation_files import write_explanation
     from aqa_pipeline.scoring.explainer import load_explainer
 
     folder = project.run_path(run)

@@ -28,7 +28,7 @@ def report(project: Project, runs: tuple[Path, ...], out: Path | None, as_json: 
     The page needs no network and no script. Votes, tree paths and pictures come from the
     project's cache and videos, and are left out where these are gone.
     """
-    from aqa_pipeline.report import write_report
+    from aqa_pipeline.report.page import write_report
 
     folders = [project.run_path(run) for run in runs]
     page = out or (folders[0] if len(folders) == 1 else project.runs) / "report.html"

@@ -26,7 +26,7 @@ def show_slide(
 ) -> None:
     """Score every window of one video, and say which stand out."""
     from aqa_pipeline.atomic import atomic_path
-    from aqa_pipeline.slide_plot import check_plot, write_plot
+    from aqa_pipeline.report.slide_plot import check_plot, write_plot
 
     if len(clips) != 1:
         raise UsageError(f"--slide takes one video, these are {len(clips)}")

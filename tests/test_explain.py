@@ -18,8 +18,8 @@ import pytest
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.explain_files import write_explanation
-from aqa_pipeline.explain_page import fragment, page, view_of
+from aqa_pipeline.report.explanation import fragment, page, view_of
+from aqa_pipeline.report.explanation_files import write_explanation
 from aqa_pipeline.scoring.explainer import Explainer, Explanation
 from tests.explained import PROTOCOL, QUERY, explainer_of
 from tests.test_report import Page

@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from aqa_pipeline import figures
-from aqa_pipeline.figure_style import shortened
 from aqa_pipeline.heads.tree_path import read_path
+from aqa_pipeline.report import figures
+from aqa_pipeline.report.style import shortened
 
 EVIL = "<script>alert(1)</script> & $x^2$"
 SVG = "{http://www.w3.org/2000/svg}"

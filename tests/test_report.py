@@ -23,7 +23,7 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.extraction.extract import extract
 from aqa_pipeline.extraction.plan import plan_extraction
 from aqa_pipeline.project import Project
-from aqa_pipeline.report import write_report
+from aqa_pipeline.report.page import write_report
 from aqa_pipeline.training.fit import fit_head
 from tests.small_project import fake_backbone, make_project
 from tests.test_fit import make_cache

@@ -12,10 +12,10 @@ from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
+from aqa_pipeline.report.slide_plot import write_plot
 from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.scoring.slide import Slid, slide, snippet_protocol, window_starts
-from aqa_pipeline.slide_plot import write_plot
 from tests.small_run import load_scorer, make_run
 from tests.videos import write_video
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from aqa_pipeline import sweep_figures
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.sweep_page import sweep_page
+from aqa_pipeline.report import sweep as sweep_figures
+from aqa_pipeline.report.sweep import sweep_page
 
 
 def write_sweep(run: Path, count: int) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 The backbone looks at the clip once, and that pass gives both the score and the heat-map
 (:mod:`aqa_pipeline.scoring.grad_cam`). Over folds, contributions and heat are the mean over the
 folds, as the score is; tree path and exemplars are those of the first.
-:mod:`aqa_pipeline.explain_page` and :mod:`aqa_pipeline.explain_files` show it.
+:mod:`aqa_pipeline.report.explanation` and :mod:`aqa_pipeline.report.explanation_files` show it.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from aqa_pipeline._version import __version__
 from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.errors import SetupError, UsageError
-from aqa_pipeline.explain_page import fragment, page, text_of, view_of
 from aqa_pipeline.project import Project
-from aqa_pipeline.report import write_report
+from aqa_pipeline.report.explanation import fragment, page, text_of, view_of
+from aqa_pipeline.report.page import write_report
 from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
 from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell, Work

@@ -8,7 +8,7 @@ import numpy as np
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.figure_style import BLUE, HEIGHT, MUTED, house_figure
+from aqa_pipeline.report.style import BLUE, HEIGHT, MUTED, house_figure
 from aqa_pipeline.scoring.slide import Slid
 
 SUFFIXES = (".png", ".svg", ".pdf")

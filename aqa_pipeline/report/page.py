@@ -20,10 +20,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_text_atomically
-from aqa_pipeline.case_study import Case, cases, rescore
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.project import Project
-from aqa_pipeline.report_drawings import (
+from aqa_pipeline.report.case_study import Case, cases, rescore
+from aqa_pipeline.report.drawings import (
     Drawing,
     comparison_drawings,
     prediction_drawings,
@@ -31,9 +31,9 @@ from aqa_pipeline.report_drawings import (
     training_drawings,
     tree_drawing,
 )
+from aqa_pipeline.report.sweep import SweepPage, sweep_page
 from aqa_pipeline.runs.calibration import interval_sentence
 from aqa_pipeline.runs.record import ParentRecord, RunRecord, read_record
-from aqa_pipeline.sweep_page import SweepPage, sweep_page
 
 #: Lists longer than this are only counted in the table of settings.
 _MAX_LISTED = 16

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
 
-from aqa_pipeline import figures
-from aqa_pipeline.case_study import Case, Rescored
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
+from aqa_pipeline.report import figures
+from aqa_pipeline.report.case_study import Case, Rescored
 from aqa_pipeline.runs.record import RunRecord
 
 FloatArray = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """The figures of a report, one function each, as SVG text that can stand inside a page.
 
-What they look like, and what ``key`` is for, is said in :mod:`aqa_pipeline.figure_style`.
+What they look like, and what ``key`` is for, is said in :mod:`aqa_pipeline.report.style`.
 Equal data give equal text.
 """
 
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from aqa_pipeline.core.groups import Groups
-from aqa_pipeline.figure_style import (
+from aqa_pipeline.heads.tree_path import TreePath
+from aqa_pipeline.report.style import (
     BLUE,
     GRID,
     HEIGHT,
@@ -28,7 +29,6 @@ from aqa_pipeline.figure_style import (
     shortened,
     svg_text,
 )
-from aqa_pipeline.heads.tree_path import TreePath
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -19,10 +19,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aqa_pipeline import figures
 from aqa_pipeline._version import __version__
 from aqa_pipeline.heads.tree_path import TreePath
 from aqa_pipeline.media.encode import JPEG, MP4, data_address, jpeg, mp4
+from aqa_pipeline.report import figures
 from aqa_pipeline.scoring.explainer import Explanation
 from aqa_pipeline.scoring.heat_map import painted
 from aqa_pipeline.scoring.similarity import ShownExemplar
