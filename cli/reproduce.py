@@ -79,7 +79,7 @@ def reproduce(
     from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.reproduce import reproduce as make
+    from aqa_pipeline.report.paper.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
     cache = (

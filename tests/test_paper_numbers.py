@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.core.metrics import fisher_mean
-from aqa_pipeline.paper_numbers import dataset_of, method_rows, table1, table1_headings
+from aqa_pipeline.report.paper.numbers import dataset_of, method_rows, table1, table1_headings
 
 
 def test_table1_spot_values_of_every_kind_of_row() -> None:

@@ -23,9 +23,9 @@ from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.reproduce import Reproduction, reproduce
-from aqa_pipeline.reproduce_figures import groups_at_depth
-from aqa_pipeline.sheet import Sheet, Spread
+from aqa_pipeline.report.paper.figures import groups_at_depth
+from aqa_pipeline.report.paper.reproduce import Reproduction, reproduce
+from aqa_pipeline.report.paper.table import Sheet, Spread
 from tests.test_fit import PROTOCOL, make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

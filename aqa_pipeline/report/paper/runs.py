@@ -29,8 +29,8 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
+from aqa_pipeline.report.paper.table import Spread
 from aqa_pipeline.runs.folder import Run, read_run
-from aqa_pipeline.sheet import Spread
 from aqa_pipeline.training.fit import fit_dataset
 
 FloatArray = npt.NDArray[np.float64]

@@ -2,11 +2,15 @@
 
 Each is of one head's share of the data set: all of it, or, where the protocol has categories and
 folds, ``diving`` (the paper's choice for Fig. 5) or else the first category, in the first fold.
+
+Figures as files of their own, and the curve that only Fig. 5 has.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,19 +28,26 @@ from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.outputs import fit_trunk
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
-from aqa_pipeline.paper_numbers import NOT_AVAILABLE
 from aqa_pipeline.report import figures
-from aqa_pipeline.reproduce_drawings import curve
-from aqa_pipeline.reproduce_runs import Outcome, Workplace, method_job, read_part
-from aqa_pipeline.reproduce_tables import R_L2, RHO, times_100, uses_difficulty
+from aqa_pipeline.report.paper.numbers import NOT_AVAILABLE
+from aqa_pipeline.report.paper.runs import Outcome, Workplace, method_job, read_part
+from aqa_pipeline.report.paper.table import Cell, Sheet, Spread
+from aqa_pipeline.report.paper.tables import R_L2, RHO, times_100, uses_difficulty
+from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, house_figure, svg_text
 from aqa_pipeline.runs.evaluate import predict_clips
-from aqa_pipeline.sheet import Cell, Sheet, Spread
 
 FloatArray = npt.NDArray[np.float64]
 
+
 PAPER_DEPTH = 5
+
+
 DEPTHS = range(2, 8)
+
+
 VOTERS: tuple[int | None, ...] = (1, 2, 5, 10, 20, None)  #: M; None: all of the group
+
+
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)  #: thresholds of Fig. 7's table, of the scores' range
 
 
@@ -333,3 +344,37 @@ def _ensemble(fit: FitConfig) -> str:
 
 def _paper(figure: str) -> str:
     return f"the paper's numbers behind {figure}: {NOT_AVAILABLE}"
+
+
+_VARIABLE = re.compile(r"var\(--[a-z]+, (#[0-9a-f]{6})\)")
+
+
+def svg_file(figure: str) -> str:
+    """A page's figure as a file: plain colours, a size and white paper.
+
+    Viewers of SVG files, unlike browsers, know no CSS variables.
+    """
+    figure = _VARIABLE.sub(r"\1", figure)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure)
+    width, height = box.groups() if box else (str(WIDTH), str(HEIGHT))
+    paper = f'<rect width="{width}" height="{height}" fill="#ffffff" />'
+    opened = figure.index(">") + 1
+    head = figure[: opened - 1] + f' width="{width}" height="{height}">'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{paper}{figure[opened:]}\n'
+
+
+def curve(
+    ticks: Sequence[str], values: Sequence[Spread], *, xlabel: str, ylabel: str, key: str
+) -> str:
+    """A metric over the values of one setting, with the standard deviation (Fig. 5)."""
+    places = np.arange(len(ticks))
+    mean = np.array([value.mean for value in values])
+    std = np.array([value.std or 0.0 for value in values])
+    with house_figure(HEIGHT) as (figure, axes):
+        axes.fill_between(places, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(places, mean, color=BLUE, marker="o", markersize=5)
+        axes.set_xticks(places, list(ticks))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        return svg_text(
+            figure, f"Curve of {ylabel} over {xlabel}: mean and standard deviation.", key
+        )

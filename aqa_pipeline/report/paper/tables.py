@@ -19,16 +19,16 @@ from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.paper_numbers import (
+from aqa_pipeline.report.paper.numbers import (
     NOT_AVAILABLE,
     CategoryRow,
     MethodRow,
     method_rows,
     table1_headings,
 )
-from aqa_pipeline.paper_numbers import table1 as paper_table1
-from aqa_pipeline.reproduce_runs import Job, Metric, Outcome, Workplace, method_job
-from aqa_pipeline.sheet import Cell, Sheet, Spread
+from aqa_pipeline.report.paper.numbers import table1 as paper_table1
+from aqa_pipeline.report.paper.runs import Job, Metric, Outcome, Workplace, method_job
+from aqa_pipeline.report.paper.table import Cell, Sheet, Spread
 
 RHO, R_L2 = "Sp. Corr.", "R-l2 (x100)"
 #: What the JIGSAWS tasks are called in Table 4.

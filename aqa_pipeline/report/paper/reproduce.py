@@ -19,8 +19,7 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig, ReproduceConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.reproduce_drawings import svg_file
-from aqa_pipeline.reproduce_figures import (
+from aqa_pipeline.report.paper.figures import (
     PAPER_DEPTH,
     Drawn,
     fig4,
@@ -31,9 +30,11 @@ from aqa_pipeline.reproduce_figures import (
     groups_at_depth,
     one_part,
     part_sentence,
+    svg_file,
 )
-from aqa_pipeline.reproduce_runs import Workplace
-from aqa_pipeline.reproduce_tables import (
+from aqa_pipeline.report.paper.runs import Workplace
+from aqa_pipeline.report.paper.table import Sheet
+from aqa_pipeline.report.paper.tables import (
     by_category,
     order_sentence,
     table1,
@@ -42,7 +43,6 @@ from aqa_pipeline.reproduce_tables import (
     table4,
     uses_difficulty,
 )
-from aqa_pipeline.sheet import Sheet
 
 _TABLES: dict[str, Callable[[Workplace, HeadConfig, FitConfig], list[Sheet]]] = {
     "table1": table1,
