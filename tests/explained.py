@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aqa_pipeline.backbone.maps import MapEncoder
 from aqa_pipeline.config import FitConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
@@ -19,7 +20,6 @@ from aqa_pipeline.project import Project
 from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.scoring.scorer import Scorer
-from aqa_pipeline.snippet_maps import MapEncoder
 from tests.planted_run import drawn_run
 from tests.small_project import make_project
 

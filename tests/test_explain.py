@@ -188,11 +188,11 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     """All of the loading but the network itself, against ``Scorer.load``."""
     import torch
 
+    from aqa_pipeline.backbone.maps import MapEncoder
     from aqa_pipeline.project import Project
     from aqa_pipeline.runs.folder import write_run
     from aqa_pipeline.scoring.backbone import RunBackbone
     from aqa_pipeline.scoring.explainer import load_explainer
-    from aqa_pipeline.snippet_maps import MapEncoder
     from tests.explained import Averages
 
     with explainer_of(tmp_path) as made:

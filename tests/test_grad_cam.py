@@ -10,12 +10,12 @@ import torch
 
 from aqa_pipeline.backbone.fast import fast_form, snippets_at_once
 from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.maps import MapEncoder, features_of
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.scoring.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
-from aqa_pipeline.snippet_maps import MapEncoder, features_of
 from tests.planted import planted_clips
 from tests.planted_run import drawn_run, one_clip
 from tests.random_i3d import random_i3d

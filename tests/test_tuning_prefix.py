@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aqa_pipeline.backbone.fast import FrozenPrefix
 from aqa_pipeline.backbone.i3d import LAYERS
-from aqa_pipeline.tuning.prefix import FrozenPrefix
 from tests.random_i3d import thin_i3d
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -34,12 +34,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aqa_pipeline.backbone.fast import FrozenPrefix
 from aqa_pipeline.backbone.i3d import I3D, LAYERS, check_input, normalise
 from aqa_pipeline.config import PixelPreset, Unfreeze
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.finetune.folded import folded_layer
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.tuning.prefix import FrozenPrefix
 
 IntArray = npt.NDArray[np.int64]
 

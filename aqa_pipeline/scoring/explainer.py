@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aqa_pipeline.backbone.maps import MapEncoder, features_of, map_encoder
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.core.featureset import FeatureSet
@@ -52,7 +53,6 @@ from aqa_pipeline.scoring.result import Scored
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.scoring.similarity import ShownExemplar, distances, shown_exemplars
-from aqa_pipeline.snippet_maps import MapEncoder, features_of, map_encoder
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]

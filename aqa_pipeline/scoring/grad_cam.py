@@ -34,13 +34,13 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.backbone.i3d import I3D
+from aqa_pipeline.backbone.maps import FloatArray, Frames, MapEncoder
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import GartTrunk
 from aqa_pipeline.runs.folder import Run
-from aqa_pipeline.snippet_maps import FloatArray, Frames, MapEncoder
 
 #: Layers worth looking at: the last map, and the last one of four times the resolution.
 LAST_LAYER = "mixed_5c"
