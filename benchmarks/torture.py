@@ -31,7 +31,7 @@ from aqa_pipeline.cache.reader import FeatureCache  # noqa: E402
 from aqa_pipeline.cache.verify import verify  # noqa: E402
 from aqa_pipeline.datasets.locate import locate, video_index_folder  # noqa: E402
 from aqa_pipeline.datasets.manifest import read_manifest  # noqa: E402
-from tests.small_project import make_project  # noqa: E402
+from tests.support.small_project import make_project  # noqa: E402
 
 AQA = [sys.executable, "-c", "from aqa_cli.main import main; main()"]
 EXTRACT = ["extract", "--dataset", "small", "--weights", "w.safetensors", "--workers", "1"]
@@ -54,7 +54,7 @@ def make(root: Path, *, clips: int) -> Path:
     from safetensors.torch import save_file
 
     from aqa_pipeline.backbone.weights import convert_weights
-    from tests.random_i3d import random_i3d
+    from tests.support.random_i3d import random_i3d
 
     root.mkdir()
     make_project(root, clips_per_video=clips // 2)

@@ -6,14 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from tests.random_i3d import random_i3d
+from tests.support.places import ROOT
+from tests.support.random_i3d import random_i3d
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def load(name: str) -> ModuleType:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets import finediving, jigsaws, mtl_aqa
 from aqa_pipeline.datasets.check import KINDS
 from aqa_pipeline.datasets.manifest import KNOWN, REQUIRED
+from tests.support.places import ROOT
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def table_rows(name: str) -> list[list[str]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
+
 SHIPPED = {".py", ".typed", ".html", ".css", ".js", ".svg", ".json", ".toml"}
 
 

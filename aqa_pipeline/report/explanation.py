@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.heads.tree_path import TreePath
 from aqa_pipeline.media.encode import JPEG, MP4, data_address, jpeg, mp4
 from aqa_pipeline.report import figures
+from aqa_pipeline.report.html import environment, number, template_text
 from aqa_pipeline.scoring.explainer import Explanation
 from aqa_pipeline.scoring.heat_map import painted
 from aqa_pipeline.scoring.similarity import ShownExemplar
@@ -102,8 +99,8 @@ class View:
 
 
 def fragment(view: View) -> str:
-    """HTML to stand inside a page that has ``house.css`` and ``explanation.css``."""
-    template = _environment().from_string(
+    """HTML to stand inside a page that has ``style.css`` and ``explanation.css``."""
+    template = environment().from_string(
         '{% from "explanation.html" import explanation with context %}{{ explanation(it) }}'
     )
     return template.render(it=view)
@@ -111,10 +108,10 @@ def fragment(view: View) -> str:
 
 def page(view: View) -> str:
     """One self-contained page."""
-    script = text_of("players.js")
+    script = template_text("players.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment()
+        environment()
         .get_template("explain.html")
         .render(
             it=view,
@@ -123,31 +120,6 @@ def page(view: View) -> str:
             version=__version__,
         )
     )
-
-
-def text_of(name: str) -> str:
-    """A file of the package's ``templates`` folder, as it is."""
-    return files("aqa_pipeline").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("aqa_pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for people; a dash where it is not defined."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def view_of(it: Explanation, *, key: str = "clip") -> View:

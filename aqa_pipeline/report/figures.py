@@ -23,10 +23,10 @@ from aqa_pipeline.report.style import (
     INK,
     MUTED,
     ORANGE,
-    house_figure,
     line_styles,
     png_bytes,
     shortened,
+    styled_figure,
     svg_text,
 )
 
@@ -49,7 +49,7 @@ def scatter(
         A line spans what the K heads say of a clip.
     key : str
     """
-    with house_figure(HEIGHT + 60) as (figure, axes):
+    with styled_figure(HEIGHT + 60) as (figure, axes):
         if per_head is not None and len(per_head) > 1:
             axes.vlines(
                 score, per_head.min(axis=0), per_head.max(axis=0), color=BLUE, alpha=0.3, lw=1
@@ -85,7 +85,7 @@ def cumulative_score(errors: Mapping[str, FloatArray], *, unit: str = "points", 
         Of the errors, for the axis.
     key : str
     """
-    with house_figure(HEIGHT + _legend_height(errors)) as (figure, axes):
+    with styled_figure(HEIGHT + _legend_height(errors)) as (figure, axes):
         largest = max((float(np.max(e)) for e in errors.values() if len(e)), default=1.0)
         for (name, error), (line, colour) in zip(
             errors.items(), line_styles(len(errors)), strict=True
@@ -123,7 +123,7 @@ def pairs_per_group(targets: FloatArray, edges: FloatArray, *, noun: str, key: s
     """
     uniform = np.linspace(edges[0], edges[-1], len(edges))
     groups = np.arange(1, len(edges))
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         for offset, bounds, colour, name in (
             (-0.21, edges, BLUE, "the run's edges, of equal mass"),
             (0.21, uniform, ORANGE, "edges at equal distances"),
@@ -151,7 +151,7 @@ def residuals_by_difficulty(difficulty: FloatArray, residual: FloatArray, *, key
     """
     levels = np.unique(difficulty)
     means = [residual[difficulty == level].mean() for level in levels]
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         axes.axhline(0, color=MUTED, lw=1)
         axes.scatter(difficulty, residual, s=14, color=BLUE, alpha=0.55, linewidths=0)
         axes.scatter(levels, means, s=170, marker="_", color=ORANGE, linewidths=2, label="mean")
@@ -180,7 +180,7 @@ def residuals_by_category(category: Sequence[str], residual: FloatArray, *, key:
     if len(rest):
         boxes.append(residual[np.isin(index, rest)])
         labels.append(f"{len(rest)} others ({len(boxes[-1])})")
-    with house_figure(80 + 26 * len(boxes)) as (figure, axes):
+    with styled_figure(80 + 26 * len(boxes)) as (figure, axes):
         axes.axvline(0, color=MUTED, lw=1)
         axes.boxplot(
             boxes,
@@ -209,7 +209,7 @@ def losses(epoch: FloatArray, parts: Mapping[str, FloatArray], *, key: str) -> s
     parts : mapping of str to ndarray of float64, shape=(E,)
     key : str
     """
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         for (name, values), (line, colour) in zip(
             parts.items(), line_styles(len(parts)), strict=True
         ):
@@ -237,7 +237,7 @@ def selection_rho(
         The chosen epoch, marked by a dot.
     key : str
     """
-    with house_figure(HEIGHT + _legend_height(curves)) as (figure, axes):
+    with styled_figure(HEIGHT + _legend_height(curves)) as (figure, axes):
         for (name, (epoch, rho)), (line, colour) in zip(
             curves.items(), line_styles(len(curves)), strict=True
         ):
@@ -265,7 +265,7 @@ def vote_spread(spread: FloatArray, error: FloatArray, *, key: str) -> str:
         Absolute, in points.
     key : str
     """
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         axes.scatter(spread, error, s=14, color=BLUE, alpha=0.75, linewidths=0)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -283,7 +283,7 @@ def tree(path: TreePath, *, key: str) -> str:
     chosen leaf's interval.
     """
     layers, count = path.num_layers, len(path.leaf_prob)
-    with house_figure(_tree_height(path)) as (figure, axes):
+    with styled_figure(_tree_height(path)) as (figure, axes):
         _draw_tree(axes, path)
         left, right = path.interval
         return svg_text(
@@ -297,7 +297,7 @@ def tree(path: TreePath, *, key: str) -> str:
 
 def tree_png(path: TreePath) -> bytes:
     """The same tree as a PNG picture."""
-    with house_figure(_tree_height(path)) as (figure, axes):
+    with styled_figure(_tree_height(path)) as (figure, axes):
         _draw_tree(axes, path)
         return png_bytes(figure)
 
@@ -359,7 +359,7 @@ def rho_intervals(rows: Mapping[str, tuple[float, float, float]], *, key: str) -
     """
     values = np.array(list(rows.values()), dtype=float)
     places = np.arange(len(rows))
-    with house_figure(70 + 24 * len(rows)) as (figure, axes):
+    with styled_figure(70 + 24 * len(rows)) as (figure, axes):
         axes.hlines(places, values[:, 1], values[:, 2], color=BLUE, alpha=0.5, lw=4)
         axes.scatter(values[:, 0], places, s=30, color=BLUE, zorder=3)
         axes.set_yticks(places, [shortened(name) for name in rows])

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_text_atomically
@@ -31,6 +29,7 @@ from aqa_pipeline.report.drawings import (
     training_drawings,
     tree_drawing,
 )
+from aqa_pipeline.report.html import environment
 from aqa_pipeline.report.sweep import SweepPage, sweep_page
 from aqa_pipeline.runs.calibration import interval_sentence
 from aqa_pipeline.runs.record import ParentRecord, RunRecord, read_record
@@ -135,18 +134,18 @@ def write_report(
         _section(record, f"run{number}", project, lambda: advance(next(done), total))
         for number, record in enumerate(records, start=1)
     ]
-    environment = Environment(
-        loader=PackageLoader("aqa_pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["number"] = _number
-    page = environment.get_template("report.html").render(
-        sections=sections,
-        comparison=comparison_drawings(list(_leaves(records)), "all") if len(sections) > 1 else [],
-        selections=sorted({section.record.selection for section in sections}),
-        is_parent=lambda section: isinstance(section, ParentSection),
-        version=__version__,
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            sections=sections,
+            comparison=comparison_drawings(list(_leaves(records)), "all")
+            if len(sections) > 1
+            else [],
+            selections=sorted({section.record.selection for section in sections}),
+            is_parent=lambda section: isinstance(section, ParentSection),
+            version=__version__,
+        )
     )
     write_text_atomically(out, page)
     return [_headline(section) for section in sections]
@@ -307,10 +306,3 @@ def _flattened(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _count(value: Any) -> int:
     return sum(map(_count, value)) if isinstance(value, list) else 1
-
-
-def _number(value: float | None, digits: int = 4, factor: float = 1.0) -> str:
-    """A number for the page; a dash where it is not defined."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value * factor:.{digits}f}".replace("-", "−")

@@ -8,7 +8,7 @@ import numpy as np
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.report.style import BLUE, HEIGHT, MUTED, house_figure
+from aqa_pipeline.report.style import BLUE, HEIGHT, MUTED, styled_figure
 from aqa_pipeline.scoring.slide import Slid
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -35,7 +35,7 @@ def write_plot(slid: Slid, path: Path) -> None:
     seconds = np.isfinite(slid.seconds).all()
     x = slid.seconds if seconds else (slid.starts + slid.window_frames - 1).astype(float)
     familiar = np.where(slid.is_familiar, slid.scores, np.nan)
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         axes.plot(x, slid.scores, color=MUTED, alpha=0.35, linewidth=1, label="unlike training")
         if np.isfinite(slid.half_width):
             axes.fill_between(

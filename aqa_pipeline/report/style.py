@@ -1,4 +1,4 @@
-"""The house style of figures, and the way from a figure to SVG text inside a page.
+"""The style of figures, and the way from a figure to SVG text inside a page.
 
 Conventions
 -----------
@@ -71,8 +71,8 @@ STYLE: Any = {  # matplotlib's stubs want literal keys
 
 
 @contextmanager
-def house_figure(height: float) -> Iterator[tuple[Figure, Axes]]:
-    """One set of axes in the house style, :data:`WIDTH` by ``height`` user units.
+def styled_figure(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """One set of axes in this style, :data:`WIDTH` by ``height`` user units.
 
     The figure must be turned into text inside the block: half of the style counts then.
     """
@@ -123,7 +123,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def _adapt(attributes: dict[str, str], key: str) -> None:
-    """Prefix ids and references to them with the key; turn house colours into variables."""
+    """Prefix ids and references to them with the key; turn the style's colours into variables."""
     href = f"{{{_XLINK}}}href"
     if "id" in attributes:
         attributes["id"] = f"{key}-{attributes['id']}"

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.report import sweep as sweep_figures
 from aqa_pipeline.report.drawings import Drawing
-from aqa_pipeline.report.style import BLUE, HEIGHT, INK, MUTED, house_figure, shortened, svg_text
+from aqa_pipeline.report.style import BLUE, HEIGHT, INK, MUTED, shortened, styled_figure, svg_text
 from aqa_pipeline.training.sweep.plan import FOLDER
 from aqa_pipeline.training.sweep.trials import importance
 
@@ -137,7 +137,7 @@ def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], k
     columns.append(_axis(known["score"], log=False))
     height = np.stack([column for column, _, _ in columns])  # (axes, trials)
     score = height[-1]
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         for trial in np.argsort(score):
             stopped = known["state"].iloc[trial] == "stopped"
             axes.plot(
@@ -164,7 +164,7 @@ def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], k
 def shares(explained: Mapping[str, float], *, key: str) -> str:
     """Bars of the shares of :func:`.importance`, largest on top."""
     names = list(explained)[::-1]
-    with house_figure(70 + 26 * len(names)) as (figure, axes):
+    with styled_figure(70 + 26 * len(names)) as (figure, axes):
         axes.barh(range(len(names)), [100 * explained[name] for name in names], color=BLUE)
         axes.set_yticks(range(len(names)), [_words(name) for name in names])
         axes.set_xlim(0, 100)

@@ -13,13 +13,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.project import Project
-from aqa_pipeline.report.explanation import fragment, page, text_of, view_of
+from aqa_pipeline.report.explanation import fragment, page, view_of
+from aqa_pipeline.report.html import environment, template_text
 from aqa_pipeline.report.page import write_report
 from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
@@ -95,13 +95,16 @@ def site_of(
     """Everything the addresses show; parameters as :func:`serve`, and where uploads lie."""
     from aqa_pipeline.serve.app import Site
 
-    style = "\n".join(text_of(name) for name in ("house.css", "explanation.css", "serve.css"))
+    own = {name: template_text(name, package=__package__) for name in ("serve.css", "serve.js")}
+    style = "\n".join(
+        [template_text("style.css"), template_text("explanation.css"), own["serve.css"]]
+    )
     return Site(
         page=_page(folder, explainer, config),
         static={
             "serve.css": ("text/css", style),
-            "serve.js": ("text/javascript", text_of("serve.js")),
-            "players.js": ("text/javascript", text_of("players.js")),
+            "serve.js": ("text/javascript", own["serve.js"]),
+            "players.js": ("text/javascript", template_text("players.js")),
         },
         report=_Report(folder, project).html,
         folder=uploads,
@@ -226,19 +229,20 @@ def _outcome(explainer: Explainer, job: Job, tell: Tell) -> Outcome:
 
 
 def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
-    environment = Environment(
-        loader=PackageLoader("aqa_pipeline"), autoescape=True, undefined=StrictUndefined
-    )
     scorer = explainer.scorer
     runs = [run for name in scorer.categories for run in scorer.runs(name)]
-    return environment.get_template("serve.html").render(
-        name=folder.absolute().name,
-        method=runs[0].head.config.name,
-        dataset=runs[0].config.get("dataset", ""),
-        num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
-        fields=fields_of(runs, categories=scorer.categories),
-        max_mb=config.max_megabytes,
-        version=__version__,
+    return (
+        environment()
+        .get_template("serve.html")
+        .render(
+            name=folder.absolute().name,
+            method=runs[0].head.config.name,
+            dataset=runs[0].config.get("dataset", ""),
+            num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
+            fields=fields_of(runs, categories=scorer.categories),
+            max_mb=config.max_megabytes,
+            version=__version__,
+        )
     )
 
 

@@ -17,7 +17,7 @@ from aqa_pipeline.finetune.model import PairModel, unfreeze
 from aqa_pipeline.finetune.start import fresh_head
 from aqa_pipeline.finetune.step import Stepper
 from tests.gpu.conftest import REHEARSAL, Reading
-from tests.planted import planted_clips
+from tests.support.planted import planted_clips
 
 pytestmark = pytest.mark.gpu
 

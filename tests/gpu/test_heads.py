@@ -18,7 +18,7 @@ from aqa_pipeline.training import step as step_graph
 from aqa_pipeline.training.stack import Stack
 from aqa_pipeline.training.step import StepRunner, captured
 from tests.gpu.conftest import REHEARSAL, Reading, largest_error
-from tests.planted import planted_clips
+from tests.support.planted import planted_clips
 
 pytestmark = pytest.mark.gpu
 

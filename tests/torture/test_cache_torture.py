@@ -32,10 +32,10 @@ from aqa_pipeline.cache.verify import verify
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import SetupError
+from tests.support.places import ROOT
 
 pytestmark = pytest.mark.torture
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PROTOCOL = Protocol("torture")
 FINGERPRINT = Fingerprint(
     backbone="i3d",

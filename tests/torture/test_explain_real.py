@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.random_i3d import random_i3d
-from tests.small_project import make_project
-from tests.test_cli import aqa, expect
+from tests.cli.test_main import aqa, expect
+from tests.support.random_i3d import random_i3d
+from tests.support.small_project import make_project
 
 pytestmark = pytest.mark.torture
 

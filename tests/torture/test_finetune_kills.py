@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from aqa_pipeline.finetune.checkpoint import STATE_FILE
-from tests import thin_aqa
-from tests.test_finetune import FINETUNE, learned
-from tests.tuning_data import make_tuning_project
+from tests.finetune.test_run import FINETUNE, learned
+from tests.support import thin_aqa
+from tests.support.tuning_data import make_tuning_project
 
 pytestmark = pytest.mark.torture
 

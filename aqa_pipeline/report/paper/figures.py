@@ -33,7 +33,7 @@ from aqa_pipeline.report.paper.numbers import NOT_AVAILABLE
 from aqa_pipeline.report.paper.runs import Outcome, Workplace, method_job, read_part
 from aqa_pipeline.report.paper.table import Cell, Sheet, Spread
 from aqa_pipeline.report.paper.tables import R_L2, RHO, times_100, uses_difficulty
-from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, house_figure, svg_text
+from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, styled_figure, svg_text
 from aqa_pipeline.runs.evaluate import predict_clips
 
 FloatArray = npt.NDArray[np.float64]
@@ -370,7 +370,7 @@ def curve(
     places = np.arange(len(ticks))
     mean = np.array([value.mean for value in values])
     std = np.array([value.std or 0.0 for value in values])
-    with house_figure(HEIGHT) as (figure, axes):
+    with styled_figure(HEIGHT) as (figure, axes):
         axes.fill_between(places, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(places, mean, color=BLUE, marker="o", markersize=5)
         axes.set_xticks(places, list(ticks))

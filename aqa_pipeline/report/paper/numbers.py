@@ -78,7 +78,11 @@ def _label(method: str, cite: int | None) -> str:
 
 @cache
 def _document() -> dict[str, Any]:
-    text = files("aqa_pipeline").joinpath("paper_numbers.toml").read_text(encoding="utf-8")
+    text = (
+        files("aqa_pipeline.report.paper")
+        .joinpath("paper_numbers.toml")
+        .read_text(encoding="utf-8")
+    )
     return tomllib.loads(text)
 
 

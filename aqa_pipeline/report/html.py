@@ -1,0 +1,37 @@
+"""HTML pages: one Jinja environment, style sheets and scripts, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+
+@cache
+def environment() -> Environment:
+    """The environment of all pages; it finds templates of the report and of the local page."""
+    made = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader("aqa_pipeline.report"), PackageLoader("aqa_pipeline.serve")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["number"] = number
+    return made
+
+
+def template_text(name: str, *, package: str = "aqa_pipeline.report") -> str:
+    """A file of a package's ``templates`` folder, as it is."""
+    return files(package).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
+    """A number for people; a dash where it is not defined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value * factor:.{digits}f}".replace("-", "−")
