@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from aqa_pipeline._version import __version__
 
 if TYPE_CHECKING:
-    from aqa_pipeline.scoring.result import Scored
+    from aqa_pipeline.scoring.result import ScoredClip
     from aqa_pipeline.scoring.scorer import Scorer
 
-__all__ = ["Scored", "Scorer", "__version__"]
+__all__ = ["ScoredClip", "Scorer", "__version__"]
 
-_LAZY = {"Scorer": "aqa_pipeline.scoring.scorer", "Scored": "aqa_pipeline.scoring.result"}
+_LAZY = {"Scorer": "aqa_pipeline.scoring.scorer", "ScoredClip": "aqa_pipeline.scoring.result"}
 
 
 def __getattr__(name: str) -> Any:

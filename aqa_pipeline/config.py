@@ -232,7 +232,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class StackMember:
+class ModelSettings:
     """What may differ between models that train side by side."""
 
     learning_rate: float
@@ -240,7 +240,7 @@ class StackMember:
     dropout: float
 
     @classmethod
-    def of(cls, config: FitConfig, head: HeadConfig) -> StackMember:
+    def of(cls, config: FitConfig, head: HeadConfig) -> ModelSettings:
         """What a fit asks of each of its models."""
         return cls(config.learning_rate, config.weight_decay, head.dropout)
 
@@ -286,7 +286,7 @@ class FinetuneMachine:
     """How fine-tuning uses the machine; the numbers change by rounding at most."""
 
     #: pairs that go through the network together; None: as many as memory takes
-    pairs_at_once: int | None = None
+    micro_batch_pairs: int | None = None
     checkpointing: bool = False  #: compute activations twice instead of keeping them
     save_every: int = 50  #: steps between two saved states
     workers: int | None = None  #: decoding processes; None: chosen from the cores

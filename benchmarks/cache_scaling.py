@@ -15,7 +15,7 @@ import numpy as np
 
 from aqa_pipeline.cache.compact import compact
 from aqa_pipeline.cache.fingerprint import Fingerprint
-from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.reader import ClipQuery, FeatureCache
 from aqa_pipeline.cache.verify import verify
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
@@ -48,11 +48,11 @@ def main() -> None:
     starts = np.arange(max(sizes))[:, None] * 10
     written = 0
     for size in sizes:
-        wanted = WantedClips(
+        wanted = ClipQuery(
             ids[:size], [f"sha256-{i // 20}" for i in range(size)], frames + starts[:size]
         )
 
-        def write(first: int = written, end: int = size, wanted: WantedClips = wanted) -> None:
+        def write(first: int = written, end: int = size, wanted: ClipQuery = wanted) -> None:
             with SegmentWriter(folder, FINGERPRINT) as writer:
                 for row in range(first, end):
                     writer.add(

@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
     from aqa_pipeline.finetune.model import PairModel, kept_bytes, resolve_precision
     from aqa_pipeline.finetune.model import unfreeze as let_learn
     from aqa_pipeline.finetune.start import fresh_head
-    from aqa_pipeline.finetune.step import Stepper
+    from aqa_pipeline.finetune.step import TrainStep
 
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -77,12 +77,12 @@ def measure(options: argparse.Namespace, unfreeze: str, checkpointing: bool) -> 
         backbone, head.to(device), snippets=index, pixels=PIXEL_PRESETS["kinetics"],
         precision=resolve_precision(options.precision, device), checkpointing=checkpointing,
     ).to(device)  # fmt: skip
-    stepper = Stepper(
+    stepper = TrainStep(
         model,
         label=torch.from_numpy(score).to(device),
         fit_config=FitConfig(),
         config=FinetuneConfig(),
-        pairs_at_once=options.pairs,
+        micro_batch_pairs=options.pairs,
     )
     shape = (clips, index.size, options.size, options.size, 3)
     frames = rng.integers(0, 256, shape, dtype=np.uint8)

@@ -25,7 +25,7 @@ from aqa_pipeline.backbone.gpu_form import PLAIN, Form, gpu_form
 from aqa_pipeline.backbone.gpu_network import GpuNetwork, candidates, usable_kernels
 from aqa_pipeline.backbone.precision import dtype_of
 from aqa_pipeline.backbone.weights import convert_weights, load_i3d
-from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, Protocol, StackMember
+from aqa_pipeline.config import PIXEL_PRESETS, FitConfig, HeadConfig, ModelSettings, Protocol
 from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.training import adam as stacked_adam
 from aqa_pipeline.training.stack import Stack
@@ -212,7 +212,7 @@ def one_stack(
     started = time.perf_counter()
     own = Stack(
         data,  # type: ignore[arg-type]
-        [StackMember(float(rate), 0.0, 0.0) for rate in np.geomspace(3e-4, 1e-3, size)],
+        [ModelSettings(float(rate), 0.0, 0.0) for rate in np.geomspace(3e-4, 1e-3, size)],
         head_config=HeadConfig(aggregation="mean"),
         config=FitConfig(batch_size=batch, seed=3, num_exemplars=exemplars),
         score_range=30.0,
@@ -232,7 +232,7 @@ def one_stack(
         finish()
         trained.append(time.perf_counter() - started)
         started = time.perf_counter()
-        own.selection.keep_best(epoch)
+        own.selection.update(epoch)
         judged.append(time.perf_counter() - started)
     tell(
         f"stack K={size} batch {batch} M={exemplars or 'all'}",

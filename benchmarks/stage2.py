@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from plain_head import PlainProgram
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
@@ -69,7 +69,7 @@ def a_stack(clips: FeatureSet, size: int, batch: int, device: torch.device) -> S
     rates = np.geomspace(RATE / 2, RATE * 2, size) if size > 1 else [RATE]
     return Stack(
         clips,
-        [StackMember(float(rate), 0.0, 0.0) for rate in rates],
+        [ModelSettings(float(rate), 0.0, 0.0) for rate in rates],
         head_config=HEAD,
         config=FitConfig(batch_size=batch, validation_fraction=4 / len(clips)),
         score_range=30.0,
@@ -169,7 +169,7 @@ def memory(clips: FeatureSet, device: torch.device) -> list[Any]:
     before = most_gib()
     stack = Stack(
         clips,
-        [StackMember(float(rate), 0.0, 0.0) for rate in np.geomspace(RATE / 5, RATE * 2, 64)],
+        [ModelSettings(float(rate), 0.0, 0.0) for rate in np.geomspace(RATE / 5, RATE * 2, 64)],
         head_config=HEAD,
         config=FitConfig(batch_size=32, validation_fraction=0.15),
         score_range=30.0,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from aqa_pipeline.datasets.manifest import Manifest
-    from aqa_pipeline.finetune.distributed import Ranks
+    from aqa_pipeline.finetune.distributed import DistributedContext
     from aqa_pipeline.finetune.loop import Progress
     from aqa_pipeline.finetune.plan import PartPlan
 
@@ -175,7 +175,7 @@ def _note(told: Progress) -> str:
 class _Bars:
     """One bar after the other: training, then the extraction at its end; only of rank 0."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: DistributedContext) -> None:
         self._shows = ranks.is_first
         self._label, self._stack = "", contextlib.ExitStack()
         self._advance: Advance | None = None

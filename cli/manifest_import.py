@@ -16,7 +16,7 @@ from .console import print_json, say
 from .options import dry_run_option, json_option, pass_project
 
 if TYPE_CHECKING:
-    from aqa_pipeline.datasets.importing import Imported
+    from aqa_pipeline.datasets.importing import ImportedManifest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,7 +63,7 @@ def _output_options(command: Command) -> Command:
 
 def _finish(
     project: Project,
-    imported: Imported,
+    imported: ImportedManifest,
     *,
     out: Path | None,
     force: bool,

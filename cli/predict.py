@@ -78,10 +78,10 @@ def predict(
     clips, or shorter than the window, or of a difficulty that no known performance has.
     """
     from aqa_pipeline.atomic import atomic_path
-    from aqa_pipeline.scoring.batch import WantedClip, outcomes_table, score_clips, wanted_clips
+    from aqa_pipeline.scoring.batch import ScoreRequest, outcomes_table, score_clips, wanted_clips
     from aqa_pipeline.scoring.scorer import Scorer
 
-    common = WantedClip(name="", video=Path(), **facts)
+    common = ScoreRequest(name="", video=Path(), **facts)
     clips = wanted_clips(videos, common)
     folder = project.run_path(run)
     with Scorer.load(
@@ -195,6 +195,6 @@ def interval(scored: Any) -> str:
 
 
 def _line(text: str) -> str:
-    from aqa_pipeline.media.clip import one_line
+    from aqa_pipeline.media.clip import escape_unprintable
 
-    return one_line(text)
+    return escape_unprintable(text)

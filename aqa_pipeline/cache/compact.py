@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.atomic import stale_temporaries, storage_error
-from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.reader import ClipQuery, FeatureCache
 from aqa_pipeline.cache.segment import (
     FeatureArray,
     SegmentDamagedError,
@@ -205,14 +205,14 @@ class Garbage:
 
 
 def collect_garbage(
-    folder: Path, *, wanted: WantedClips | None = None, dry_run: bool = False
+    folder: Path, *, wanted: ClipQuery | None = None, dry_run: bool = False
 ) -> Garbage:
     """Remove what nobody can want any more.
 
     Parameters
     ----------
     folder : Path
-    wanted : WantedClips, optional
+    wanted : ClipQuery, optional
         With it, segments go of which no clip is wanted, whatever their views. Without
         it, only those whose every clip lies, for the same source and positions and with
         all their views, in newer segments.

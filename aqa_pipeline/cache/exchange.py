@@ -1,6 +1,6 @@
 """Features from and for other programs: import into a cache, export out of one.
 
-Imported features become a cache folder like any other, under a name the user gives
+ImportedFeatures features become a cache folder like any other, under a name the user gives
 their backbone. What is unknown of them stays unknown: the fingerprint has no pixels, a
 clip's source is the hash of its own features, its positions are the numbers of its steps.
 """
@@ -27,7 +27,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedFeatures:
     """Result of :func:`import_features`.
 
     Attributes
@@ -83,7 +83,7 @@ def import_features(
     resample: int | None = None,
     partial: bool = False,
     dry_run: bool = False,
-) -> Imported:
+) -> ImportedFeatures:
     """Put features that somebody else extracted into a cache.
 
     A second import under the same name adds clips, and replaces those that changed.
@@ -138,7 +138,7 @@ def import_features(
                         features=features[name][None],
                     )
                 )
-    return Imported(
+    return ImportedFeatures(
         folder=folder,
         num_clips=len(features),
         num_new=len(new),

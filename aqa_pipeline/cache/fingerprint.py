@@ -42,7 +42,7 @@ ARITHMETIC_VERSION = 1
 
 
 #: JSON values only, so that facts can be written as they are.
-Facts = dict[str, str | int | float | bool | None]
+MachineInfo = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def cache_folder(root: Path, dataset: str, fingerprint: Fingerprint) -> Path:
     return root / dataset / fingerprint.folder_name
 
 
-def machine_facts(**more: str | int | float | bool | None) -> Facts:
+def machine_facts(**more: str | int | float | bool | None) -> MachineInfo:
     """What is worth knowing about the machine and its software, and should not matter.
 
     Reads package metadata only: neither torch nor PyAV is imported. What needs them
     (``gpu``, ``ffmpeg``, ``threads``) is given by the caller.
     """
-    facts: Facts = {"cpu": _cpu_name(), "platform": platform.platform()}
+    facts: MachineInfo = {"cpu": _cpu_name(), "platform": platform.platform()}
     facts["python"] = platform.python_version()
     for name in ("aqa-pipeline", "torch", "av", "h5py", "numpy"):
         try:
@@ -165,16 +165,18 @@ class CacheIdentity:
     ----------
     fingerprint : Fingerprint
     machine : dict
-        Facts of the machine that made the folder; only ever warned about.
+        MachineInfo of the machine that made the folder; only ever warned about.
     created_utc : str
     """
 
     fingerprint: Fingerprint
-    machine: Facts
+    machine: MachineInfo
     created_utc: str
 
 
-def ensure_cache(folder: Path, fingerprint: Fingerprint, *, machine: Facts | None = None) -> None:
+def ensure_cache(
+    folder: Path, fingerprint: Fingerprint, *, machine: MachineInfo | None = None
+) -> None:
     """Make a cache folder, or check that the one there has this fingerprint.
 
     Several writers may do so at once: they write the same fingerprint.

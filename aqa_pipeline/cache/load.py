@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from aqa_pipeline.cache.fingerprint import fingerprint_of
-from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.reader import ClipQuery, FeatureCache
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
@@ -154,7 +154,7 @@ def _judges(rows: pd.DataFrame) -> npt.NDArray[np.float64] | None:
 _log = logging.getLogger(__name__)
 
 
-def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> WantedClips:
+def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
     """What to ask a cache for.
 
     Parameters
@@ -166,7 +166,7 @@ def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[st
 
     Returns
     -------
-    WantedClips
+    ClipQuery
         In the order given. Left out are clips without a video of which the cache holds
         nothing either.
     """
@@ -188,16 +188,16 @@ def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[st
     return _as_asked(_joined(request, stored), clip_ids)
 
 
-def _as_asked(request: WantedClips, clip_ids: Sequence[str]) -> WantedClips:
+def _as_asked(request: ClipQuery, clip_ids: Sequence[str]) -> ClipQuery:
     """The request's clips among ``clip_ids``, in their order."""
     row = {name: i for i, name in enumerate(request.clip_ids)}
     return request.take(np.array([row[name] for name in clip_ids if name in row], dtype=np.int64))
 
 
-def _joined(a: WantedClips, b: WantedClips) -> WantedClips:
+def _joined(a: ClipQuery, b: ClipQuery) -> ClipQuery:
     if not len(a) or not len(b):
         return b if len(b) else a
-    return WantedClips(
+    return ClipQuery(
         clip_ids=[*a.clip_ids, *b.clip_ids],
         source_ids=[*a.source_ids, *b.source_ids],
         frame_index=np.concatenate([a.frame_index, b.frame_index]),
@@ -251,10 +251,10 @@ def load_views(
     return views
 
 
-def wanted(located: Sequence[LocatedClip]) -> WantedClips:
+def wanted(located: Sequence[LocatedClip]) -> ClipQuery:
     """The clips as the cache is asked for them."""
     window = len(located[0].positions) if located else 0
-    return WantedClips(
+    return ClipQuery(
         clip_ids=[item.clip.clip_id for item in located],
         source_ids=[item.source_id for item in located],
         frame_index=np.array([item.positions for item in located], dtype=np.int64).reshape(

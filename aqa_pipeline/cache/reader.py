@@ -31,7 +31,7 @@ from aqa_pipeline.cache.segment import (
     encoded,
     mismatches,
 )
-from aqa_pipeline.cache.segment import WantedClips as WantedClips  # callers take it from here
+from aqa_pipeline.cache.segment import ClipQuery as ClipQuery  # callers take it from here
 from aqa_pipeline.cache.segment_file import read_features, read_index, read_table
 from aqa_pipeline.errors import CacheError
 
@@ -168,9 +168,7 @@ class FeatureCache:
         """Ids of all clips of which any view is here."""
         return {name.decode("utf-8") for segment in self.segments for name in segment.clip_ids}
 
-    def cached(
-        self, wanted: WantedClips, *, view_names: Sequence[str] = (PLAIN_VIEW,)
-    ) -> BoolArray:
+    def cached(self, wanted: ClipQuery, *, view_names: Sequence[str] = (PLAIN_VIEW,)) -> BoolArray:
         """Which views of which clips are here, for the same source and the same positions.
 
         Returns
@@ -182,7 +180,7 @@ class FeatureCache:
             found[part.clips, part.view] = True
         return found
 
-    def outdated(self, wanted: WantedClips) -> BoolArray:
+    def outdated(self, wanted: ClipQuery) -> BoolArray:
         """Clips that are here only for another source or other positions: extract again.
 
         Returns
@@ -198,7 +196,7 @@ class FeatureCache:
         outdated: BoolArray = known & ~matched
         return outdated
 
-    def stored(self, clip_ids: Sequence[str]) -> WantedClips:
+    def stored(self, clip_ids: Sequence[str]) -> ClipQuery:
         """What the newest segment says of clips whose video cannot be reached now.
 
         Parameters
@@ -207,7 +205,7 @@ class FeatureCache:
 
         Returns
         -------
-        WantedClips
+        ClipQuery
             Those of the clips whose plain view is here, in the order given, each with the
             source and positions it was extracted from.
         """
@@ -222,11 +220,11 @@ class FeatureCache:
         here = [name for name in clip_ids if name in found]
         shape = (len(here), self.identity.fingerprint.window_frames)
         frames = np.array([found[name][1] for name in here], dtype=np.int64).reshape(shape)
-        return WantedClips(here, [found[name][0].decode("utf-8") for name in here], frames)
+        return ClipQuery(here, [found[name][0].decode("utf-8") for name in here], frames)
 
     def load(
         self,
-        wanted: WantedClips,
+        wanted: ClipQuery,
         *,
         view_names: Sequence[str] = (PLAIN_VIEW,),
         verify: bool = False,
@@ -235,7 +233,7 @@ class FeatureCache:
 
         Parameters
         ----------
-        wanted : WantedClips
+        wanted : ClipQuery
         view_names : sequence of str
             Views, in the order wanted; they may lie in different segments.
         verify : bool
@@ -261,9 +259,7 @@ class FeatureCache:
             f"{self.folder}: segments keep vanishing; is another compact or gc running?"
         )
 
-    def _load(
-        self, wanted: WantedClips, view_names: Sequence[str], *, verify: bool
-    ) -> FeatureArray:
+    def _load(self, wanted: ClipQuery, view_names: Sequence[str], *, verify: bool) -> FeatureArray:
         snippets, dim = self._clip_shape()
         values = np.empty((len(wanted), len(view_names), snippets, dim), dtype=np.float32)
         parts_of: dict[Path, list[_Part]] = {}
@@ -287,7 +283,7 @@ class FeatureCache:
                 raise _ReadError(segment, error) from error
         return values
 
-    def _parts(self, wanted: WantedClips, view_names: Sequence[str]) -> Iterator[_Part]:
+    def _parts(self, wanted: ClipQuery, view_names: Sequence[str]) -> Iterator[_Part]:
         """Cut the request into (segment, view) parts; the newest segment that matches wins."""
         missing = np.ones((len(wanted), len(view_names)), dtype=np.bool_)
         for segment in reversed(self.segments):
@@ -310,7 +306,7 @@ class FeatureCache:
             raise CacheError(f"{self.folder}: segments of different (snippets, dim): {found}")
         return next(iter(shapes), (len(self.identity.fingerprint.snippet_starts), 0))
 
-    def _require(self, wanted: WantedClips, view_names: Sequence[str]) -> None:
+    def _require(self, wanted: ClipQuery, view_names: Sequence[str]) -> None:
         found = self.cached(wanted, view_names=view_names)
         absent = np.flatnonzero(~found.all(axis=1))
         if not len(absent):

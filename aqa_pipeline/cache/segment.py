@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.atomic import writer_name
-from aqa_pipeline.cache.fingerprint import Facts
+from aqa_pipeline.cache.fingerprint import MachineInfo
 from aqa_pipeline.errors import CacheError, DataError
 
 PLAIN_VIEW = "plain"
@@ -87,7 +87,7 @@ class SegmentIndex:
         (clips, views, snippets, dim).
     created_utc : str
     machines : list of dict
-        Facts of the machines that computed it; several after a merge.
+        MachineInfo of the machines that computed it; several after a merge.
     file_bytes : int
     """
 
@@ -98,7 +98,7 @@ class SegmentIndex:
     frame_index: IntArray
     feature_shape: tuple[int, int, int, int]
     created_utc: str
-    machines: list[Facts]
+    machines: list[MachineInfo]
     file_bytes: int
 
     @property
@@ -106,9 +106,9 @@ class SegmentIndex:
         return self.feature_shape[0]
 
 
-def merged_machines(segments: Sequence[SegmentIndex]) -> list[Facts]:
-    """Facts of all machines that computed these segments, each once."""
-    machines: list[Facts] = []
+def merged_machines(segments: Sequence[SegmentIndex]) -> list[MachineInfo]:
+    """MachineInfo of all machines that computed these segments, each once."""
+    machines: list[MachineInfo] = []
     for segment in segments:
         machines += [facts for facts in segment.machines if facts not in machines]
     return machines
@@ -193,7 +193,7 @@ def mismatches(table: SegmentTable, start: int, block: FeatureArray) -> list[int
 
 
 @dataclass(frozen=True)
-class WantedClips:
+class ClipQuery:
     """Clips as a manifest asks for them.
 
     Attributes
@@ -232,10 +232,10 @@ class WantedClips:
         sources[:] = [encoded(name, what="source id") for name in self.source_ids]
         return sources
 
-    def take(self, rows: IntArray) -> WantedClips:
+    def take(self, rows: IntArray) -> ClipQuery:
         """Some of the clips, in the order of `rows`."""
         index = rows.tolist()
-        return WantedClips(
+        return ClipQuery(
             clip_ids=[self.clip_ids[row] for row in index],
             source_ids=[self.source_ids[row] for row in index],
             frame_index=self.frame_index[rows],

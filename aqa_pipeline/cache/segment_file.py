@@ -16,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from aqa_pipeline.cache.fingerprint import FORMAT_VERSION, Facts
+from aqa_pipeline.cache.fingerprint import FORMAT_VERSION, MachineInfo
 from aqa_pipeline.cache.segment import (
     FeatureArray,
     SegmentDamagedError,
@@ -61,7 +61,7 @@ def write_segment(
     table: SegmentTable,
     feature_blocks: Iterable[FeatureArray],
     feature_shape: tuple[int, int, int, int],
-    machines: Sequence[Facts],
+    machines: Sequence[MachineInfo],
     now: datetime,
 ) -> None:
     """Write one segment, whole or not at all.

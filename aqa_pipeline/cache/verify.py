@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aqa_pipeline.atomic import fsync_folder, is_temporary, storage_error
 from aqa_pipeline.cache.failures import read_failures
-from aqa_pipeline.cache.fingerprint import CacheIdentity, Facts
+from aqa_pipeline.cache.fingerprint import CacheIdentity, MachineInfo
 from aqa_pipeline.cache.reader import Damage, FeatureCache
 from aqa_pipeline.cache.segment import SegmentDamagedError, SegmentGoneError, merged_machines
 from aqa_pipeline.cache.segment_file import damaged_clips
@@ -42,7 +42,7 @@ class CacheInfo:
     temporaries : list of Path
         Files being written now, or left by a killed writer.
     machines : list of dict
-        Facts of all machines that computed something in here, each once.
+        MachineInfo of all machines that computed something in here, each once.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class CacheInfo:
     damaged: list[Damage]
     num_failed: int
     temporaries: list[Path]
-    machines: list[Facts]
+    machines: list[MachineInfo]
 
 
 def cache_info(folder: Path) -> CacheInfo:

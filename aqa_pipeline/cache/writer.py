@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from aqa_pipeline.cache.fingerprint import Facts, Fingerprint, ensure_cache, machine_facts
+from aqa_pipeline.cache.fingerprint import Fingerprint, MachineInfo, ensure_cache, machine_facts
 from aqa_pipeline.cache.segment import (
     PLAIN_VIEW,
     FeatureArray,
@@ -81,7 +81,7 @@ class SegmentWriter:
     config : ExtractConfig
         ``flush_clips`` and ``flush_seconds`` are used.
     machine : dict, optional
-        Facts to record; default: :func:`aqa_pipeline.cache.fingerprint.machine_facts`.
+        MachineInfo to record; default: :func:`aqa_pipeline.cache.fingerprint.machine_facts`.
     monotonic : callable
         Seconds, for ``flush_seconds``.
     utc_now : callable
@@ -107,7 +107,7 @@ class SegmentWriter:
         fingerprint: Fingerprint,
         *,
         config: ExtractConfig | None = None,
-        machine: Facts | None = None,
+        machine: MachineInfo | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.annotation import need_annotation
-from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos
 from aqa_pipeline.errors import DataError
 
 #: Class number, minus one, -> name and the published range of scores, in points. The
@@ -45,7 +45,7 @@ PROTOCOL = Protocol(
 )
 
 
-def import_aqa7(annotations: Path, videos: Path | None = None) -> Imported:
+def import_aqa7(annotations: Path, videos: Path | None = None) -> ImportedManifest:
     """Rows and protocol of AQA-7.
 
     Parameters
@@ -89,7 +89,9 @@ def import_aqa7(annotations: Path, videos: Path | None = None) -> Imported:
     where, missing = locate_videos(
         videos, {row["clip_id"]: places[row["clip_id"]] for row in ordered}
     )
-    return Imported.of(annotations, ordered, protocol=PROTOCOL, videos=where, missing=missing)
+    return ImportedManifest.of(
+        annotations, ordered, protocol=PROTOCOL, videos=where, missing=missing
+    )
 
 
 def _class_name(place: str, number: float, names: list[str]) -> str:

@@ -29,7 +29,7 @@ from aqa_pipeline.datasets.annotation import (
     read_dict,
     sides_of_split,
 )
-from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos
 from aqa_pipeline.errors import DataError
 
 PROTOCOL = Protocol(
@@ -47,7 +47,7 @@ FINE_LISTS = "fine-grained_annotation_aqa.pkl"
 _LIST_FIELDS = ("action_type", "dive_score", "difficulty", "steps_transit_frames", "frames_labels")
 
 
-def import_finediving(annotations: Path, videos: Path | None = None) -> Imported:
+def import_finediving(annotations: Path, videos: Path | None = None) -> ImportedManifest:
     """Rows and protocol of FineDiving.
 
     Parameters
@@ -76,7 +76,7 @@ def import_finediving(annotations: Path, videos: Path | None = None) -> Imported
         rows.append(row)
         places[row["clip_id"]] = [f"{key[0]}/{key[1]}"]
     where, missing = locate_videos(videos, places)
-    return Imported.of(path, rows, protocol=PROTOCOL, videos=where, missing=missing)
+    return ImportedManifest.of(path, rows, protocol=PROTOCOL, videos=where, missing=missing)
 
 
 def _read(path: Path) -> dict[Key, Fields]:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Imported:
+class ImportedManifest:
     """An imported data set.
 
     Attributes
@@ -61,7 +61,7 @@ class Imported:
         protocol: Protocol,
         videos: Sequence[str],
         missing: Sequence[str],
-    ) -> Imported:
+    ) -> ImportedManifest:
         """Check rows as those of a manifest are checked.
 
         Parameters

@@ -26,7 +26,7 @@ import pandas as pd
 
 from aqa_pipeline.config import Protocol, SplitConfig
 from aqa_pipeline.datasets.annotation import as_numbers, find_annotation, read_dict
-from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos
 from aqa_pipeline.datasets.split import fold_numbers
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.tables import read_bytes
@@ -60,7 +60,7 @@ def import_jigsaws(
     *,
     folds: FoldScheme | None = None,
     seed: int = SplitConfig.seed,
-) -> Imported:
+) -> ImportedManifest:
     """Rows and protocol of JIGSAWS, all tasks in one manifest.
 
     Parameters
@@ -121,7 +121,7 @@ def import_jigsaws(
         PROTOCOL, fold_columns=columns, source=f"{PROTOCOL.source}; {note}"
     )
     where, missing = locate_videos(videos, {row["clip_id"]: places[row["clip_id"]] for row in rows})
-    return Imported.of(source, rows, protocol=protocol, videos=where, missing=missing)
+    return ImportedManifest.of(source, rows, protocol=protocol, videos=where, missing=missing)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from aqa_pipeline.datasets.annotation import (
     read_dict,
     sides_of_split,
 )
-from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos
 from aqa_pipeline.errors import DataError
 
 PROTOCOL = Protocol(
@@ -48,7 +48,7 @@ ANNOTATIONS = (
 _USED = ("start_frame", "end_frame", "final_score", "difficulty", "judge_scores")
 
 
-def import_mtl_aqa(annotations: Path, videos: Path | None = None) -> Imported:
+def import_mtl_aqa(annotations: Path, videos: Path | None = None) -> ImportedManifest:
     """Rows and protocol of MTL-AQA.
 
     Parameters
@@ -76,7 +76,7 @@ def import_mtl_aqa(annotations: Path, videos: Path | None = None) -> Imported:
         rows.append(row)
         places[row["clip_id"]] = [f"{key[0]:02d}", f"{key[0]}"]
     where, missing = locate_videos(videos, places)
-    return Imported.of(path, rows, protocol=PROTOCOL, videos=where, missing=missing)
+    return ImportedManifest.of(path, rows, protocol=PROTOCOL, videos=where, missing=missing)
 
 
 def _key(path: Path, value: Any) -> Key:

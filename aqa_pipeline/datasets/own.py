@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.config import Protocol, SplitConfig
-from aqa_pipeline.datasets.importing import Imported, locate_videos
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos
 from aqa_pipeline.datasets.manifest import parse_clips
 from aqa_pipeline.datasets.split import split_clips
 from aqa_pipeline.errors import DataError, UsageError
@@ -40,7 +40,7 @@ def import_csv(
     test_fraction: float = SplitConfig.test_fraction,
     seed: int = SplitConfig.seed,
     group_by: str | None = None,
-) -> Imported:
+) -> ImportedManifest:
     """Rows and protocol of a user's own table.
 
     Parameters
@@ -95,7 +95,7 @@ def import_csv(
         exemplar_key=("category",) if has_category else (),
         source=f"own data, {table.name}; {note}",
     )
-    return Imported(clips=clips, protocol=protocol, missing=tuple(missing))
+    return ImportedManifest(clips=clips, protocol=protocol, missing=tuple(missing))
 
 
 def _read(path: Path, columns: Mapping[str, str]) -> Cells:

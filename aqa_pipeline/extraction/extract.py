@@ -30,7 +30,7 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.extraction.leases import Claims
+from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
 from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
@@ -172,7 +172,7 @@ class _Extraction:
         self._unwritten: list[str] = []  # keys of clips that only the writer's memory holds
         ensure_cache(plan.folder, plan.fingerprint)
         self._log = FailureLog(plan.folder)
-        self._claims = Claims(plan.folder)
+        self._claims = Leases(plan.folder)
         self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
         planned_with = plan.cache.segments if plan.cache else []
         self._known_segments = {segment.path for segment in planned_with}

@@ -40,7 +40,7 @@ LEASE_SECONDS = 180.0
 _FORGOTTEN_SECONDS = 86_400.0
 
 
-class Claims:
+class Leases:
     """The claims of one writer; a context manager.
 
     Parameters

@@ -41,7 +41,7 @@ STATE_FORMAT, STATE_VERSION = "aqa-finetune-state", 1
 
 
 @dataclass
-class Position:
+class TrainerState:
     """How far a fine-tuning is, and what it has seen so far.
 
     Attributes
@@ -84,8 +84,8 @@ class SavedState:
     ----------
     settings : dict
         Of the fine-tuning it belongs to: everything that changes its numbers.
-    position : Position
-    pairs_at_once : int
+    position : TrainerState
+    micro_batch_pairs : int
         As it was resolved; another one would round otherwise.
     scaler : dict
         Of the gradient scaler.
@@ -94,8 +94,8 @@ class SavedState:
     """
 
     settings: dict[str, Any]
-    position: Position
-    pairs_at_once: int
+    position: TrainerState
+    micro_batch_pairs: int
     scaler: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -114,8 +114,8 @@ def write_state(
     path: Path,
     *,
     settings: Mapping[str, Any],
-    position: Position,
-    pairs_at_once: int,
+    position: TrainerState,
+    micro_batch_pairs: int,
     model: nn.Module,
     best: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
@@ -136,7 +136,7 @@ def write_state(
         {
             "settings": settings,
             "position": asdict(position),
-            "pairs_at_once": pairs_at_once,
+            "micro_batch_pairs": micro_batch_pairs,
             "scaler": scaler.state_dict(),
         }
     )
@@ -172,11 +172,11 @@ def read_state(path: Path) -> SavedState:
                 f"{metadata.get('format')!r} {metadata.get('format_version')}); {again}"
             )
         state = json.loads(metadata["state"])
-        values = {f.name: state["position"][f.name] for f in fields(Position)}
+        values = {f.name: state["position"][f.name] for f in fields(TrainerState)}
         return SavedState(
             settings=state["settings"],
-            position=Position(**values),
-            pairs_at_once=state["pairs_at_once"],
+            position=TrainerState(**values),
+            micro_batch_pairs=state["micro_batch_pairs"],
             scaler=state["scaler"],
             tensors=tensors,
         )

@@ -19,7 +19,7 @@ from aqa_pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among all.
 
     Attributes
@@ -58,7 +58,7 @@ class Ranks:
             dist.barrier()
 
 
-def ranks_of(environ: Mapping[str, str]) -> Ranks:
+def ranks_of(environ: Mapping[str, str]) -> DistributedContext:
     """What ``torchrun`` says of this process.
 
     Raises
@@ -67,7 +67,7 @@ def ranks_of(environ: Mapping[str, str]) -> Ranks:
         If it says only a part.
     """
     if int(environ.get("WORLD_SIZE", "1")) == 1:
-        return Ranks()
+        return DistributedContext()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environ]
     if missing:
@@ -75,11 +75,11 @@ def ranks_of(environ: Mapping[str, str]) -> Ranks:
             f"WORLD_SIZE is {environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start "
             "several processes with `torchrun --no-python aqa finetune ...`"
         )
-    return Ranks(*(int(environ[name]) for name in names))
+    return DistributedContext(*(int(environ[name]) for name in names))
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def joined(device: torch.device) -> Iterator[DistributedContext]:
     """Meet the other processes, if there are any, and part at the end."""
     ranks = ranks_of(os.environ)
     if ranks.world == 1:

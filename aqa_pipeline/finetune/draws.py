@@ -3,7 +3,7 @@
 Conventions
 -----------
 row
-    Position of a clip in the training split.
+    TrainerState of a clip in the training split.
 view
     Shift, flip and crop of one clip, the same for all of its frames.
 
@@ -151,7 +151,7 @@ def num_steps(num_fit: int, batch_size: int) -> int:
 
 
 def _place_in_group(groups: IntArray) -> IntArray:
-    """Position of each clip among the clips of its group, in order, shape=(n,)."""
+    """TrainerState of each clip among the clips of its group, in order, shape=(n,)."""
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
     place = np.empty(len(groups), dtype=np.int64)
@@ -170,10 +170,11 @@ def share(pairs: IntArray, *, rank: int, world: int) -> IntArray:
     return np.array_split(pairs, world)[rank]
 
 
-def chunks(pairs: IntArray, pairs_at_once: int) -> list[IntArray]:
+def chunks(pairs: IntArray, micro_batch_pairs: int) -> list[IntArray]:
     """Pairs cut into what goes through the network together; none give one empty chunk."""
     return [
-        pairs[start : start + pairs_at_once] for start in range(0, len(pairs), pairs_at_once)
+        pairs[start : start + micro_batch_pairs]
+        for start in range(0, len(pairs), micro_batch_pairs)
     ] or [pairs]
 
 

@@ -30,19 +30,19 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extraction.plan import plan_extraction
 from aqa_pipeline.finetune.loop import HISTORY_COLUMNS
-from aqa_pipeline.finetune.part import Tuned
+from aqa_pipeline.finetune.part import TunedPart
 from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.runs.calibration import Calibration, held_out_clips
 from aqa_pipeline.runs.evaluate import measure, predict_clips, predictions_table, selection_sentence
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
-from aqa_pipeline.training.validation import cross_selected
+from aqa_pipeline.training.validation import cross_fitted
 
 BACKBONE_FILE = "backbone.safetensors"
 
 Advance = Callable[[int, int], None]
 
 
-def write_backbone(plan: PartPlan, tuned: Tuned, parent: WeightsInfo) -> Path:
+def write_backbone(plan: PartPlan, tuned: TunedPart, parent: WeightsInfo) -> Path:
     """Write the tuned backbone beside the head; returns its file."""
     path = plan.folder / BACKBONE_FILE
     state = {
@@ -127,7 +127,7 @@ def extract_clips(
 
 def write_tuned_run(
     plan: PartPlan,
-    tuned: Tuned,
+    tuned: TunedPart,
     backbone: Path,
     parent: WeightsInfo,
     cache: FeatureCache,
@@ -178,7 +178,7 @@ def write_tuned_run(
                 "from_run": str(plan.start.folder) if plan.start else None,
                 "parent_weights_sha256": parent.sha256,
                 "precision": tuned.model.precision,
-                "pairs_at_once": tuned.pairs_at_once,
+                "micro_batch_pairs": tuned.micro_batch_pairs,
                 "learned_layers": tuned.model.trained_layers,
             },
             "versions": {
@@ -206,10 +206,10 @@ def write_tuned_run(
     return measured
 
 
-def _calibration(plan: PartPlan, tuned: Tuned, train: FeatureSet) -> Calibration:
+def _calibration(plan: PartPlan, tuned: TunedPart, train: FeatureSet) -> Calibration:
     """What was predicted for the clips held out, each at an epoch it did not help to choose."""
     rows = plan.held_out
-    chosen = cross_selected(
+    chosen = cross_fitted(
         np.array(tuned.position.judged_scores)[:, None],  # (epochs, 1, clips)
         train.score[rows][None],
         seeds=[plan.fit_config.seed],

@@ -3,7 +3,7 @@
 Conventions
 -----------
 row
-    Position of a clip in the list this was made with.
+    TrainerState of a clip in the list this was made with.
 box
     What is decoded of a frame: the crop and ``jitter`` pixels on every side, uint8 RGB.
 used frames
@@ -124,7 +124,7 @@ def cut(frames: Frames, task: DecodeTask, view: ClipView, *, jitter: int) -> Fra
     return np.ascontiguousarray(window[:, :, ::-1] if view.flip else window)
 
 
-class ClipFrames:
+class FrameStore:
     """The decoded clips of a training run; a context manager.
 
     Parameters
@@ -200,7 +200,7 @@ class ClipFrames:
 class _Ahead:
     """The clips of the next few steps: a thread decodes them, the training takes them."""
 
-    def __init__(self, clips: ClipFrames, needs: Sequence[Sequence[int]]) -> None:
+    def __init__(self, clips: FrameStore, needs: Sequence[Sequence[int]]) -> None:
         self._clips, self._needs = clips, needs
         self._changed = Condition()
         self._next_step = 0  # the first step that nothing was asked for yet

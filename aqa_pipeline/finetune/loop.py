@@ -26,18 +26,18 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman
 from aqa_pipeline.finetune.checkpoint import (
     HeldSignals,
-    Position,
     SavedState,
+    TrainerState,
     held_signals,
     learned,
     put_learned,
     restore,
     write_state,
 )
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.draws import Augmentation, StepDraw, draw_epoch, num_steps
-from aqa_pipeline.finetune.frames import ClipFrames, cut
-from aqa_pipeline.finetune.step import FramesOf, StepOutcome, Stepper, learning_rate_factor
+from aqa_pipeline.finetune.frames import FrameStore, cut
+from aqa_pipeline.finetune.step import FramesOf, StepOutcome, TrainStep, learning_rate_factor
 from aqa_pipeline.finetune.upload import Uploads
 from aqa_pipeline.finetune.validation import Encoder, ValidationPlan
 from aqa_pipeline.runs.folder import history_table
@@ -94,7 +94,7 @@ class StoppedError(BaseException):
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class TrainingData:
     """The clips of a fine-tuning.
 
     Attributes
@@ -119,32 +119,32 @@ class TuningLoop:
 
     Parameters
     ----------
-    stepper : Stepper
+    stepper : TrainStep
     encoder : Encoder
-    frames : ClipFrames
-    material : Material
+    frames : FrameStore
+    material : TrainingData
     augmentation : Augmentation
     fit_config, config, machine : FitConfig, FinetuneConfig, FinetuneMachine
-        ``machine.pairs_at_once`` is resolved.
+        ``machine.micro_batch_pairs`` is resolved.
     state_path : Path
     settings : dict
         See :class:`~aqa_pipeline.finetune.checkpoint.SavedState`.
-    ranks : Ranks
+    ranks : DistributedContext
     tell : callable
 
     Attributes
     ----------
-    position : Position
+    position : TrainerState
     best : dict of str to Tensor
         What was learned at the best epoch so far.
     """
 
     def __init__(
         self,
-        stepper: Stepper,
+        stepper: TrainStep,
         encoder: Encoder,
-        frames: ClipFrames,
-        material: Material,
+        frames: FrameStore,
+        material: TrainingData,
         *,
         augmentation: Augmentation,
         fit_config: FitConfig,
@@ -152,7 +152,7 @@ class TuningLoop:
         machine: FinetuneMachine,
         state_path: Path,
         settings: Mapping[str, Any],
-        ranks: Ranks,
+        ranks: DistributedContext,
         tell: Tell = lambda progress: None,
     ) -> None:
         self._stepper, self._encoder, self._frames = stepper, encoder, frames
@@ -167,7 +167,7 @@ class TuningLoop:
             else None
         )
         self._steps = num_steps(len(material.fit), fit_config.batch_size)
-        self.position = Position()
+        self.position = TrainerState()
         self.best: dict[str, Tensor] = {}
         self._pace = _Pace()
 
@@ -303,7 +303,7 @@ class TuningLoop:
             self._state_path,
             settings=self._settings,
             position=self.position,
-            pairs_at_once=self._machine.pairs_at_once or 1,
+            micro_batch_pairs=self._machine.micro_batch_pairs or 1,
             model=self._stepper.model,
             best=self.best,
             optimiser=self._stepper.optimiser,

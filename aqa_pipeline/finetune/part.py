@@ -20,10 +20,10 @@ from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.extraction.extract import default_workers
-from aqa_pipeline.finetune.checkpoint import STATE_FILE, Position, SavedState
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.checkpoint import STATE_FILE, SavedState, TrainerState
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.folded import lay_out_channels_last
-from aqa_pipeline.finetune.frames import ClipFrames, decode_tasks, used_frames
+from aqa_pipeline.finetune.frames import FrameStore, decode_tasks, used_frames
 from aqa_pipeline.finetune.loop import Progress, Tell, TuningLoop
 from aqa_pipeline.finetune.model import (
     PairModel,
@@ -34,7 +34,7 @@ from aqa_pipeline.finetune.model import (
 )
 from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.finetune.start import fresh_head
-from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.step import TrainStep
 from aqa_pipeline.finetune.validation import Encoder
 from aqa_pipeline.media.decode_pool import DecodePool
 
@@ -42,21 +42,21 @@ _STEPS_ON_GPU = 3  #: whose frames are there at once: computed, ready, and just 
 
 
 @dataclass(frozen=True, eq=False)
-class Tuned:
+class TunedPart:
     """One part after training.
 
     Attributes
     ----------
     model : PairModel
         At its best epoch.
-    position : Position
+    position : TrainerState
         At the end: the best epoch, history, what was predicted meanwhile.
-    pairs_at_once : int
+    micro_batch_pairs : int
     """
 
     model: PairModel
-    position: Position
-    pairs_at_once: int
+    position: TrainerState
+    micro_batch_pairs: int
 
 
 def train_part(
@@ -66,11 +66,11 @@ def train_part(
     config: FinetuneConfig,
     machine: FinetuneMachine,
     device: torch.device,
-    ranks: Ranks,
+    ranks: DistributedContext,
     saved: SavedState | None,
     tell: Tell,
     cache_root: Path,
-) -> Tuned:
+) -> TunedPart:
     """Train a part from the beginning, or from a saved state, to its end.
 
     Parameters
@@ -80,7 +80,7 @@ def train_part(
         Of the backbone to begin with.
     config, machine : FinetuneConfig, FinetuneMachine
     device : torch.device
-    ranks : Ranks
+    ranks : DistributedContext
     saved : SavedState or None
     tell : callable
         Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
@@ -114,7 +114,7 @@ def train_part(
                 clip_timeout_seconds=machine.clip_timeout_seconds,
             )
         )
-        frames = ClipFrames(tasks, pool=pool, memory_bytes=int(memory_bytes / ranks.local_world))
+        frames = FrameStore(tasks, pool=pool, memory_bytes=int(memory_bytes / ranks.local_world))
         encoder = Encoder(
             frames, snippets=snippets, pixels=pixels, jitter=plan.augmentation.jitter,
             device=device, ranks=ranks,
@@ -145,8 +145,8 @@ def train_part(
         ).to(device)
         box_bytes = 3 * (pixels.crop + 2 * plan.augmentation.jitter) ** 2
         own = -(-plan.fit_config.batch_size // ranks.world)  # pairs of a step in this process
-        pairs_at_once = machine.pairs_at_once or (
-            saved.pairs_at_once
+        micro_batch_pairs = machine.micro_batch_pairs or (
+            saved.micro_batch_pairs
             if saved
             else find_pairs_at_once(
                 model,
@@ -156,13 +156,13 @@ def train_part(
                 reserved_bytes=_STEPS_ON_GPU * 2 * own * len(used) * box_bytes,
             )
         )
-        stepper = Stepper(
+        stepper = TrainStep(
             model,
             label=torch.from_numpy(material.clips.label).to(device),
             fit_config=plan.fit_config,
             config=config,
             ranks=ranks,
-            pairs_at_once=pairs_at_once,
+            micro_batch_pairs=micro_batch_pairs,
         )
         tells = [tell]
         if machine.tensorboard and ranks.is_first:
@@ -183,7 +183,7 @@ def train_part(
             augmentation=plan.augmentation,
             fit_config=plan.fit_config,
             config=config,
-            machine=dataclasses.replace(machine, pairs_at_once=pairs_at_once),
+            machine=dataclasses.replace(machine, micro_batch_pairs=micro_batch_pairs),
             state_path=plan.folder / STATE_FILE,
             settings=plan.settings,
             ranks=ranks,
@@ -192,7 +192,7 @@ def train_part(
         if saved is not None:
             loop.resume(saved)
         loop.run()
-    return Tuned(model, loop.position, pairs_at_once)
+    return TunedPart(model, loop.position, micro_batch_pairs)
 
 
 def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:

@@ -26,11 +26,11 @@ from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.finetune.draws import Augmentation
 from aqa_pipeline.finetune.frames import crop_jitter
-from aqa_pipeline.finetune.loop import Material
+from aqa_pipeline.finetune.loop import TrainingData
 from aqa_pipeline.finetune.start import FittedStart, check_start
 from aqa_pipeline.finetune.validation import ValidationPlan
 from aqa_pipeline.training.stack import checked_labels
-from aqa_pipeline.training.validation import divide, validation_unit
+from aqa_pipeline.training.validation import hold_out, validation_unit
 
 IntArray = npt.NDArray[np.int64]
 
@@ -59,7 +59,7 @@ class PartPlan:
     labels : LabelScale
     located : list of LocatedClip
         Of every row of the material.
-    material : Material
+    material : TrainingData
     held_out : ndarray of int64, shape=(m,)
         Rows of the validation part; none under the literature's way.
     validation_of : str or None
@@ -78,7 +78,7 @@ class PartPlan:
     sides: Sides
     labels: LabelScale
     located: list[LocatedClip]
-    material: Material
+    material: TrainingData
     held_out: IntArray
     validation_of: str | None
     augmentation: Augmentation
@@ -109,7 +109,7 @@ def plan_part(
     config: FinetuneConfig,
     start: FittedStart | None,
 ) -> PartPlan:
-    """Find the clips of a part, divide them and check that everything fits together.
+    """Find the clips of a part, hold_out them and check that everything fits together.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def plan_part(
         sides=sides,
         labels=labels,
         located=located,
-        material=Material(clips, fit, groups, validation),
+        material=TrainingData(clips, fit, groups, validation),
         held_out=held_out,
         validation_of=None if literature else unit,
         augmentation=augmentation,
@@ -234,7 +234,7 @@ def _division(
 ) -> tuple[IntArray, IntArray]:
     """Rows to learn from and rows held out; with a fitted head, as it was divided."""
     if start is None or config.protocol == "literature":
-        division = divide(train, config, test if config.protocol == "literature" else None)
+        division = hold_out(train, config, test if config.protocol == "literature" else None)
         return division.fit[0], division.held_out[0]
     held = set(start.held_out)
     is_held = np.array([clip_id in held for clip_id in train.clip_id])

@@ -27,7 +27,7 @@ from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, check_settings, read_state
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.finish import (
     BACKBONE_FILE,
     extract_part,
@@ -102,7 +102,7 @@ def finetune_dataset(
     config: FinetuneConfig,
     machine: FinetuneMachine,
     device: torch.device,
-    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ranks: DistributedContext = DistributedContext(),  # noqa: B008 - frozen
     again: bool = False,
     tell: Tell = lambda progress: None,
     extracting: Advance = lambda done, total: None,
@@ -118,7 +118,7 @@ def finetune_dataset(
     folder, cache_root, weights : Path
     config, machine : FinetuneConfig, FinetuneMachine
     device : torch.device
-    ranks : Ranks
+    ranks : DistributedContext
         This process among all; only the first writes.
     again : bool
         Begin anew, whatever is in the folder.

@@ -19,7 +19,7 @@ from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.errors import CacheError, DataError, UsageError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk, trunk_from_settings
+from aqa_pipeline.heads.outputs import fit_output_layer, trunk_from_settings
 from aqa_pipeline.runs.folder import Run, read_run
 
 IntArray = npt.NDArray[np.int64]
@@ -198,7 +198,7 @@ def fresh_head(
         config,
         num_snippets=features.shape[1],
         feature_dim=features.shape[2],
-        trunk=fit_trunk(
+        trunk=fit_output_layer(
             config,
             [deltas],
             score_range=score_range or float(np.ptp(labels)),

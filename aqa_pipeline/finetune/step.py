@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from aqa_pipeline.config import FinetuneConfig, FitConfig
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.draws import StepDraw, chunks, in_several, rows_of, share
 from aqa_pipeline.finetune.model import PairModel
 
@@ -77,7 +77,7 @@ def learning_rate_factor(config: FinetuneConfig, *, step: int, total: int) -> fl
     return 0.5 * (1 + float(np.cos(np.pi * (step - config.warmup_steps) / rest)))
 
 
-class Stepper:
+class TrainStep:
     """The weights, and how a step changes them.
 
     Parameters
@@ -87,8 +87,8 @@ class Stepper:
     label : Tensor of float64, shape=(N,)
         Of every row, in label points.
     fit_config, config : FitConfig, FinetuneConfig
-    ranks : Ranks
-    pairs_at_once : int
+    ranks : DistributedContext
+    micro_batch_pairs : int
         Largest chunk.
 
     Attributes
@@ -106,11 +106,11 @@ class Stepper:
         label: Tensor,
         fit_config: FitConfig,
         config: FinetuneConfig,
-        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-        pairs_at_once: int,
+        ranks: DistributedContext = DistributedContext(),  # noqa: B008 - frozen
+        micro_batch_pairs: int,
     ) -> None:
         self.model, self._config, self._ranks = model, config, ranks
-        self._label, self._pairs_at_once = label, pairs_at_once
+        self._label, self._pairs_at_once = label, micro_batch_pairs
         self._device = label.device
         self._base_rates = (fit_config.learning_rate, config.backbone_learning_rate)
         trained = [p for p in model.backbone.parameters() if p.requires_grad]

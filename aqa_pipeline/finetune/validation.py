@@ -28,9 +28,9 @@ from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.draws import PLAIN_VIEW
-from aqa_pipeline.finetune.frames import ClipFrames, cut
+from aqa_pipeline.finetune.frames import FrameStore, cut
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.voting import predict_labels
 
@@ -133,25 +133,25 @@ class Encoder:
 
     Parameters
     ----------
-    clips : ClipFrames
+    clips : FrameStore
     snippets : ndarray of int64, shape=(S, snippet_frames)
     pixels : PixelPreset
     jitter : int
         Of the boxes in ``clips``.
     device : torch.device
-    ranks : Ranks
+    ranks : DistributedContext
         The rows are shared out; every process gets all features.
     """
 
     def __init__(
         self,
-        clips: ClipFrames,
+        clips: FrameStore,
         *,
         snippets: IntArray,
         pixels: PixelPreset,
         jitter: int,
         device: torch.device,
-        ranks: Ranks,
+        ranks: DistributedContext,
     ) -> None:
         self._clips, self._jitter, self.device, self._ranks = clips, jitter, device, ranks
         self._snippets, self._pixels = snippets, pixels

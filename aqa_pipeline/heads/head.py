@@ -25,7 +25,7 @@ from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.heads.aggregations import MeanSnippets, aggregation
 from aqa_pipeline.heads.gart import uniform_parameter
 from aqa_pipeline.heads.linear import RootLayer, pair_roots, stacked_linear
-from aqa_pipeline.heads.outputs import Trunk, Value
+from aqa_pipeline.heads.outputs import OutputLayer, Value
 
 
 class Halves(NamedTuple):
@@ -93,7 +93,7 @@ class Head(Regressor):
     config : HeadConfig
     num_snippets, feature_dim : int
         S and D of the cached features.
-    trunk : Trunk
+    trunk : OutputLayer
         What turns the root feature into a score difference (``contrastive``) or a label
         (``direct``).
     epsilon : float
@@ -108,7 +108,7 @@ class Head(Regressor):
         *,
         num_snippets: int,
         feature_dim: int,
-        trunk: Trunk,
+        trunk: OutputLayer,
         epsilon: float,
         generators: Sequence[torch.Generator],
     ) -> None:

@@ -52,7 +52,7 @@ _PARTS = 8
 Write = Callable[[Tensor], None]
 
 
-class TakesGradients(Protocol):
+class GradientSink(Protocol):
     """An optimiser that wants gradients as they are computed."""
 
     def take(self, parameter: Tensor, write: Write) -> None:
@@ -61,10 +61,10 @@ class TakesGradients(Protocol):
 
 
 #: id of a parameter -> its optimiser, which keeps the parameter alive as long as itself.
-_takers: WeakValueDictionary[int, TakesGradients] = WeakValueDictionary()
+_takers: WeakValueDictionary[int, GradientSink] = WeakValueDictionary()
 
 
-def give_gradients_to(optimiser: TakesGradients, parameters: Iterable[nn.Parameter]) -> None:
+def give_gradients_to(optimiser: GradientSink, parameters: Iterable[nn.Parameter]) -> None:
     """Let an optimiser, while it lives, have the parameters' gradients instead of ``.grad``."""
     for parameter in parameters:
         _takers[id(parameter)] = optimiser

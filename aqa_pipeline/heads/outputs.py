@@ -60,7 +60,7 @@ class Value(NamedTuple):
     leaf: Tensor
 
 
-class Trunk(nn.Module):
+class OutputLayer(nn.Module):
     """Parent of the trunks."""
 
     def direct_target(self, clips: FeatureSet) -> FloatArray:
@@ -97,7 +97,7 @@ class LeafLabels(NamedTuple):
     place: Tensor
 
 
-class GartTrunk(Trunk):
+class TreeOutput(OutputLayer):
     """The group-aware regression tree (Sec. 3.2)."""
 
     def __init__(
@@ -148,7 +148,7 @@ class GartTrunk(Trunk):
         return {"group_edges": self.groups.edges.tolist()}
 
 
-class MlpTrunk(Trunk):
+class MlpTrunk(OutputLayer):
     """The two layers that make a 3-layer MLP of the root; mean squared error (Sec. 4.1).
 
     It predicts the target with the training targets' mean and spread taken out, so that
@@ -195,7 +195,7 @@ class MlpTrunk(Trunk):
         return {"centre": self.centre.tolist(), "spread": self.spread.tolist()}
 
 
-class DistributionTrunk(Trunk):
+class DistributionTrunk(OutputLayer):
     """Score distribution learning (Tang et al., CVPR 2020; the paper's reference 29).
 
     Two layers give a distribution over bins for each judge. A mark's target is a Gaussian
@@ -275,14 +275,14 @@ class DistributionTrunk(Trunk):
         return {"bins": self.bins.tolist(), "num_judges": self.num_judges, "rule": self.rule}
 
 
-def fit_trunk(
+def fit_output_layer(
     config: HeadConfig,
     targets: Sequence[FloatArray | PairLabels],
     *,
     score_range: float,
     train: FeatureSet | None = None,
     generators: Sequence[torch.Generator],
-) -> Trunk:
+) -> OutputLayer:
     """A fresh trunk for the given training targets.
 
     Parameters
@@ -308,7 +308,7 @@ def fit_trunk(
             Groups(_edges(config, own, contrastive=contrastive, score_range=score_range))
             for own in targets
         ]
-        return GartTrunk(config, groups, generators)
+        return TreeOutput(config, groups, generators)
     listed = [own for own in targets if not isinstance(own, PairLabels)]
     if config.kind == "usdl":
         bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in listed]
@@ -357,7 +357,7 @@ def _edges(
 
 def trunk_from_settings(
     config: HeadConfig, settings: dict[str, Any], generators: Sequence[torch.Generator]
-) -> Trunk:
+) -> OutputLayer:
     """The trunk of a stored head, its parameters still to be loaded.
 
     Raises
@@ -367,7 +367,7 @@ def trunk_from_settings(
     """
     if config.kind == "gart":
         groups = [Groups(np.array(edges)) for edges in settings["group_edges"]]
-        return GartTrunk(config, groups, generators)
+        return TreeOutput(config, groups, generators)
     if config.kind in ("usdl", "musdl"):
         return DistributionTrunk(config, **settings, generators=generators)
     return MlpTrunk(config, settings["centre"], settings["spread"], generators)

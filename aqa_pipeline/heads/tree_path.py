@@ -25,7 +25,7 @@ from torch import Tensor
 
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.head import Head, Regressor
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -152,7 +152,7 @@ def tree_path(
     UsageError
         If the head has no tree, or needs an exemplar and has none.
     """
-    if not (isinstance(head, Head) and isinstance(head.trunk, GartTrunk)):
+    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
         raise UsageError(f"a head of kind {head.config.kind!r} has no tree; only gart has one")
     if not head.is_contrastive:
         root = head.direct_root(query.unsqueeze(0))

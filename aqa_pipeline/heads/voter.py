@@ -34,7 +34,7 @@ _PAIRS_PER_PASS = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class ClipPrediction:
     """What a run says of one clip.
 
     Attributes
@@ -63,7 +63,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, eq=False)
-class _Panel:
+class _EncodedExemplars:
     """The exemplars of one group on the device: half (K, M, H), label (K, M)."""
 
     rows: npt.NDArray[np.int64]
@@ -71,7 +71,7 @@ class _Panel:
     label: Tensor
 
 
-class Jury:
+class ExemplarVoter:
     """Exemplars that vote, encoded once, and the heads that compare with them.
 
     Parameters
@@ -101,7 +101,7 @@ class Jury:
         self._num_exemplars, self._seed = num_exemplars, seed
         self._keys = ExemplarKeys.of(exemplars.key)
         self._groups, _ = self._keys.match(exemplars.key)
-        self._panels: dict[int, _Panel] = {}
+        self._panels: dict[int, _EncodedExemplars] = {}
 
     def exemplars_of(self, key: Key) -> tuple[npt.NDArray[np.int64], bool]:
         """Exemplars that vote on a clip, and whether its own key has none of them.
@@ -121,7 +121,7 @@ class Jury:
         )[0]
         return rows, bool(fallback[0])
 
-    def verdict(self, features: npt.NDArray[np.float32], key: Key) -> Verdict:
+    def predict(self, features: npt.NDArray[np.float32], key: Key) -> ClipPrediction:
         """Score one clip.
 
         Parameters
@@ -149,7 +149,7 @@ class Jury:
                 label, leaf = _compare(head, clip, self._panel(rows))
             else:
                 label, leaf = head.direct_value(clip)
-        return Verdict(rows, fallback, label.cpu().numpy(), leaf.cpu().numpy())
+        return ClipPrediction(rows, fallback, label.cpu().numpy(), leaf.cpu().numpy())
 
     def delta(
         self,
@@ -179,14 +179,14 @@ class Jury:
             difference: npt.NDArray[np.float64] = head.trunk.value(root)[0][:, 0].cpu().numpy()
         return difference
 
-    def _panel(self, rows: npt.NDArray[np.int64]) -> _Panel:
+    def _panel(self, rows: npt.NDArray[np.int64]) -> _EncodedExemplars:
         group = int(self._groups[rows[0]])
         if group not in self._panels:
             head, pool = self.head, self.exemplars
             assert isinstance(head, Head)
             features = torch.from_numpy(pool.features[rows]).to(head.device)
             label = torch.from_numpy(pool.label[rows]).to(head.device)
-            self._panels[group] = _Panel(
+            self._panels[group] = _EncodedExemplars(
                 rows, head.halves(features).exemplar, label.expand(head.num_models, -1)
             )
         return self._panels[group]
@@ -203,7 +203,7 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _compare(head: Head, clip: Tensor, panel: _Panel) -> tuple[Tensor, Tensor]:
+def _compare(head: Head, clip: Tensor, panel: _EncodedExemplars) -> tuple[Tensor, Tensor]:
     """Votes of every exemplar of a panel on one clip: labels and leaves, (K, M) each."""
     query_half = head.halves(clip).query  # (K, 1, H)
     labels, leaves = [], []

@@ -87,11 +87,13 @@ def read_clip(request: ClipRequest) -> ClipFrames:
     try:
         return _read_clip(request)
     except ClipError as error:
-        raise ClipError(one_line(str(error)), stage=error.stage, detail=error.detail) from None
+        raise ClipError(
+            escape_unprintable(str(error)), stage=error.stage, detail=error.detail
+        ) from None
 
 
 @contextmanager
-def naming(video: str | Path) -> Iterator[None]:
+def prefix_errors_with(video: str | Path) -> Iterator[None]:
     """Put the video's name before an error of a decoding process that died or took too long.
 
     The process does not know of which video it died.
@@ -100,11 +102,11 @@ def naming(video: str | Path) -> Iterator[None]:
         yield
     except ClipError as error:
         if error.stage in ("timeout", "worker"):
-            raise ClipError(one_line(f"{video}: {error}"), stage=error.stage) from None
+            raise ClipError(escape_unprintable(f"{video}: {error}"), stage=error.stage) from None
         raise
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """A text with whatever would break a line, or a terminal, written as an escape.
 
     The names of files may hold anything.
@@ -203,7 +205,9 @@ def stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
     try:
         yield from _stream_clip(request)
     except ClipError as error:
-        raise ClipError(one_line(str(error)), stage=error.stage, detail=error.detail) from None
+        raise ClipError(
+            escape_unprintable(str(error)), stage=error.stage, detail=error.detail
+        ) from None
 
 
 def _stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:

@@ -26,7 +26,7 @@ from aqa_pipeline.scoring.similarity import ShownExemplar
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoPanel:
     """A film with its words; ``src`` is a data address."""
 
     title: str
@@ -35,7 +35,7 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Snippet:
+class SnippetBar:
     """One snippet of the strip.
 
     Attributes
@@ -70,7 +70,7 @@ class VoteRow:
 
 
 @dataclass(frozen=True)
-class View:
+class ExplanationView:
     """What ``explanation.html`` shows; numbers as they are, words ready to be read."""
 
     name: str
@@ -85,11 +85,11 @@ class View:
     facts: list[tuple[str, str, str]]
     warnings: tuple[str, ...]
     num_frames: int
-    films: list[Film]
+    films: list[VideoPanel]
     without_films: list[str]
     layer: str
     map_size: tuple[int, int]
-    snippets: list[Snippet]
+    snippets: list[SnippetBar]
     num_orders: int
     largest_error: float
     tree: Markup | None
@@ -98,7 +98,7 @@ class View:
     votes: list[VoteRow]
 
 
-def fragment(view: View) -> str:
+def fragment(view: ExplanationView) -> str:
     """HTML to stand inside a page that has ``style.css`` and ``explanation.css``."""
     template = environment().from_string(
         '{% from "explanation.html" import explanation with context %}{{ explanation(it) }}'
@@ -106,7 +106,7 @@ def fragment(view: View) -> str:
     return template.render(it=view)
 
 
-def page(view: View) -> str:
+def page(view: ExplanationView) -> str:
     """One self-contained page."""
     script = template_text("players.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -122,7 +122,7 @@ def page(view: View) -> str:
     )
 
 
-def view_of(it: Explanation, *, key: str = "clip") -> View:
+def view_of(it: Explanation, *, key: str = "clip") -> ExplanationView:
     """Words, pictures and films of an explanation; takes about a second.
 
     Parameters
@@ -134,7 +134,7 @@ def view_of(it: Explanation, *, key: str = "clip") -> View:
     scored, run = it.scored, it.run
     exemplars = len({vote.clip_id for vote in scored.exemplars})
     row = {name: i for i, name in enumerate(run.exemplars.clip_id)}
-    return View(
+    return ExplanationView(
         name=it.name,
         subtitle=f"{run.head.config.name}, run {run.folder.absolute().name}; {_frames(it)}",
         score=scored.score,
@@ -189,16 +189,16 @@ def _facts(it: Explanation) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _films(it: Explanation) -> list[Film]:
+def _films(it: Explanation) -> list[VideoPanel]:
     def src(frames: Any) -> str:
         return data_address(mp4(frames, frames_per_second=it.frames_per_second), MP4)
 
     films = [
-        Film("This clip", f"predicted {number(it.scored.score)} points", src(it.frames)),
-        Film("Heat-map", f"Grad-CAM on {it.layer}", src(painted(it.frames, it.heat))),
+        VideoPanel("This clip", f"predicted {number(it.scored.score)} points", src(it.frames)),
+        VideoPanel("Heat-map", f"Grad-CAM on {it.layer}", src(painted(it.frames, it.heat))),
     ]
     films += [
-        Film(
+        VideoPanel(
             _role(one),
             f"{one.clip_id}: judges {number(one.score)} points, "
             f"{number(abs(one.score - it.scored.score))} "
@@ -215,7 +215,7 @@ def _role(one: ShownExemplar) -> str:
     return "Most alike" if one.is_nearest else "Most alike, other side"
 
 
-def _snippets(it: Explanation) -> list[Snippet]:
+def _snippets(it: Explanation) -> list[SnippetBar]:
     protocol, points = it.run.protocol, it.contributions.points
     longest = float(np.abs(points).max()) or 1.0
     seconds = it.clip.pts_seconds - it.clip.pts_seconds[0]
@@ -224,7 +224,7 @@ def _snippets(it: Explanation) -> list[Snippet]:
         end = start + protocol.snippet_frames
         ends = seconds[start], seconds[min(end, len(seconds) - 1)]
         snippets.append(
-            Snippet(
+            SnippetBar(
                 first=start,
                 end=end,
                 when=f"{ends[0]:.1f}–{ends[1]:.1f} s" if np.isfinite(ends).all() else "",

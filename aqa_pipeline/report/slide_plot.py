@@ -9,17 +9,17 @@ import numpy as np
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.report.style import BLUE, HEIGHT, MUTED, styled_figure
-from aqa_pipeline.scoring.slide import Slid
+from aqa_pipeline.scoring.slide import SlidingScores
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def write_plot(slid: Slid, path: Path) -> None:
+def write_plot(slid: SlidingScores, path: Path) -> None:
     """Draw the scores of a video's windows; those unlike the training clips are pale.
 
     Parameters
     ----------
-    slid : Slid
+    slid : SlidingScores
     path : Path
         Its ending, one of :data:`SUFFIXES`, says the format.
 

@@ -91,20 +91,20 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     """
     jury = run.jury()
     verdicts = [
-        jury.verdict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
+        jury.predict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
     ]
-    num_votes = max((len(verdict.exemplars) for verdict in verdicts), default=0)
+    num_votes = max((len(predict.exemplars) for predict in verdicts), default=0)
     opinions = num_votes if run.head.is_contrastive else 1
     exemplars = np.full((len(clips), num_votes), -1, dtype=np.int64)
     label = np.full((run.head.num_models, len(clips), opinions), np.nan)
     mean = np.full((run.head.num_models, len(clips)), np.nan)
     leaf = np.full(label.shape, -1, dtype=np.int64)
-    for i, verdict in enumerate(verdicts):
-        exemplars[i, : len(verdict.exemplars)] = verdict.exemplars
-        label[:, i, : verdict.label.shape[1]] = verdict.label
-        mean[:, i] = verdict.mean()
-        leaf[:, i, : verdict.leaf.shape[1]] = verdict.leaf
-    fallback = np.array([verdict.fallback for verdict in verdicts], dtype=bool)
+    for i, predict in enumerate(verdicts):
+        exemplars[i, : len(predict.exemplars)] = predict.exemplars
+        label[:, i, : predict.label.shape[1]] = predict.label
+        mean[:, i] = predict.mean()
+        leaf[:, i, : predict.leaf.shape[1]] = predict.leaf
+    fallback = np.array([predict.fallback for predict in verdicts], dtype=bool)
     return Predictions(clips, clips.to_score(mean), exemplars, fallback, Votes(label, leaf))
 
 

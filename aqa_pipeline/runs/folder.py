@@ -28,7 +28,7 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head, Regressor
 from aqa_pipeline.heads.outputs import trunk_from_settings
 from aqa_pipeline.heads.svr import SvrHead
-from aqa_pipeline.heads.voter import Jury
+from aqa_pipeline.heads.voter import ExemplarVoter
 from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
 
@@ -68,9 +68,9 @@ class Run:
     def seeds(self) -> list[int]:
         return [self.fit_config.seed + k for k in range(self.fit_config.num_seeds)]
 
-    def jury(self) -> Jury:
+    def jury(self) -> ExemplarVoter:
         """Its exemplars, encoded once, ready to vote on clips."""
-        return Jury(
+        return ExemplarVoter(
             self.head,
             self.exemplars,
             num_exemplars=self.fit_config.num_exemplars,

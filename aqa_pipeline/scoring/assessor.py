@@ -11,18 +11,18 @@ import numpy.typing as npt
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads.voter import Verdict
+from aqa_pipeline.heads.voter import ClipPrediction
 from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.runs.calibration import HalfWidth, Intervals, merged
 from aqa_pipeline.runs.conformal import fewest_residuals
 from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scoring.backbone import has_exact_features
-from aqa_pipeline.scoring.result import ExemplarVote, Scored
-from aqa_pipeline.scoring.similarity import Familiarity
+from aqa_pipeline.scoring.result import ExemplarVote, ScoredClip
+from aqa_pipeline.scoring.similarity import OutlierDetector
 
 
 @dataclass(frozen=True)
-class ClipFacts:
+class ClipMetadata:
     """What must be known of a clip beside its video.
 
     Attributes
@@ -39,7 +39,7 @@ class ClipFacts:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-class Assessor:
+class FeatureScorer:
     """What scores the clips of one category: a run, or one run a fold.
 
     Over folds the mean of all heads is the prediction, and a training clip's error is that of the
@@ -57,7 +57,7 @@ class Assessor:
         self.runs, self.coverage = list(runs), coverage
         self._juries = [run.jury() for run in runs]
         self._known = _distinct([run.exemplars for run in runs])
-        self._familiarity = Familiarity(
+        self._familiarity = OutlierDetector(
             self._known.features, is_exact=all(has_exact_features(run) for run in runs)
         )
         calibrations = [run.calibration for run in runs if run.calibration is not None]
@@ -69,7 +69,7 @@ class Assessor:
         """The run whose protocol says how a clip is cut; all agree."""
         return self.runs[0]
 
-    def key(self, facts: ClipFacts) -> Key:
+    def key(self, facts: ClipMetadata) -> Key:
         """Values of the exemplar key's columns.
 
         Raises
@@ -94,7 +94,7 @@ class Assessor:
             for i, name in enumerate(names)
         )
 
-    def _text(self, name: str, place: int, facts: ClipFacts) -> str:
+    def _text(self, name: str, place: int, facts: ClipMetadata) -> str:
         value = self.category(facts) if name == "category" else facts.columns.get(name, "")
         if value:
             return value
@@ -103,14 +103,14 @@ class Assessor:
         shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
         raise UsageError(f"this run compares by {name}: type {option} (there are {shown})")
 
-    def category(self, facts: ClipFacts) -> str:
+    def category(self, facts: ClipMetadata) -> str:
         """The clip's category, or the only one there is."""
         known = set(self._known.category)
         return facts.category or (next(iter(known)) if len(known) == 1 else "")
 
     def score(
-        self, features: npt.NDArray[np.float32], clip: ClipFrames | None, facts: ClipFacts
-    ) -> Scored:
+        self, features: npt.NDArray[np.float32], clip: ClipFrames | None, facts: ClipMetadata
+    ) -> ScoredClip:
         """Score one clip.
 
         Parameters
@@ -118,7 +118,7 @@ class Assessor:
         features : ndarray of float32, shape=(S, D)
         clip : ClipFrames or None
             What the features were made from, for the record.
-        facts : ClipFacts
+        facts : ClipMetadata
 
         Raises
         ------
@@ -132,12 +132,12 @@ class Assessor:
         key = self.key(facts)
         difficulty = np.nan if facts.difficulty is None else facts.difficulty
         scale, offset = self._label_scale(facts)
-        verdicts = [jury.verdict(features, key) for jury in self._juries]
-        per_head = np.concatenate([offset + scale * verdict.mean() for verdict in verdicts])
+        verdicts = [jury.predict(features, key) for jury in self._juries]
+        per_head = np.concatenate([offset + scale * predict.mean() for predict in verdicts])
         score = float(per_head.mean())
         half = self._half_width(scale, difficulty)
         distance, nearest = self._familiarity.nearest(features)
-        return Scored(
+        return ScoredClip(
             video="" if clip is None else str(clip.video),
             start_frame=0 if clip is None else int(clip.frame_index[0]),
             end_frame=0 if clip is None else int(clip.frame_index[-1]) + 1,
@@ -154,8 +154,8 @@ class Assessor:
             per_head=tuple(per_head.tolist()),
             exemplars=tuple(
                 vote
-                for run, verdict in zip(self.runs, verdicts, strict=True)
-                for vote in _votes(run, verdict, scale, offset)
+                for run, predict in zip(self.runs, verdicts, strict=True)
+                for vote in _votes(run, predict, scale, offset)
             ),
             warnings=(
                 *self._doubts(clip, key, verdicts[0], distance, nearest),
@@ -166,7 +166,7 @@ class Assessor:
             features=features,
         )
 
-    def _label_scale(self, facts: ClipFacts) -> tuple[float, float]:
+    def _label_scale(self, facts: ClipMetadata) -> tuple[float, float]:
         """Scale and offset of a clip's label, see :mod:`aqa_pipeline.core.labels`."""
         scale, offset = self.protocol_run.labels.scale_and_offset(
             difficulty=[np.nan if facts.difficulty is None else facts.difficulty],
@@ -174,12 +174,12 @@ class Assessor:
         )
         return float(scale[0]), float(offset[0])
 
-    def scale(self, facts: ClipFacts) -> float:
+    def scale(self, facts: ClipMetadata) -> float:
         """Score points that a label point of a clip is worth."""
         return self._label_scale(facts)[0]
 
     def side_by_side(
-        self, a: Scored, b: Scored, facts: tuple[ClipFacts, ClipFacts]
+        self, a: ScoredClip, b: ScoredClip, facts: tuple[ClipMetadata, ClipMetadata]
     ) -> float | None:
         """How much better the heads find ``a`` than ``b`` when they see both, in points.
 
@@ -206,7 +206,7 @@ class Assessor:
         self,
         clip: ClipFrames | None,
         key: Key,
-        verdict: Verdict,
+        predict: ClipPrediction,
         distance: float,
         nearest: int,
     ) -> list[str]:
@@ -218,13 +218,13 @@ class Assessor:
                 f"{clip.num_clamped} of the {window} frames of the window lie outside the video, "
                 f"which has {clip.video_frames}: its first or last frame stands in for them"
             )
-        if verdict.fallback:
-            voted = run.exemplars.key[int(verdict.exemplars[0])]
+        if predict.fallback:
+            voted = run.exemplars.key[int(predict.exemplars[0])]
             doubts.append(
                 f"no known performance has {names} {_shown(key)}: those with {_shown(voted)} voted"
             )
         elif run.head.is_contrastive and run.fit_config.num_exemplars is not None:
-            asked, found = run.fit_config.num_exemplars, len(verdict.exemplars)
+            asked, found = run.fit_config.num_exemplars, len(predict.exemplars)
             if found < asked:
                 doubts.append(f"only {found} of {asked} exemplars have its {names}")
         if distance < self._familiarity.same:
@@ -257,11 +257,11 @@ class Assessor:
         return []
 
 
-def _votes(run: Run, verdict: Verdict, scale: float, offset: float) -> list[ExemplarVote]:
+def _votes(run: Run, predict: ClipPrediction, scale: float, offset: float) -> list[ExemplarVote]:
     if not run.head.is_contrastive:
         return []
     part, pool = Part(**run.config["part"]), run.exemplars
-    votes = offset + scale * verdict.label.mean(axis=0)  # (M,)
+    votes = offset + scale * predict.label.mean(axis=0)  # (M,)
     return [
         ExemplarVote(
             clip_id=pool.clip_id[row],
@@ -270,7 +270,7 @@ def _votes(run: Run, verdict: Verdict, scale: float, offset: float) -> list[Exem
             vote=float(vote),
             part="" if part.fold is None else f"fold{part.fold}",
         )
-        for row, vote in zip(verdict.exemplars.tolist(), votes, strict=True)
+        for row, vote in zip(predict.exemplars.tolist(), votes, strict=True)
     ]
 
 

@@ -18,9 +18,9 @@ import pandas as pd
 
 from aqa_pipeline.datasets.manifest import KNOWN, parse_clips
 from aqa_pipeline.errors import ClipError, DataError, UsageError
-from aqa_pipeline.media.clip import ClipFrames, one_line
+from aqa_pipeline.media.clip import ClipFrames, escape_unprintable
 from aqa_pipeline.media.frame_folder import list_frames
-from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.tables import Cells, read_cells
 
@@ -32,7 +32,7 @@ VIDEO_SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class WantedClip:
+class ScoreRequest:
     """One clip to be scored.
 
     Attributes
@@ -69,22 +69,22 @@ class WantedClip:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchResult:
     """A clip with its score, or with the sentence that says why there is none."""
 
-    clip: WantedClip
-    scored: Scored | None
+    clip: ScoreRequest
+    scored: ScoredClip | None
     error: str = ""
 
 
-def wanted_clips(paths: Sequence[Path], common: WantedClip) -> list[WantedClip]:
+def wanted_clips(paths: Sequence[Path], common: ScoreRequest) -> list[ScoreRequest]:
     """The clips that paths name.
 
     Parameters
     ----------
     paths : sequence of Path
         Videos, folders, CSV files.
-    common : WantedClip
+    common : ScoreRequest
         What holds for every clip that a CSV does not say otherwise of.
 
     Raises
@@ -92,7 +92,7 @@ def wanted_clips(paths: Sequence[Path], common: WantedClip) -> list[WantedClip]:
     DataError
         If a CSV is not a table of clips, or a folder holds no video.
     """
-    clips: list[WantedClip] = []
+    clips: list[ScoreRequest] = []
     for path in paths:
         if path.suffix.lower() == ".csv":
             clips += _clips_of_table(path, common)
@@ -127,7 +127,7 @@ def _videos_in(folder: Path) -> list[Path]:
     ]
 
 
-def _clips_of_table(path: Path, common: WantedClip) -> list[WantedClip]:
+def _clips_of_table(path: Path, common: ScoreRequest) -> list[ScoreRequest]:
     cells = read_cells(path)
     if "video" not in cells.header:
         raise DataError(
@@ -138,7 +138,7 @@ def _clips_of_table(path: Path, common: WantedClip) -> list[WantedClip]:
     names = cells.column("clip_id") if "clip_id" in cells.header else cells.column("video")
     free = [str(name) for name in rows if name not in KNOWN]
     return [
-        WantedClip(
+        ScoreRequest(
             name=name,
             video=path.parent / str(row["video"]),
             start_frame=_or(row["start_frame"], common.start_frame, int),
@@ -176,16 +176,16 @@ def _or(value: Any, otherwise: Any, kind: Callable[[Any], Any]) -> Any:
 
 def score_clips(
     scorer: Scorer,
-    clips: Sequence[WantedClip],
+    clips: Sequence[ScoreRequest],
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Outcome]:
+) -> Iterator[BatchResult]:
     """Score clips one after the other; the next is decoded while the network is at work.
 
     Parameters
     ----------
     scorer : Scorer
-    clips : sequence of WantedClip
+    clips : sequence of ScoreRequest
     advance : callable
         Told ``(clips done, clips in all)``.
 
@@ -198,7 +198,7 @@ def score_clips(
         try:
             scorer.check_facts(**clip.facts)
         except UsageError as error:
-            where = f"{one_line(clip.name)}: " if len(clips) > 1 else ""
+            where = f"{escape_unprintable(clip.name)}: " if len(clips) > 1 else ""
             raise UsageError(f"{where}{error}") from None
     advance(0, len(clips))
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as ahead:
@@ -212,7 +212,7 @@ def score_clips(
             advance(done, len(clips))
 
 
-def _decode(scorer: Scorer, clip: WantedClip) -> ClipFrames:
+def _decode(scorer: Scorer, clip: ScoreRequest) -> ClipFrames:
     return scorer.decode(
         clip.video,
         start_frame=clip.start_frame,
@@ -221,19 +221,19 @@ def _decode(scorer: Scorer, clip: WantedClip) -> ClipFrames:
     )
 
 
-def _outcome(scorer: Scorer, clip: WantedClip, decoded: Future[ClipFrames]) -> Outcome:
+def _outcome(scorer: Scorer, clip: ScoreRequest, decoded: Future[ClipFrames]) -> BatchResult:
     try:
-        return Outcome(clip, scorer.score_frames(decoded.result(), **clip.facts))
+        return BatchResult(clip, scorer.score_frames(decoded.result(), **clip.facts))
     except (ClipError, DataError) as error:
-        return Outcome(clip, None, one_line(str(error)))
+        return BatchResult(clip, None, escape_unprintable(str(error)))
 
 
-def outcomes_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+def outcomes_table(outcomes: Sequence[BatchResult]) -> pd.DataFrame:
     """One row a clip, for ``--csv``; scores and intervals in points."""
     return pd.DataFrame([_row(outcome) for outcome in outcomes])
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: BatchResult) -> dict[str, Any]:
     clip, scored = outcome.clip, outcome.scored
     low, high = (scored and scored.interval) or (None, None)
     return {

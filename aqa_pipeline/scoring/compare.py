@@ -36,9 +36,9 @@ from aqa_pipeline.datasets.manifest import KNOWN, read_manifest
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import conformal_quantile, difference_errors
-from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
-from aqa_pipeline.scoring.batch import WantedClip, score_clips
-from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
+from aqa_pipeline.scoring.batch import ScoreRequest, score_clips
+from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
 
 
@@ -48,7 +48,7 @@ class Comparison:
 
     Attributes
     ----------
-    a, b : Scored
+    a, b : ScoredClip
     difference : float
         Score of ``a`` minus score of ``b``, in points.
     interval : (float, float) or None
@@ -61,8 +61,8 @@ class Comparison:
         for heads that do not compare, and for clips that may not be compared.
     """
 
-    a: Scored
-    b: Scored
+    a: ScoredClip
+    b: ScoredClip
     difference: float
     interval: tuple[float, float] | None
     coverage: float
@@ -83,15 +83,15 @@ class Comparison:
 
 
 def compare(
-    assessor: Assessor, a: Scored, b: Scored, facts: tuple[ClipFacts, ClipFacts]
+    assessor: FeatureScorer, a: ScoredClip, b: ScoredClip, facts: tuple[ClipMetadata, ClipMetadata]
 ) -> Comparison:
     """Compare two clips that the same heads scored.
 
     Parameters
     ----------
-    assessor : Assessor
-    a, b : Scored
-    facts : (ClipFacts, ClipFacts)
+    assessor : FeatureScorer
+    a, b : ScoredClip
+    facts : (ClipMetadata, ClipMetadata)
         What they were scored with.
 
     Raises
@@ -109,7 +109,7 @@ def compare(
     interval = probability = None
     calibration = assessor.calibration
     if calibration is not None and len(calibration) > 1:
-        confidence = OrderConfidence(calibration.score, calibration.prediction, calibration.scale)
+        confidence = RankingConfidence(calibration.score, calibration.prediction, calibration.scale)
         probability = confidence.probability(difference, scale_a=scales[0], scale_b=scales[1])
         errors = difference_errors(calibration.residual, scale_a=scales[0], scale_b=scales[1])
         half = conformal_quantile(np.abs(errors), assessor.coverage)
@@ -126,7 +126,7 @@ def compare(
     )
 
 
-def compare_clips(scorer: Scorer, a: WantedClip, b: WantedClip) -> Comparison:
+def compare_clips(scorer: Scorer, a: ScoreRequest, b: ScoreRequest) -> Comparison:
     """Score two clips and compare them.
 
     Raises
@@ -143,7 +143,7 @@ def compare_clips(scorer: Scorer, a: WantedClip, b: WantedClip) -> Comparison:
     first, second = (outcome.scored for outcome in outcomes)
     assert first is not None
     assert second is not None
-    facts = [ClipFacts(own.category, own.difficulty, own.columns) for own in (a, b)]
+    facts = [ClipMetadata(own.category, own.difficulty, own.columns) for own in (a, b)]
     return compare(scorer.assessor(a.category), first, second, (facts[0], facts[1]))
 
 
@@ -157,7 +157,7 @@ def find_clip(
     category: str | None = None,
     difficulty: float | None = None,
     columns: Mapping[str, str] | None = None,
-) -> WantedClip:
+) -> ScoreRequest:
     """The clip that a name means: a video that is there, else a clip id of the run's data set.
 
     Parameters
@@ -174,7 +174,7 @@ def find_clip(
     ClipError
         If it is neither.
     """
-    clip = WantedClip(
+    clip = ScoreRequest(
         name=name,
         video=Path(name),
         start_frame=start_frame,
@@ -199,7 +199,7 @@ def find_clip(
     def given(value: Any, column: str, kind: Any) -> Any:
         return value if value is not None or pd.isna(row[column]) else kind(row[column])
 
-    return WantedClip(
+    return ScoreRequest(
         name=name,
         video=manifest.video_path(str(row["video"])),
         start_frame=given(start_frame, "start_frame", int),
@@ -218,7 +218,7 @@ FloatArray = npt.NDArray[np.float64]
 _MOST_CLIPS = 1500
 
 
-class OrderConfidence:
+class RankingConfidence:
     """The share of pairs in the predicted order, by how far apart they were predicted.
 
     Parameters

@@ -25,14 +25,14 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.media.clip import (
     ClipFrames,
     ClipRequest,
     ShownClip,
-    naming,
-    one_line,
+    escape_unprintable,
+    prefix_errors_with,
     read_shown_clip,
     read_shown_frames,
 )
@@ -49,7 +49,7 @@ from aqa_pipeline.scoring.grad_cam import (
     score_gradient,
 )
 from aqa_pipeline.scoring.heat_map import frame_heat
-from aqa_pipeline.scoring.result import Scored
+from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.scoring.similarity import ShownExemplar, distances, shown_exemplars
@@ -73,7 +73,7 @@ class Explanation:
     ----------
     name : str
         To be shown.
-    scored : Scored
+    scored : ScoredClip
     run : Run
         The first of the runs that scored.
     clip : ClipFrames
@@ -94,7 +94,7 @@ class Explanation:
     """
 
     name: str
-    scored: Scored
+    scored: ScoredClip
     run: Run
     clip: ClipFrames
     frames: Frames
@@ -209,7 +209,7 @@ class Explainer:
             read=lambda wanted: self._reader.call(read_shown_frames, wanted),
         )
         return Explanation(
-            name=name or one_line(Path(video).name),
+            name=name or escape_unprintable(Path(video).name),
             scored=scored,
             run=run,
             clip=shown.clip,
@@ -230,7 +230,7 @@ class Explainer:
         )
 
     def _read(self, video: str, request: ClipRequest) -> ShownClip:
-        with naming(video):
+        with prefix_errors_with(video):
             shown: ShownClip = self._reader.call(read_shown_clip, request)
         return shown
 
@@ -296,7 +296,7 @@ def load_explainer(
     return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
 
 
-def _own_clip(run: Run, scored: Scored) -> FeatureSet:
+def _own_clip(run: Run, scored: ScoredClip) -> FeatureSet:
     """The scored clip as a run's heads see it; its score is not known."""
     difficulty = np.nan if scored.difficulty is None else scored.difficulty
     scale, offset = run.labels.scale_and_offset(
@@ -314,7 +314,7 @@ def _own_clip(run: Run, scored: Scored) -> FeatureSet:
     )
 
 
-def _voting_rows(run: Run, scored: Scored) -> npt.NDArray[np.int64]:
+def _voting_rows(run: Run, scored: ScoredClip) -> npt.NDArray[np.int64]:
     """Positions of the exemplars that voted, in a run's exemplars; none for a direct head."""
     fold = Part(**run.config["part"]).fold
     part = "" if fold is None else f"fold{fold}"
@@ -326,7 +326,7 @@ def _voting_rows(run: Run, scored: Scored) -> npt.NDArray[np.int64]:
 
 def _path(run: Run, clip: FeatureSet, exemplars: Sequence[ShownExemplar]) -> TreePath | None:
     head = run.head
-    if not (isinstance(head, Head) and isinstance(head.trunk, GartTrunk)):
+    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
         return None
     query = torch.from_numpy(clip.features[0]).to(head.device)
     if not head.is_contrastive:

@@ -39,7 +39,7 @@ from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.runs.folder import Run
 
 #: Layers worth looking at: the last map, and the last one of four times the resolution.
@@ -92,7 +92,7 @@ def expected_score(
 def _expected(head: Head, root: Tensor) -> Tensor:
     """Expected target of root features, (K, B, H) -> (K, B), in label points."""
     trunk = head.trunk
-    if not isinstance(trunk, GartTrunk):
+    if not isinstance(trunk, TreeOutput):
         return trunk.value(root).target
     output = trunk.tree(root)
     left = trunk.groups.edges[:, :-1, None]  # (K, R, 1)

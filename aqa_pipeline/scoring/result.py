@@ -35,7 +35,7 @@ class ExemplarVote:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredClip:
     """A scored clip.
 
     Attributes

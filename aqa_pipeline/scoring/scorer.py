@@ -33,15 +33,21 @@ from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.media.clip import ClipFrames, ClipRequest, naming, read_clip, stream_clip
+from aqa_pipeline.media.clip import (
+    ClipFrames,
+    ClipRequest,
+    prefix_errors_with,
+    read_clip,
+    stream_clip,
+)
 from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import check_coverage
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
-from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 from aqa_pipeline.scoring.backbone import LESS_MEMORY, load_backbone
-from aqa_pipeline.scoring.result import Scored
-from aqa_pipeline.scoring.slide import Slid, slide, snippet_protocol
+from aqa_pipeline.scoring.result import ScoredClip
+from aqa_pipeline.scoring.slide import SlidingScores, slide, snippet_protocol
 
 
 class Scorer:
@@ -70,10 +76,10 @@ class Scorer:
         check_coverage(config.coverage)
         self.config, self.encode = config, encode
         self._snippet_backbone = snippet_backbone
-        self._assessors: dict[str, Assessor] = {}
+        self._assessors: dict[str, FeatureScorer] = {}
         for category in dict.fromkeys(_part(run).category or "" for run in runs):
             own = [run for run in runs if (_part(run).category or "") == category]
-            self._assessors[category] = Assessor(own, config.coverage)
+            self._assessors[category] = FeatureScorer(own, config.coverage)
         self._reader = LimitedProcess(
             memory_bytes=config.decode_memory_bytes, seconds=config.decode_seconds
         )
@@ -160,7 +166,7 @@ class Scorer:
         category: str = "",
         difficulty: float | None = None,
         columns: Mapping[str, str] | None = None,
-    ) -> Scored:
+    ) -> ScoredClip:
         """Score one clip of a video.
 
         Parameters
@@ -214,7 +220,7 @@ class Scorer:
         request = self.request(
             video, start_frame=start_frame, end_frame=end_frame, category=category
         )
-        with naming(request.video):
+        with prefix_errors_with(request.video):
             clip: ClipFrames = self._reader.call(read_clip, request)
         return clip
 
@@ -229,7 +235,7 @@ class Scorer:
         difficulty: float | None = None,
         columns: Mapping[str, str] | None = None,
         advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Slid:
+    ) -> SlidingScores:
         """Score every window of a long video, which is decoded once, in bounded memory.
 
         Parameters
@@ -252,14 +258,14 @@ class Scorer:
             If the video is shorter than a window, or the run has none of a fixed length.
         """
         assessor = self.assessor(category)
-        facts = ClipFacts(category, difficulty, columns or {})
+        facts = ClipMetadata(category, difficulty, columns or {})
         assessor.key(facts)
         request = self.request(
             video, start_frame=start_frame, end_frame=end_frame, category=category
         )
         if self._snippet_backbone is None:
             raise UsageError("this scorer was made without a backbone for single snippets")
-        with naming(request.video):
+        with prefix_errors_with(request.video):
             return slide(
                 self._reader.stream(stream_clip, request),
                 assessor,
@@ -277,7 +283,7 @@ class Scorer:
         category: str = "",
         difficulty: float | None = None,
         columns: Mapping[str, str] | None = None,
-    ) -> Scored:
+    ) -> ScoredClip:
         """Score a clip whose frames are decoded; parameters and errors as :meth:`score`."""
         with naming_shortage(self.any_run.head.device, LESS_MEMORY):
             features = self.encode(np.ascontiguousarray(clip.frames))
@@ -293,7 +299,7 @@ class Scorer:
         category: str = "",
         difficulty: float | None = None,
         columns: Mapping[str, str] | None = None,
-    ) -> Scored:
+    ) -> ScoredClip:
         """Score a clip whose features are known.
 
         Parameters
@@ -304,7 +310,7 @@ class Scorer:
         category, difficulty, columns
             As :meth:`score`.
         """
-        facts = ClipFacts(category, difficulty, columns or {})
+        facts = ClipMetadata(category, difficulty, columns or {})
         with naming_shortage(self.any_run.head.device, LESS_MEMORY):
             return self.assessor(category).score(features, clip, facts)
 
@@ -322,9 +328,9 @@ class Scorer:
         UsageError
             If something is missing; the sentence says what to type.
         """
-        self.assessor(category).key(ClipFacts(category, difficulty, columns or {}))
+        self.assessor(category).key(ClipMetadata(category, difficulty, columns or {}))
 
-    def assessor(self, category: str = "") -> Assessor:
+    def assessor(self, category: str = "") -> FeatureScorer:
         """What scores a category.
 
         Raises

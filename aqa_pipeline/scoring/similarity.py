@@ -235,7 +235,7 @@ _KNOWN_AGAIN = 1e-4
 SAME_SHARE = 0.25
 
 
-class Familiarity:
+class OutlierDetector:
     """Distances to the training clips, against those among the training clips.
 
     Parameters

@@ -24,14 +24,14 @@ from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
-from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Slid:
+class SlidingScores:
     """Every window of a video with its score.
 
     Attributes
@@ -129,27 +129,27 @@ def window_starts(
 
 def slide(
     chunks: Iterator[FrameChunk | StreamHead],
-    assessor: Assessor,
+    assessor: FeatureScorer,
     encode: Encode,
     *,
     request: ClipRequest,
-    facts: ClipFacts,
+    facts: ClipMetadata,
     stride: int,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Slid:
+) -> SlidingScores:
     """Score every window of a stream of frames.
 
     Parameters
     ----------
     chunks : iterator
         What :func:`aqa_pipeline.media.clip.stream_clip` gives.
-    assessor : Assessor
+    assessor : FeatureScorer
     encode : callable
         The backbone for snippets that do not overlap: frames, uint8 (S x snippet, crop, crop, 3),
         to features, float32 (S, dim); see :func:`snippet_protocol`.
     request : ClipRequest
         What the chunks were made for.
-    facts : ClipFacts
+    facts : ClipMetadata
     stride : int
         Frames from one window to the next.
     advance : callable
@@ -202,7 +202,7 @@ def slide(
             cutter.forget(before=start + stride)
         advance(len(scored), len(starts))
     scores, distances = np.array(scored, dtype=np.float64).T
-    return Slid(
+    return SlidingScores(
         video=str(request.video),
         video_frames=head.video_frames,
         window_frames=protocol.window_frames,

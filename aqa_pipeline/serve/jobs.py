@@ -36,7 +36,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What the work on an upload gave.
 
     Attributes
@@ -67,7 +67,7 @@ class Job:
     state : str
     message : str
         Why it failed; one sentence.
-    outcome : Outcome or None
+    outcome : JobResult or None
     """
 
     id: str
@@ -75,7 +75,7 @@ class Job:
     options: Mapping[str, Any]
     state: str = QUEUED
     message: str = ""
-    outcome: Outcome | None = None
+    outcome: JobResult | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -83,7 +83,7 @@ class Job:
 
 
 #: Does the work on a job's upload.
-Work = Callable[[Job, Tell], Outcome]
+Work = Callable[[Job, Tell], JobResult]
 
 
 class JobQueue:

@@ -23,7 +23,7 @@ from aqa_pipeline.report.html import environment, template_text
 from aqa_pipeline.report.page import write_report
 from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
-from aqa_pipeline.serve.jobs import Job, JobQueue, Outcome, Tell, Work
+from aqa_pipeline.serve.jobs import Job, JobQueue, JobResult, Tell, Work
 
 if TYPE_CHECKING:  # starlette is an extra
     from aqa_pipeline.serve.app import Site
@@ -215,7 +215,7 @@ def _positive(asked: Mapping[str, str], name: str) -> float | None:
     return value
 
 
-def _outcome(explainer: Explainer, job: Job, tell: Tell) -> Outcome:
+def _outcome(explainer: Explainer, job: Job, tell: Tell) -> JobResult:
     explanation = explainer.explain(
         str(job.upload.path), name=job.upload.name, tell=tell, **job.options
     )
@@ -225,7 +225,7 @@ def _outcome(explainer: Explainer, job: Job, tell: Tell) -> Outcome:
         "baseline": explanation.contributions.baseline,
     }
     view = view_of(explanation, key=f"job-{job.id}")
-    return Outcome(summary, fragment(view), page(view))
+    return JobResult(summary, fragment(view), page(view))
 
 
 def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:

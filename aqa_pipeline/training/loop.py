@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aqa_pipeline.config import FitConfig, StackMember
+from aqa_pipeline.config import FitConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.pairs import GroupTable
 from aqa_pipeline.device import numbers_at_once
@@ -101,7 +101,7 @@ class TrainingLoop:
     config : FitConfig
     generators : sequence of torch.Generator
         One for each model; all draws come from them.
-    members : sequence of StackMember, length K, optional
+    members : sequence of ModelSettings, length K, optional
         Learning rate, weight decay and dropout of each model; default: those of ``config``.
     """
 
@@ -114,10 +114,10 @@ class TrainingLoop:
         fit: IntArray,
         config: FitConfig,
         generators: Sequence[torch.Generator],
-        members: Sequence[StackMember] | None = None,
+        members: Sequence[ModelSettings] | None = None,
     ) -> None:
         device = features.device
-        members = members or [StackMember.of(config, head.config)] * len(fit)
+        members = members or [ModelSettings.of(config, head.config)] * len(fit)
         self._head, self._config = head, config
         self._num_views = features.shape[1] if features.ndim == 4 else 1
         flat = features.flatten(0, 1) if features.ndim == 4 else features

@@ -10,7 +10,7 @@ import torch
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 
 MOST_MODELS = 64
 _SHARE = 0.6  #: of free memory: the rest is for other programs and what is not counted here
@@ -41,7 +41,7 @@ def bytes_a_model(
     on_gpu = device.type != "cpu"
     snippets, dim = train.features.shape[1:]
     generators = [torch.Generator().manual_seed(0)]
-    trunk = fit_trunk(
+    trunk = fit_output_layer(
         head_config, [np.linspace(-1, 1, 64)], score_range=1.0, train=train, generators=generators
     )
     head = Head(

@@ -33,7 +33,7 @@ from aqa_pipeline.heads.voting import (
 IntArray = npt.NDArray[np.int64]
 
 
-class Selection:
+class EpochSelection:
     """Keeps each model at the epoch with the best rho on the clips it is judged by.
 
     Parameters
@@ -134,7 +134,7 @@ class Selection:
         self._best = {name: value[index] for name, value in self._best.items()}
         self.judged_scores = [scores[judged] for scores in self.judged_scores]
 
-    def keep_best(self, epoch: int) -> list[float]:
+    def update(self, epoch: int) -> list[float]:
         """Judge every model; copy those that improved. Returns rho, one a model and M."""
         judges = [
             own for own, blocks in zip(self._judged, self._blocks, strict=True) for _ in blocks

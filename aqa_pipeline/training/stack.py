@@ -22,16 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.training.loop import TrainingLoop
-from aqa_pipeline.training.selection import Selection
-from aqa_pipeline.training.validation import divide
+from aqa_pipeline.training.selection import EpochSelection
+from aqa_pipeline.training.validation import hold_out
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ class Stack:
     ----------
     train : FeatureSet
         The whole training split; validation parts are held out of it.
-    members : sequence of StackMember
+    members : sequence of ModelSettings
     head_config, config : HeadConfig, FitConfig
         What the models share; what a member says counts for more.
     score_range, epsilon : float or None
@@ -68,7 +68,7 @@ class Stack:
     Attributes
     ----------
     head : Head
-    selection : Selection
+    selection : EpochSelection
     held_out : ndarray of int64, shape=(K, n)
         Positions of each model's validation part in the training split.
     seeds : list of int, length K
@@ -85,7 +85,7 @@ class Stack:
     def __init__(
         self,
         train: FeatureSet,
-        members: Sequence[StackMember],
+        members: Sequence[ModelSettings],
         *,
         head_config: HeadConfig,
         config: FitConfig,
@@ -101,7 +101,7 @@ class Stack:
         labels = checked_labels(train)
         times = len(members)
         own_seeds = [config.seed + s for s in range(config.num_seeds)]
-        fit, held_out, judged = divide(train, config, test)
+        fit, held_out, judged = hold_out(train, config, test)
         groups, _ = ExemplarKeys.of(train.key).match(train.key)
         self.seeds = own_seeds * times
         # The global generators stay untouched; each model has its own.
@@ -111,7 +111,7 @@ class Stack:
             head_config,
             num_snippets=train.features.shape[1],
             feature_dim=train.features.shape[2],
-            trunk=fit_trunk(
+            trunk=fit_output_layer(
                 head_config,
                 targets * times,
                 score_range=score_range or float(np.ptp(labels)),
@@ -134,7 +134,7 @@ class Stack:
             generators,
             [member for member in members for _ in own_seeds],
         )
-        self.selection = Selection(
+        self.selection = EpochSelection(
             self.head,
             judged=judged * times,
             train=train,
@@ -169,7 +169,7 @@ class Stack:
         self.epoch += 1
         with _threads_for(self._batch_size, self.head):
             losses = self._loop.epoch()
-            rho = self.selection.keep_best(self.epoch)
+            rho = self.selection.update(self.epoch)
         return losses.double().cpu().numpy(), rho
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from aqa_pipeline.errors import SetupError
 from aqa_pipeline.heads.svr import SvrHead, squared_distances
 from aqa_pipeline.training.stack import checked_labels
 from aqa_pipeline.training.train import TrainedHeads
-from aqa_pipeline.training.validation import cross_selected, divide
+from aqa_pipeline.training.validation import cross_fitted, hold_out
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -68,7 +68,7 @@ def train_svrs(
     """
     svm = _scikit_learn()
     labels = checked_labels(train)
-    division = divide(train, config, test)
+    division = hold_out(train, config, test)
     head = SvrHead(
         head_config,
         num_snippets=train.features.shape[1],
@@ -131,7 +131,7 @@ def train_svrs(
         selection_rho=tuple(machine.rho for machine in best),
         best_relative_l2=tuple(lowest_error),
         validation_rows=division.held_out,
-        held_out_scores=cross_selected(
+        held_out_scores=cross_fitted(
             np.stack(judged_scores, axis=1),
             train.score[division.held_out],
             seeds=[config.seed + k for k in range(config.num_seeds)],

@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.device import is_shortage, release_memory, too_large
 from aqa_pipeline.heads.head import Head, Regressor
 from aqa_pipeline.training.stack import Stack
-from aqa_pipeline.training.validation import cross_selected
+from aqa_pipeline.training.validation import cross_fitted
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -197,7 +197,7 @@ def _train_stack(
 ) -> TrainedHeads[Head]:
     stack = Stack(
         train,
-        [StackMember.of(config, head_config)],
+        [ModelSettings.of(config, head_config)],
         head_config=head_config,
         config=config,
         vote_seed=vote_seed,
@@ -220,7 +220,7 @@ def _train_stack(
         selection_rho=tuple(selection.best_rho),
         best_relative_l2=tuple(selection.best_relative_l2),
         validation_rows=held_out,
-        held_out_scores=cross_selected(
+        held_out_scores=cross_fitted(
             np.stack(selection.judged_scores), train.score[held_out], seeds=stack.seeds
         ),
         history=history,

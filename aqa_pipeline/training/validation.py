@@ -103,7 +103,7 @@ def validation_videos(
     return np.flatnonzero(drawn)
 
 
-class Division(NamedTuple):
+class ValidationSplit(NamedTuple):
     """What each of K models learns from and is chosen by.
 
     Attributes
@@ -121,7 +121,7 @@ class Division(NamedTuple):
     judged: list[FeatureSet]
 
 
-def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Division:
+def hold_out(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> ValidationSplit:
     """Hold out a validation part for each model, or nothing if the test split chooses.
 
     Parameters
@@ -142,7 +142,7 @@ def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Div
     everything = np.arange(len(train))
     if test is not None:
         nothing = np.empty((len(seeds), 0), dtype=np.int64)
-        return Division(np.stack([everything] * len(seeds)), nothing, [test] * len(seeds))
+        return ValidationSplit(np.stack([everything] * len(seeds)), nothing, [test] * len(seeds))
     fraction = config.validation_fraction
     parts = [validation_rows(train.score, fraction=fraction, seed=seed) for seed in seeds]
     videos = _whole_videos(train, config, seeds)
@@ -155,13 +155,13 @@ def divide(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> Div
             _MOST_TOO_MANY,
         )
     fit = np.stack([np.setdiff1d(everything, rows) for rows in parts])
-    return Division(fit, np.stack(parts), [train.take(rows) for rows in parts])
+    return ValidationSplit(fit, np.stack(parts), [train.take(rows) for rows in parts])
 
 
 def validation_unit(
     train: FeatureSet, config: FitConfig
 ) -> Literal["single clips", "whole videos"]:
-    """What :func:`divide` holds out."""
+    """What :func:`hold_out` holds out."""
     seeds = [config.seed + k for k in range(config.num_seeds)]
     return "whole videos" if _whole_videos(train, config, seeds) else "single clips"
 
@@ -179,7 +179,7 @@ def _whole_videos(
     return parts if largest <= _MOST_TOO_MANY * fraction * len(train) else None
 
 
-def _evened(train: FeatureSet, parts: Sequence[IntArray], seeds: Sequence[int]) -> Division:
+def _evened(train: FeatureSet, parts: Sequence[IntArray], seeds: Sequence[int]) -> ValidationSplit:
     """Parts of unequal size as one array: what is over is in neither side of that model."""
     most = min(len(part) for part in parts)
     least = max(len(part) for part in parts)
@@ -189,7 +189,9 @@ def _evened(train: FeatureSet, parts: Sequence[IntArray], seeds: Sequence[int]) 
         rest = np.setdiff1d(np.arange(len(train)), part)
         held_out.append(np.sort(random.choice(part, most, replace=False)))
         fit.append(np.sort(random.choice(rest, len(train) - least, replace=False)))
-    return Division(np.stack(fit), np.stack(held_out), [train.take(rows) for rows in held_out])
+    return ValidationSplit(
+        np.stack(fit), np.stack(held_out), [train.take(rows) for rows in held_out]
+    )
 
 
 FloatArray = npt.NDArray[np.float64]
@@ -199,7 +201,7 @@ FloatArray = npt.NDArray[np.float64]
 _FOLDS = 20
 
 
-def cross_selected(
+def cross_fitted(
     predictions: npt.ArrayLike, scores: npt.ArrayLike, *, seeds: Sequence[int]
 ) -> FloatArray:
     """What each model predicts for its clips at the epoch that the others choose.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aqa_pipeline.cache.exchange import (
-    Imported,
+    ImportedFeatures,
     export_features,
     import_features,
     imported_fingerprint,
@@ -52,12 +52,12 @@ def save(folder: Path, stack: object = STACK, ids: object = IDS) -> Path:
     return folder / "f.npz"
 
 
-def take(manifest: Manifest, path: Path, **options: object) -> Imported:
+def take(manifest: Manifest, path: Path, **options: object) -> ImportedFeatures:
     root = manifest.path.parent.parent / "cache"
     return import_features(manifest, path, cache_root=root, backbone="openpose", **options)  # type: ignore[arg-type]
 
 
-def cached(done: Imported) -> np.ndarray:
+def cached(done: ImportedFeatures) -> np.ndarray:
     cache = FeatureCache.open(done.folder)
     return cache.load(cache.stored(IDS), verify=True).values[:, 0]
 

@@ -12,7 +12,7 @@ import pytest
 from aqa_pipeline.cache import reader as feature_cache
 from aqa_pipeline.cache.compact import compact
 from aqa_pipeline.cache.fingerprint import ensure_cache
-from aqa_pipeline.cache.reader import FeatureCache, WantedClips
+from aqa_pipeline.cache.reader import ClipQuery, FeatureCache
 from aqa_pipeline.cache.segment import SegmentIndex
 from aqa_pipeline.cache.segment_file import read_index
 from aqa_pipeline.errors import CacheError, DataError
@@ -219,14 +219,14 @@ def test_two_writers_on_one_folder_lose_nothing(tmp_path: Path) -> None:
 def test_a_request_that_contradicts_itself_is_refused() -> None:
     frames = np.zeros((2, 3), np.int64)
     with pytest.raises(DataError, match="clip id 'a' is asked for twice"):
-        WantedClips(["a", "a"], ["s", "s"], frames)
+        ClipQuery(["a", "a"], ["s", "s"], frames)
     with pytest.raises(DataError, match="do not belong together"):
-        WantedClips(["a", "b"], ["s"], frames)
+        ClipQuery(["a", "b"], ["s"], frames)
 
 
 def test_windows_of_another_length_are_no_hit(tmp_path: Path) -> None:
     write(tmp_path, [make_clip("a")])
-    wanted = WantedClips(["a"], ["source-1"], np.zeros((1, 3), np.int64))
+    wanted = ClipQuery(["a"], ["source-1"], np.zeros((1, 3), np.int64))
     cache = FeatureCache.open(tmp_path)
     assert not cache.cached(wanted).any()
     assert cache.outdated(wanted).all()

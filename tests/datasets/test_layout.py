@@ -7,7 +7,7 @@ import pytest
 
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.annotation import find_annotation, need_annotation
-from aqa_pipeline.datasets.importing import Imported, locate_videos, video_cell
+from aqa_pipeline.datasets.importing import ImportedManifest, locate_videos, video_cell
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError, UsageError
 
@@ -84,7 +84,7 @@ def test_videos_in_the_project_are_relative_and_others_absolute(tmp_path: Path) 
 
 def test_a_written_manifest_finds_its_videos_again(tmp_path: Path) -> None:
     video = tmp_path / "videos" / "1.mp4"
-    imported = Imported.of(
+    imported = ImportedManifest.of(
         tmp_path,
         [{"clip_id": "a", "score": 1.5}],
         protocol=Protocol("x"),

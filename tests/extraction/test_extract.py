@@ -22,7 +22,7 @@ from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.extraction.extract import Encode, ExtractSummary, default_workers, extract
-from aqa_pipeline.extraction.leases import Claims
+from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import estimate, plan_extraction
 from aqa_pipeline.extraction.shards import Shard
 from aqa_pipeline.media.views import views_of
@@ -226,7 +226,7 @@ def test_clips_in_another_process_hands_are_waited_for_and_its_failures_believed
     plan = plan_extraction(manifest, cache_root=tmp_path / "cache", fingerprint=fingerprint)
     fails, vanishes = plan.to_do[0], plan.to_do[1]
     ensure_cache(plan.folder, fingerprint)
-    with Claims(plan.folder) as other:
+    with Leases(plan.folder) as other:
         assert other.take(fails.key)
         assert other.take(vanishes.key)
 

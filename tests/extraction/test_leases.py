@@ -1,4 +1,4 @@
-"""Claims: one clip, one writer; what the dead leave behind is inherited once."""
+"""Leases: one clip, one writer; what the dead leave behind is inherited once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.extraction import leases as module
-from aqa_pipeline.extraction.leases import FOLDER, Claims
+from aqa_pipeline.extraction.leases import FOLDER, Leases
 
 
 def files(folder: Path, pattern: str = "*") -> list[str]:
@@ -22,7 +22,7 @@ def files(folder: Path, pattern: str = "*") -> list[str]:
 
 
 def test_a_clip_belongs_to_one_living_writer_until_it_is_given_back(tmp_path: Path) -> None:
-    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+    with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.take("a")
         assert first.take("a"), "its own claim is no obstacle"
         assert not second.take("a")
@@ -35,14 +35,14 @@ def test_a_clip_belongs_to_one_living_writer_until_it_is_given_back(tmp_path: Pa
 def test_what_a_killed_writer_had_is_free_at_once_on_its_machine(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
-        "from aqa_pipeline.extraction.leases import Claims\n"
-        "claims = Claims(pathlib.Path(sys.argv[1])).__enter__()\n"
+        "from aqa_pipeline.extraction.leases import Leases\n"
+        "claims = Leases(pathlib.Path(sys.argv[1])).__enter__()\n"
         "assert claims.take('a')\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(files(tmp_path)) == 2
-    with Claims(tmp_path) as heir, Claims(tmp_path) as other:
+    with Leases(tmp_path) as heir, Leases(tmp_path) as other:
         assert heir.take("a")
         assert not other.take("a"), "only one inherits"
         heir.release(["a"])
@@ -55,10 +55,10 @@ def test_a_silent_writer_of_another_machine_loses_its_claims(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 3600)
-    with Claims(tmp_path, lease_seconds=100) as here:
+    with Leases(tmp_path, lease_seconds=100) as here:
         with monkeypatch.context() as there:
             there.setattr(module, "_who", lambda: "elsewhere 1")
-            far = Claims(tmp_path, lease_seconds=100).__enter__()
+            far = Leases(tmp_path, lease_seconds=100).__enter__()
         assert far.take("a")
         assert not here.take("a"), "its process id means nothing here"
         old = time.time() - 101
@@ -70,7 +70,7 @@ def test_a_living_writer_goes_on_giving_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
-    with Claims(tmp_path) as writer:
+    with Leases(tmp_path) as writer:
         os.utime(writer._life, (1, 1))
         deadline = time.monotonic() + 10
         while writer._life.stat().st_mtime == 1 and time.monotonic() < deadline:
@@ -85,7 +85,7 @@ def test_without_hard_links_everybody_gets_everything(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+    with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.take("a")
         assert second.take("a")
 
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "write_text", read_only)
-    with pytest.raises(SetupError, match="cannot write here"), Claims(tmp_path):
+    with pytest.raises(SetupError, match="cannot write here"), Leases(tmp_path):
         pass
 
 
@@ -106,5 +106,5 @@ def test_leftovers_of_a_day_ago_are_cleared_away(tmp_path: Path) -> None:
     old = tmp_path / FOLDER / "gone.0"
     old.touch()
     os.utime(old, (1, 1))
-    with Claims(tmp_path):
+    with Leases(tmp_path):
         assert not old.exists()

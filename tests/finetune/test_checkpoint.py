@@ -12,7 +12,7 @@ import torch
 from aqa_pipeline.config import FinetuneConfig, FitConfig
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.finetune.checkpoint import (
-    Position,
+    TrainerState,
     check_settings,
     learned,
     put_learned,
@@ -20,29 +20,29 @@ from aqa_pipeline.finetune.checkpoint import (
     restore,
     write_state,
 )
-from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.step import TrainStep
 from tests.finetune.test_step import PAIRS, draw_of
 from tests.support.tuning_data import small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def stepped(count: int) -> tuple[Stepper, np.ndarray]:
+def stepped(count: int) -> tuple[TrainStep, np.ndarray]:
     model, frames, label = small_model(first="mixed_5")
-    stepper = Stepper(
-        model, label=label, fit_config=FitConfig(), config=FinetuneConfig(), pairs_at_once=2
+    stepper = TrainStep(
+        model, label=label, fit_config=FitConfig(), config=FinetuneConfig(), micro_batch_pairs=2
     )
     for _ in range(count):
         stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     return stepper, frames
 
 
-def write(path: Path, stepper: Stepper, position: Position) -> None:
+def write(path: Path, stepper: TrainStep, position: TrainerState) -> None:
     write_state(
         path,
         settings={"epochs": 3},
         position=position,
-        pairs_at_once=2,
+        micro_batch_pairs=2,
         model=stepper.model,
         best=learned(stepper.model),
         optimiser=stepper.optimiser,
@@ -53,12 +53,12 @@ def write(path: Path, stepper: Stepper, position: Position) -> None:
 def test_what_is_read_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     stepper, frames = stepped(2)
-    position = Position(epoch=2, step=3, history=[[0, 1, 0.1, 0.2, 0.3, math.nan, 1e-3, 1e-4]])
+    position = TrainerState(epoch=2, step=3, history=[[0, 1, 0.1, 0.2, 0.3, math.nan, 1e-3, 1e-4]])
     write(path, stepper, position)
     other, _ = stepped(0)
     saved = read_state(path)
     assert saved.settings == {"epochs": 3}
-    assert (saved.position.epoch, saved.position.step, saved.pairs_at_once) == (2, 3, 2)
+    assert (saved.position.epoch, saved.position.step, saved.micro_batch_pairs) == (2, 3, 2)
     assert math.isnan(saved.position.history[0][5])
     best = restore(saved, model=other.model, optimiser=other.optimiser, scaler=other.scaler)
     assert best.keys() == learned(stepper.model).keys()
@@ -82,7 +82,7 @@ def test_frozen_layers_are_not_in_it(tmp_path: Path) -> None:
 def test_a_damaged_state_says_what_to_type(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     stepper, _ = stepped(0)
-    write(path, stepper, Position())
+    write(path, stepper, TrainerState())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"damaged .*--again to start anew"):
         read_state(path)

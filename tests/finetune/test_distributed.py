@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.finetune.distributed import Ranks, joined, own_device, ranks_of
+from aqa_pipeline.finetune.distributed import DistributedContext, joined, own_device, ranks_of
 
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
        "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip
@@ -14,15 +14,15 @@ CPU = torch.device("cpu")
 
 
 def test_without_torchrun_there_is_one_process() -> None:
-    assert ranks_of({}) == Ranks() == ranks_of({"WORLD_SIZE": "1"})
-    assert Ranks().is_first
-    assert Ranks().any(True, CPU)
-    assert not Ranks().any(False, CPU)
-    assert Ranks().sum(torch.ones(1)).tolist() == [1.0]
+    assert ranks_of({}) == DistributedContext() == ranks_of({"WORLD_SIZE": "1"})
+    assert DistributedContext().is_first
+    assert DistributedContext().any(True, CPU)
+    assert not DistributedContext().any(False, CPU)
+    assert DistributedContext().sum(torch.ones(1)).tolist() == [1.0]
 
 
 def test_what_torchrun_says() -> None:
-    assert ranks_of(TWO) == Ranks(rank=1, world=2, local_rank=1, local_world=2)
+    assert ranks_of(TWO) == DistributedContext(rank=1, world=2, local_rank=1, local_world=2)
     assert not ranks_of(TWO).is_first
 
 

@@ -13,7 +13,7 @@ from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.finetune.draws import PLAIN_VIEW, ClipView
-from aqa_pipeline.finetune.frames import ClipFrames, crop_jitter, cut, decode_tasks, used_frames
+from aqa_pipeline.finetune.frames import FrameStore, crop_jitter, cut, decode_tasks, used_frames
 from aqa_pipeline.media.decode_pool import DecodedClip, DecodePool, DecodeTask, decode_clip
 from tests.support.small_project import make_project
 from tests.support.videos import frame_numbers
@@ -93,7 +93,7 @@ NEEDS = [[0, 1], [2, 1], [3], [4, 0, 5], [5, 2]] * 3
 def test_every_step_gets_its_clips_whatever_is_kept(
     pool: DecodePool, memory: int, kept: int
 ) -> None:
-    clips = ClipFrames(named(*"012345"), pool=pool, memory_bytes=memory)
+    clips = FrameStore(named(*"012345"), pool=pool, memory_bytes=memory)
     for _ in range(2):
         for rows, boxes in zip(NEEDS, clips.follow(NEEDS), strict=True):
             assert {row: int(box[0, 0, 0, 0]) for row, box in boxes.items()} == {r: r for r in rows}
@@ -105,7 +105,7 @@ def test_every_step_gets_its_clips_whatever_is_kept(
 
 
 def test_a_step_that_is_left_early_leaves_nothing_behind(pool: DecodePool) -> None:
-    clips = ClipFrames(named(*"012345"), pool=pool, memory_bytes=0)
+    clips = FrameStore(named(*"012345"), pool=pool, memory_bytes=0)
     following = clips.follow(NEEDS)
     next(following)
     following.close()
@@ -113,6 +113,6 @@ def test_a_step_that_is_left_early_leaves_nothing_behind(pool: DecodePool) -> No
 
 
 def test_a_clip_that_cannot_be_decoded_is_named(pool: DecodePool) -> None:
-    clips = ClipFrames(named("0", "bad"), pool=pool, memory_bytes=0)
+    clips = FrameStore(named("0", "bad"), pool=pool, memory_bytes=0)
     with pytest.raises(DataError, match="clip bad: it does not open; repair its video or take"):
         list(clips.follow([[0], [1]]))

@@ -18,11 +18,11 @@ from aqa_pipeline.backbone.fast import FastI3D
 from aqa_pipeline.config import FinetuneConfig, FitConfig
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.finetune.distributed import Ranks
+from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.folded import lay_out_channels_last
-from aqa_pipeline.finetune.frames import ClipFrames
+from aqa_pipeline.finetune.frames import FrameStore
 from aqa_pipeline.finetune.model import PairModel, resolve_precision
-from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.step import TrainStep
 from aqa_pipeline.finetune.validation import Encoder
 from tests.finetune.test_step import PAIRS, draw_of
 from tests.support.random_i3d import thin_i3d
@@ -67,9 +67,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("pairs_at_once", [3, 2, 1])
+@pytest.mark.parametrize("micro_batch_pairs", [3, 2, 1])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_mixes_no_devices_and_reads_once(pairs_at_once: int, checkpointing: bool) -> None:
+def test_a_step_mixes_no_devices_and_reads_once(
+    micro_batch_pairs: int, checkpointing: bool
+) -> None:
     on_cpu, frames, label = small_model()
     lay_out_channels_last(on_cpu.backbone)
     model = PairModel(
@@ -79,12 +81,12 @@ def test_a_step_mixes_no_devices_and_reads_once(pairs_at_once: int, checkpointin
         pixels=TINY,
         checkpointing=checkpointing,
     ).to(META)
-    stepper = Stepper(
+    stepper = TrainStep(
         model,
         label=label.to(META),
         fit_config=FitConfig(),
         config=FinetuneConfig(clip_norm=1.0),
-        pairs_at_once=pairs_at_once,
+        micro_batch_pairs=micro_batch_pairs,
     )
     with Watch() as watch:
         for _ in range(2):
@@ -96,7 +98,7 @@ def test_a_step_mixes_no_devices_and_reads_once(pairs_at_once: int, checkpointin
     assert len(watch.reads) == 2, watch.reads
 
 
-class Boxes(ClipFrames):
+class Boxes(FrameStore):
     """Clips that are decoded already."""
 
     def __init__(self, frames: npt.NDArray[np.uint8]) -> None:
@@ -111,7 +113,12 @@ class Boxes(ClipFrames):
 
 def encoder_of(frames: npt.NDArray[np.uint8]) -> Encoder:
     return Encoder(
-        Boxes(frames), snippets=SNIPPETS, pixels=TINY, jitter=0, device=CPU, ranks=Ranks()
+        Boxes(frames),
+        snippets=SNIPPETS,
+        pixels=TINY,
+        jitter=0,
+        device=CPU,
+        ranks=DistributedContext(),
     )
 
 

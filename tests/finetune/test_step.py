@@ -15,7 +15,7 @@ from aqa_pipeline.backbone.i3d import normalise
 from aqa_pipeline.config import FinetuneConfig, FitConfig, Unfreeze
 from aqa_pipeline.finetune.draws import PLAIN_VIEW, StepDraw
 from aqa_pipeline.finetune.model import PairModel
-from aqa_pipeline.finetune.step import Stepper, learning_rate_factor
+from aqa_pipeline.finetune.step import TrainStep, learning_rate_factor
 from tests.support.tuning_data import TINY, small_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,13 +28,15 @@ def draw_of(pairs: npt.NDArray[np.int64]) -> StepDraw:
     return StepDraw(pairs, dict.fromkeys(np.unique(pairs).tolist(), PLAIN_VIEW))
 
 
-def stepper_of(model: PairModel, label: Tensor, *, pairs_at_once: int, **config: float) -> Stepper:
-    return Stepper(
+def stepper_of(
+    model: PairModel, label: Tensor, *, micro_batch_pairs: int, **config: float
+) -> TrainStep:
+    return TrainStep(
         model,
         label=label,
         fit_config=FitConfig(learning_rate=1e-3, weight_decay=0.0),
         config=FinetuneConfig(**config),  # type: ignore[arg-type]
-        pairs_at_once=pairs_at_once,
+        micro_batch_pairs=micro_batch_pairs,
     )
 
 
@@ -79,9 +81,11 @@ def by_hand() -> tuple[float, dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize(("pairs_at_once", "checkpointing"), [(3, False), (2, True), (1, False)])
+@pytest.mark.parametrize(
+    ("micro_batch_pairs", "checkpointing"), [(3, False), (2, True), (1, False)]
+)
 def test_a_steps_gradients_equal_a_plain_loops(
-    by_hand: tuple[float, dict[str, Tensor]], pairs_at_once: int, checkpointing: bool
+    by_hand: tuple[float, dict[str, Tensor]], micro_batch_pairs: int, checkpointing: bool
 ) -> None:
     loss, wanted = by_hand
     model, frames, label = small_model(checkpointing=checkpointing)
@@ -91,7 +95,7 @@ def test_a_steps_gradients_equal_a_plain_loops(
         asked.extend(rows)
         return torch.from_numpy(frames[list(rows)])
 
-    stepper = stepper_of(model, label, pairs_at_once=pairs_at_once)
+    stepper = stepper_of(model, label, micro_batch_pairs=micro_batch_pairs)
     outcome = stepper.backward(draw_of(PAIRS), frames_of)
     assert sorted(asked) == [0, 1, 3, 5], "each clip is encoded once a step"
     assert outcome.num_clips == 4
@@ -109,7 +113,7 @@ def test_a_steps_gradients_equal_a_plain_loops(
 def test_statistics_of_batch_norm_and_frozen_layers_stay() -> None:
     model, frames, label = small_model(first="mixed_5")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    stepper = stepper_of(model, label, pairs_at_once=4)
+    stepper = stepper_of(model, label, micro_batch_pairs=4)
     stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     of_backbone = {name.split(".")[1] for name in changed if name.startswith("backbone.")}
@@ -124,7 +128,7 @@ def test_frozen_layers_do_not_change_the_loss(
     by_hand: tuple[float, dict[str, Tensor]], first: Unfreeze
 ) -> None:
     model, frames, label = small_model(first=first)
-    outcome = stepper_of(model, label, pairs_at_once=4).backward(
+    outcome = stepper_of(model, label, micro_batch_pairs=4).backward(
         draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows])
     )
     assert outcome.classification + outcome.regression == pytest.approx(by_hand[0], rel=1e-4)
@@ -135,7 +139,7 @@ def test_frozen_layers_do_not_change_the_loss(
 
 def test_a_long_gradient_is_cut() -> None:
     model, frames, label = small_model(first="mixed_5")
-    stepper = stepper_of(model, label, pairs_at_once=4, clip_norm=1e-3)
+    stepper = stepper_of(model, label, micro_batch_pairs=4, clip_norm=1e-3)
     stepper.step(draw_of(PAIRS), lambda rows: torch.from_numpy(frames[rows]))
     norm = torch.cat([g.flatten() for g in gradients(model).values()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
@@ -143,7 +147,7 @@ def test_a_long_gradient_is_cut() -> None:
 
 def test_the_head_and_the_backbone_have_their_own_learning_rate() -> None:
     model, _, label = small_model(first="mixed_5")
-    stepper = stepper_of(model, label, pairs_at_once=4, backbone_learning_rate=1e-4)
+    stepper = stepper_of(model, label, micro_batch_pairs=4, backbone_learning_rate=1e-4)
     assert stepper.learning_rates == (1e-3, 1e-4)
     stepper.set_rates(0.5)
     assert stepper.learning_rates == (5e-4, 5e-5)

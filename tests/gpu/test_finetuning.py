@@ -15,7 +15,7 @@ from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FitConfig, HeadCo
 from aqa_pipeline.finetune.draws import PLAIN_VIEW, StepDraw
 from aqa_pipeline.finetune.model import PairModel, unfreeze
 from aqa_pipeline.finetune.start import fresh_head
-from aqa_pipeline.finetune.step import Stepper
+from aqa_pipeline.finetune.step import TrainStep
 from tests.gpu.conftest import REHEARSAL, Reading
 from tests.support.planted import planted_clips
 
@@ -62,12 +62,12 @@ def gradients(
         precision=precision,
         checkpointing=checkpoints,
     ).to(device)
-    stepper = Stepper(
+    stepper = TrainStep(
         model,
         label=torch.from_numpy(data.label).to(device),
         fit_config=FitConfig(),
         config=FinetuneConfig(),
-        pairs_at_once=at_once,
+        micro_batch_pairs=at_once,
     )
     with computing_in("float32"):
         outcome = stepper.backward(draw, lambda rows: torch.from_numpy(frames[rows]).to(device))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.training import adam as stacked_adam
 from aqa_pipeline.training import step as step_graph
@@ -59,7 +59,7 @@ def stack_of(
     rates = np.geomspace(3e-4, 1e-3, models)
     return Stack(
         data,
-        [StackMember(float(rate), 0.0, head.dropout) for rate in rates],
+        [ModelSettings(float(rate), 0.0, head.dropout) for rate in rates],
         head_config=head,
         config=FitConfig(**{"batch_size": 16, "seed": 3, **config}),  # type: ignore[arg-type]
         score_range=30.0,
@@ -186,7 +186,7 @@ def test_an_epoch_is_judged_without_waiting(
     if device.type == "cuda":
         stack.selection.labels_on_device()
         no_reads(stack.selection.labels_on_device)
-    here, there = stack.selection.keep_best(1), on_cpu.selection.keep_best(1)
+    here, there = stack.selection.update(1), on_cpu.selection.update(1)
     assert np.abs(np.array(here) - there).max() < 1e-3
 
 

@@ -15,7 +15,7 @@ from aqa_pipeline.core.judges import label_of_marks
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import DistributionTrunk, fit_trunk, trunk_from_settings
+from aqa_pipeline.heads.outputs import DistributionTrunk, fit_output_layer, trunk_from_settings
 from aqa_pipeline.training.train import TrainedHeads, train_heads
 from tests.support.planted import planted_clips
 
@@ -116,7 +116,7 @@ def test_a_planted_signal_is_learned_and_a_stack_equals_its_models_alone(kind: s
 @pytest.mark.parametrize("config", [USDL, MUSDL])
 def test_a_trunk_is_built_again_from_its_settings(config: HeadConfig) -> None:
     clips = judged_clips(20)
-    first = fit_trunk(
+    first = fit_output_layer(
         config, [clips.label] * 2, score_range=30.0, train=clips, generators=generators(0, 1)
     )
     second = trunk_from_settings(config, first.settings(), generators(5, 6))

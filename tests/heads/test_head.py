@@ -9,7 +9,7 @@ import torch
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.heads.aggregations import MeanSnippets, OrderedSnippets
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 
 S, D = 3, 4
 
@@ -26,7 +26,7 @@ def head_of(config: HeadConfig, snippets: int, dim: int, *seeds: int) -> Head:
         config,
         num_snippets=snippets,
         feature_dim=dim,
-        trunk=fit_trunk(
+        trunk=fit_output_layer(
             config, [np.arange(40) / 4.0] * len(seeds), score_range=30.0, generators=generators
         ),
         epsilon=30.0,

@@ -11,7 +11,7 @@ import torch
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.heads.tree_path import read_path, tree_path
 from aqa_pipeline.heads.voting import predict_labels
 
@@ -56,7 +56,9 @@ def made_head(seeds: Sequence[int] = (0, 1), **config: object) -> Head:
     head_config = HeadConfig(hidden=6, num_groups=8, reduced_dim=3, **config)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     deltas = np.random.default_rng(0).normal(scale=4, size=200)
-    trunk = fit_trunk(head_config, [deltas] * len(seeds), score_range=30.0, generators=generators)
+    trunk = fit_output_layer(
+        head_config, [deltas] * len(seeds), score_range=30.0, generators=generators
+    )
     return Head(
         head_config, num_snippets=2, feature_dim=5, trunk=trunk, epsilon=30.0, generators=generators
     )

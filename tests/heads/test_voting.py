@@ -10,7 +10,7 @@ from torch import Tensor
 from aqa_pipeline.core.pairs import vote_exemplars
 from aqa_pipeline.heads import voting as module
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.voting import Votes, vote
 from tests.heads.test_head import D, S, small_head, some_features
 
@@ -41,7 +41,7 @@ def ask(head: Head, queries: Tensor = QUERIES, exemplars: Tensor = EXEMPLARS) ->
 @torch.no_grad()
 def one_vote(head: Head, model: int, query: Tensor, exemplar: int) -> tuple[float, int]:
     """Eq. 3, 4 and 7 for one pair and one head of the stack."""
-    assert isinstance(head.trunk, GartTrunk)
+    assert isinstance(head.trunk, TreeOutput)
     label = POOL_LABEL[exemplar].expand(head.num_models, 1)
     query_half = head.halves(query[None]).query
     root = head.root(query_half, head.halves(POOL[exemplar][None]).exemplar, label)

@@ -18,7 +18,7 @@ from aqa_pipeline.media.clip import (
     ClipRequest,
     FrameChunk,
     StreamHead,
-    one_line,
+    escape_unprintable,
     read_clip,
     stream_clip,
 )
@@ -142,6 +142,6 @@ def test_a_stream_gives_every_frame_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_text_becomes_one_line() -> None:
-    assert one_line("two\nlines\t\N{VIDEO CAMERA} \udcff\x1b[31m") == (
+    assert escape_unprintable("two\nlines\t\N{VIDEO CAMERA} \udcff\x1b[31m") == (
         "two\\nlines\\t\N{VIDEO CAMERA} \\udcff\\x1b[31m"
     )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.errors import DataError, UsageError
-from aqa_pipeline.scoring.batch import WantedClip, outcomes_table, score_clips, wanted_clips
+from aqa_pipeline.scoring.batch import ScoreRequest, outcomes_table, score_clips, wanted_clips
 from aqa_pipeline.scoring.scorer import Scorer
 from tests.support.bad_videos import good_video
 from tests.support.small_run import load_scorer, make_run
@@ -15,7 +15,7 @@ from tests.support.videos import write_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMON = WantedClip(name="", video=Path(), difficulty=2.0)
+COMMON = ScoreRequest(name="", video=Path(), difficulty=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_table_goes_before_the_options(tmp_path: Path) -> None:
         "v.mp4,3,20,,71.5,test,107B\n/abs/w.mp4,,,2.5,,,\n"
     )
     first, second = wanted_clips([table], COMMON)
-    assert first == WantedClip(
+    assert first == ScoreRequest(
         name="v.mp4",
         video=tmp_path / "v.mp4",
         start_frame=3,
@@ -106,6 +106,6 @@ def test_a_bad_clip_does_not_stop_the_others(scorer: Scorer, tmp_path: Path) -> 
 
 
 def test_what_is_missing_is_said_of_which_clip_before_anything_is_read(scorer: Scorer) -> None:
-    clips = [WantedClip("a", Path("a.mp4"), difficulty=2.0), WantedClip("b", Path("b.mp4"))]
+    clips = [ScoreRequest("a", Path("a.mp4"), difficulty=2.0), ScoreRequest("b", Path("b.mp4"))]
     with pytest.raises(UsageError, match=r"^b: this run scores by difficulty"):
         next(score_clips(scorer, clips))

@@ -11,8 +11,8 @@ import pytest
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.project import Project
-from aqa_pipeline.scoring.assessor import ClipFacts
-from aqa_pipeline.scoring.batch import WantedClip
+from aqa_pipeline.scoring.assessor import ClipMetadata
+from aqa_pipeline.scoring.batch import ScoreRequest
 from aqa_pipeline.scoring.compare import compare, compare_clips, find_clip
 from aqa_pipeline.scoring.scorer import Scorer
 from tests.support.small_run import load_scorer, make_run
@@ -31,7 +31,7 @@ def scorer(made: tuple[Manifest, Path]) -> Iterator[Scorer]:
         yield own
 
 
-EASY, HARD = ClipFacts(difficulty=2.0), ClipFacts(difficulty=2.5)
+EASY, HARD = ClipMetadata(difficulty=2.0), ClipMetadata(difficulty=2.5)
 
 
 def features(first: float) -> npt.NDArray[np.float32]:
@@ -77,7 +77,7 @@ def test_a_name_is_a_video_or_a_clip_of_the_runs_manifest(
     project = Project(root=folder.parent.parent)
     clip = find_clip(scorer, "v1_3", project=project)
     row = manifest.clips[manifest.clips["clip_id"] == "v1_3"].to_dict("records")[0]
-    assert clip == WantedClip(
+    assert clip == ScoreRequest(
         name="v1_3",
         video=manifest.video_path(row["video"]),
         start_frame=15,
@@ -99,7 +99,7 @@ def test_a_name_is_a_video_or_a_clip_of_the_runs_manifest(
 
 
 def test_a_clip_that_cannot_be_read_ends_it(scorer: Scorer) -> None:
-    clips = [WantedClip(name, Path(name), difficulty=2.0) for name in ("gone.mp4", "too.mp4")]
+    clips = [ScoreRequest(name, Path(name), difficulty=2.0) for name in ("gone.mp4", "too.mp4")]
     with pytest.raises(ClipError, match=r"gone\.mp4: no such video"):
         compare_clips(scorer, *clips)
 

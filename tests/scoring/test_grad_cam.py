@@ -14,7 +14,7 @@ from aqa_pipeline.backbone.maps import MapEncoder, features_of
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.scoring.grad_cam import expected_score, last_map_cam, layer_cam, score_gradient
 from tests.support.drawn_run import drawn_run, one_clip
 from tests.support.planted import planted_clips
@@ -28,7 +28,7 @@ def test_expected_score_of_a_sure_tree_is_the_predicted_one() -> None:
 
     run, clip = drawn_run(), one_clip()
     assert isinstance(run.head, Head)
-    assert isinstance(run.head.trunk, GartTrunk)
+    assert isinstance(run.head.trunk, TreeOutput)
     # Decisions so far apart that one leaf has all the probability.
     for layer in run.head.trunk.tree.weights:
         layer.data[:, :, -2:] *= 1e4
@@ -69,7 +69,7 @@ def test_gradient_is_what_finite_differences_say(config: dict[str, Any]) -> None
 def test_an_empty_group_does_not_pull_the_expected_score() -> None:
     run, clip = drawn_run(seeds=(0,)), one_clip()
     assert isinstance(run.head, Head)
-    assert isinstance(run.head.trunk, GartTrunk)
+    assert isinstance(run.head.trunk, TreeOutput)
     groups = run.head.trunk.groups
     features = torch.from_numpy(clip.features[0])
     groups.edges[0] = torch.tensor([-30.0, -30.0, -30.0, -30.0, 30.0])

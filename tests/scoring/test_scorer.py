@@ -22,7 +22,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError, ClipError, UsageError
 from aqa_pipeline.runs.evaluate import evaluate_run
 from aqa_pipeline.runs.folder import read_run
-from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 from aqa_pipeline.scoring.backbone import load_backbone, own_weights
 from aqa_pipeline.scoring.scorer import Scorer
 from tests.support.fake_aqa import write_fake_weights
@@ -131,8 +131,8 @@ def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
         run = read_run(folder, device=CPU)
         run.config["cache"].update(config.pop("cache", {}))
         run.config.update(config)
-        assessor = Assessor([run], 0.9)
-        return assessor.score(features, None, ClipFacts(difficulty=difficulty)).warnings
+        assessor = FeatureScorer([run], 0.9)
+        return assessor.score(features, None, ClipMetadata(difficulty=difficulty)).warnings
 
     made = fingerprint_of(
         read_run(folder, device=CPU).protocol, weights_sha256="00" * 32, precision="fp16"

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aqa_pipeline.scoring.similarity import Familiarity
+from aqa_pipeline.scoring.similarity import OutlierDetector
 
 
 def test_a_training_clip_is_at_no_distance_and_is_named() -> None:
     features = np.random.default_rng(0).normal(size=(40, 3, 16))
-    familiar = Familiarity(features)
+    familiar = OutlierDetector(features)
     distance, place = familiar.nearest(features[7])
     assert place == 7
     assert distance < 1e-4
@@ -16,19 +16,19 @@ def test_a_training_clip_is_at_no_distance_and_is_named() -> None:
 
 def test_about_one_in_a_hundred_clips_like_the_training_clips_is_beyond_the_limit() -> None:
     clips = np.random.default_rng(1).normal(size=(3000, 1, 12))
-    familiar = Familiarity(clips[:1000])
+    familiar = OutlierDetector(clips[:1000])
     beyond = np.mean([familiar.nearest(clip)[0] > familiar.limit for clip in clips[1000:]])
     assert 0.003 < beyond < 0.025
 
 
 def test_another_scene_is_far_whatever_the_scale_of_the_features() -> None:
     clips = np.random.default_rng(2).normal(size=(101, 2, 12)) * np.logspace(-3, 3, 12)
-    familiar = Familiarity(clips[:100])
+    familiar = OutlierDetector(clips[:100])
     assert familiar.nearest(clips[100] + 5 * np.logspace(-3, 3, 12))[0] > 2 * familiar.limit
 
 
 def test_distances_of_two_clips_by_hand() -> None:
-    familiar = Familiarity(np.array([[[0.0, 1.0]], [[2.0, 1.0]]]))
+    familiar = OutlierDetector(np.array([[[0.0, 1.0]], [[2.0, 1.0]]]))
     # The first dimension has mean 1 and spread 1, the second is constant.
     assert familiar.limit == pytest.approx(2 / np.sqrt(2))
     distance, place = familiar.nearest(np.array([[3.0, 1.0]]))
@@ -37,21 +37,21 @@ def test_distances_of_two_clips_by_hand() -> None:
 
 
 def test_one_training_clip_makes_nothing_unusual() -> None:
-    assert Familiarity(np.zeros((1, 2, 3))).limit == float("inf")
+    assert OutlierDetector(np.zeros((1, 2, 3))).limit == float("inf")
 
 
 def test_many_clips_are_thinned_out_and_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aqa_pipeline.scoring.similarity._MOST_CLIPS", 10)
     features = np.random.default_rng(0).normal(size=(25, 1, 8))
-    distance, place = Familiarity(features).nearest(features[6])
+    distance, place = OutlierDetector(features).nearest(features[6])
     assert distance < 1e-4
     assert place == 6
 
 
 def test_rounded_features_are_the_clip_within_a_quarter_of_the_smallest_distance() -> None:
     clips = np.array([0.0, 1.0, 5.0, 5.0])[:, None, None]  # the last two are one clip, listed twice
-    exact, rounded = Familiarity(clips), Familiarity(clips, is_exact=False)
+    exact, rounded = OutlierDetector(clips), OutlierDetector(clips, is_exact=False)
     assert exact.same == 1e-4
     assert rounded.same == pytest.approx(0.25 / clips.std())
-    assert Familiarity(clips[:1], is_exact=False).same == 1e-4
-    assert Familiarity(clips[2:], is_exact=False).same == 1e-4
+    assert OutlierDetector(clips[:1], is_exact=False).same == 1e-4
+    assert OutlierDetector(clips[2:], is_exact=False).same == 1e-4

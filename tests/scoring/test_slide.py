@@ -13,9 +13,9 @@ from aqa_pipeline.config import Protocol
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.media.clip import ClipRequest, FrameChunk, StreamHead
 from aqa_pipeline.report.slide_plot import write_plot
-from aqa_pipeline.scoring.assessor import Assessor, ClipFacts
+from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 from aqa_pipeline.scoring.scorer import Scorer
-from aqa_pipeline.scoring.slide import Slid, slide, snippet_protocol, window_starts
+from aqa_pipeline.scoring.slide import SlidingScores, slide, snippet_protocol, window_starts
 from tests.support.small_run import load_scorer, make_run
 from tests.support.videos import write_video
 
@@ -79,7 +79,7 @@ def test_too_short_a_video_says_what_to_do(scorer: Scorer, video: Path) -> None:
 PROTOCOL = Protocol(name="p", window_frames=30, snippet_frames=4, snippet_starts=(0, 10, 20, 26))
 
 
-class CountingAssessor(Assessor):
+class CountingAssessor(FeatureScorer):
     """Scores a window by its features alone, and keeps them."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ def test_each_snippet_is_encoded_once_in_full_batches(size: int) -> None:
         assessor,
         encode,
         request=ClipRequest(Path("v"), PROTOCOL),
-        facts=ClipFacts(),
+        facts=ClipMetadata(),
         stride=10,
     )
     assert slid.starts.tolist() == list(range(0, 100, 10))
@@ -155,9 +155,9 @@ def test_snippets_have_their_windows_features_whatever_batch_they_are_in(
     np.testing.assert_allclose(single[::-1], window, rtol=1e-4, atol=1e-5)
 
 
-def made(scores: list[float], distances: list[float]) -> Slid:
+def made(scores: list[float], distances: list[float]) -> SlidingScores:
     count = len(scores)
-    return Slid(
+    return SlidingScores(
         video="v",
         video_frames=10 * count + 20,
         window_frames=20,

@@ -14,12 +14,12 @@ from urllib.parse import quote
 import pytest
 
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.serve.jobs import MAX_WAITING, Job, JobQueue, Outcome, Tell
+from aqa_pipeline.serve.jobs import MAX_WAITING, Job, JobQueue, JobResult, Tell
 from aqa_pipeline.serve.uploads import RefusedUpload, Upload, container_of, receive, shown_name
 from tests.support.live_server import MP4_HEAD, LiveServer, live_server
 
 
-def work(job: Job, tell: Tell) -> Outcome:
+def work(job: Job, tell: Tell) -> JobResult:
     """Gives the size as the score; what begins with ``bad`` fails."""
     tell("decoding")
     content = job.upload.path.read_bytes()
@@ -27,7 +27,7 @@ def work(job: Job, tell: Tell) -> Outcome:
         raise ClipError(f"{job.upload.path}: no frame in it", stage="decode")
     if b"bug" in content:
         raise RuntimeError("a bug")
-    return Outcome({"score": len(content)}, "<p>fragment</p>", "<p>page</p>")
+    return JobResult({"score": len(content)}, "<p>fragment</p>", "<p>page</p>")
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +227,9 @@ def test_options_are_checked_before_the_upload(tmp_path: Path) -> None:
 
     seen = []
 
-    def note(job: Job, tell: Tell) -> Outcome:
+    def note(job: Job, tell: Tell) -> JobResult:
         seen.append(dict(job.options))
-        return Outcome({}, "", "")
+        return JobResult({}, "", "")
 
     with live_server(note, tmp_path, check_options=check) as server:
         answer = server.upload(MP4_HEAD, "name=a&difficulty=x")
@@ -252,13 +252,13 @@ def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:
     gate, at_work = threading.Event(), threading.Semaphore(0)
     running = []
 
-    def slow(job: Job, tell: Tell) -> Outcome:
+    def slow(job: Job, tell: Tell) -> JobResult:
         running.append(job.upload.name)
         at_work.release()
         assert gate.wait(60)
         running.remove(job.upload.name)
         assert not running, "two at once"
-        return Outcome({}, "", "")
+        return JobResult({}, "", "")
 
     with live_server(slow, tmp_path) as server:
         jobs = [server.upload(MP4_HEAD, f"name=clip{n}").json["id"] for n in range(3)]
@@ -275,10 +275,10 @@ def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:
 def test_a_full_queue_says_so_and_its_files_go_when_it_closes(tmp_path: Path) -> None:
     gate, at_work = threading.Event(), threading.Semaphore(0)
 
-    def slow(job: Job, tell: Tell) -> Outcome:
+    def slow(job: Job, tell: Tell) -> JobResult:
         at_work.release()
         gate.wait(60)
-        return Outcome({}, "", "")
+        return JobResult({}, "", "")
 
     def upload(n: int) -> Upload:
         path = tmp_path / f"{n}.upload"

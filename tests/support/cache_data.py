@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from aqa_pipeline.cache.fingerprint import Fingerprint
-from aqa_pipeline.cache.reader import WantedClips
+from aqa_pipeline.cache.reader import ClipQuery
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 
@@ -60,8 +60,8 @@ def make_clip(
     return ClipFeatures(clip_id, source_id, frame_index, frame_index / 25.0, features, view_names)
 
 
-def want(clips: Sequence[ClipFeatures]) -> WantedClips:
-    return WantedClips(
+def want(clips: Sequence[ClipFeatures]) -> ClipQuery:
+    return ClipQuery(
         [clip.clip_id for clip in clips],
         [clip.source_id for clip in clips],
         np.array([clip.frame_index for clip in clips], dtype=np.int64).reshape(

@@ -11,7 +11,7 @@ from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.runs.folder import Run
 from tests.support.planted import planted_clips
 
@@ -30,7 +30,7 @@ def drawn_run(
         head_config,
         num_snippets=pool.features.shape[1],
         feature_dim=pool.features.shape[2],
-        trunk=fit_trunk(
+        trunk=fit_output_layer(
             head_config, [targets] * len(seeds), score_range=30.0, generators=generators
         ),
         epsilon=30.0,

@@ -55,7 +55,7 @@ def project_of(root: Path) -> tuple[Project, Manifest]:
 
 
 def run_of(manifest: Manifest, encoder: MapEncoder, **config: object) -> Run:
-    """Drawn heads over the training clips of the manifest."""
+    """PaperFigure heads over the training clips of the manifest."""
     from aqa_pipeline.config import PIXEL_PRESETS
     from aqa_pipeline.datasets.locate import clip_positions
     from aqa_pipeline.media.snippets import clamp_positions

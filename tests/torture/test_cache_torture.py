@@ -26,7 +26,7 @@ from aqa_pipeline.cache.compact import compact
 from aqa_pipeline.cache.failures import Failure, FailureLog
 from aqa_pipeline.cache.fingerprint import Fingerprint
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.cache.segment import SegmentDamagedError, WantedClips
+from aqa_pipeline.cache.segment import ClipQuery, SegmentDamagedError
 from aqa_pipeline.cache.segment_file import damaged_clips, read_index
 from aqa_pipeline.cache.verify import verify
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
@@ -55,9 +55,9 @@ def real_clip(number: int) -> ClipFeatures:
     return ClipFeatures(f"clip-{number}", f"source-{number // 9}", frames, frames / 25, features)
 
 
-def wanted(count: int) -> WantedClips:
+def wanted(count: int) -> ClipQuery:
     clips = [real_clip(number) for number in range(count)]
-    return WantedClips(
+    return ClipQuery(
         [clip.clip_id for clip in clips],
         [clip.source_id for clip in clips],
         np.array([clip.frame_index for clip in clips]),

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from aqa_pipeline.training.validation import cross_selected
+from aqa_pipeline.training.validation import cross_fitted
 
 
 def test_each_clip_is_predicted_at_the_epoch_that_the_others_choose() -> None:
     truth = np.arange(6.0)
     # Epoch 0 is right but for clip 5; epoch 1 is wrong but for clip 5 being the highest.
     epochs = np.array([[[0, 1, 2, 3, 4, -9.0]], [[2, 1, 3, 0, 4, 9.0]]])
-    chosen = cross_selected(epochs, truth[None], seeds=[0])[0]
+    chosen = cross_fitted(epochs, truth[None], seeds=[0])[0]
     # Without clip 5, epoch 0 is perfect: clip 5 is predicted by it, badly.
     assert chosen[5] == -9.0
     # All six would choose epoch 1, so whoever chooses for clip 0 does too.
@@ -19,11 +19,11 @@ def test_each_clip_is_predicted_at_the_epoch_that_the_others_choose() -> None:
 def test_a_prediction_does_not_depend_on_the_clips_own_score() -> None:
     rng = np.random.default_rng(0)
     truth, epochs = rng.normal(size=(2, 15)), rng.normal(size=(8, 2, 15))
-    before = cross_selected(epochs, truth, seeds=[3, 4])
+    before = cross_fitted(epochs, truth, seeds=[3, 4])
     for clip in (0, 7):
         other = truth.copy()
         other[:, clip] = 1e6  # fewer than 20 clips: each is left out alone
-        after = cross_selected(epochs, other, seeds=[3, 4])
+        after = cross_fitted(epochs, other, seeds=[3, 4])
         np.testing.assert_array_equal(after[:, clip], before[:, clip])
         assert not np.array_equal(after, before)
 
@@ -33,11 +33,11 @@ def test_models_choose_apart_and_many_clips_are_left_out_in_folds() -> None:
     truth = rng.normal(size=(2, 90))
     noise = rng.normal(size=(3, 2, 90))
     epochs = truth + noise * np.array([[0.1, 9.0], [9.0, 0.1], [9.0, 9.0]])[:, :, None]
-    chosen = cross_selected(epochs, truth, seeds=[0, 1])
+    chosen = cross_fitted(epochs, truth, seeds=[0, 1])
     np.testing.assert_array_equal(chosen[0], epochs[0, 0])
     np.testing.assert_array_equal(chosen[1], epochs[1, 1])
 
 
 def test_nothing_held_out_and_too_little_to_choose_by() -> None:
-    assert cross_selected(np.zeros((4, 2, 0)), np.zeros((2, 0)), seeds=[0, 1]).shape == (2, 0)
-    assert np.isnan(cross_selected(np.ones((4, 1, 2)), np.ones((1, 2)), seeds=[0])).all()
+    assert cross_fitted(np.zeros((4, 2, 0)), np.zeros((2, 0)), seeds=[0, 1]).shape == (2, 0)
+    assert np.isnan(cross_fitted(np.ones((4, 1, 2)), np.ones((1, 2)), seeds=[0])).all()

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.heads.outputs import GartTrunk, LeafLabels, Value
+from aqa_pipeline.heads.outputs import LeafLabels, TreeOutput, Value
 from aqa_pipeline.training.adam import side_by_side
 from aqa_pipeline.training.stack import Stack
 from tests.support.planted import planted_clips
@@ -54,14 +54,18 @@ def judged_clips(count: int = 30) -> FeatureSet:
 
 
 CLIPS = judged_clips()
-MEMBERS = [StackMember(1e-3, 0.0, 0.0), StackMember(3e-3, 0.1, 0.3), StackMember(1e-3, 0.0, 0.3)]
+MEMBERS = [
+    ModelSettings(1e-3, 0.0, 0.0),
+    ModelSettings(3e-3, 0.1, 0.3),
+    ModelSettings(1e-3, 0.0, 0.3),
+]
 
 
 def stack(
-    head: HeadConfig, device: str, members: Sequence[StackMember] | None = None, **config: Any
+    head: HeadConfig, device: str, members: Sequence[ModelSettings] | None = None, **config: Any
 ) -> Stack:
     return Stack(
-        CLIPS, members or [StackMember(1e-3, 0.0, head.dropout)], head_config=head,
+        CLIPS, members or [ModelSettings(1e-3, 0.0, head.dropout)], head_config=head,
         config=FitConfig(**{"batch_size": 8, "seed": 5, **config}), score_range=None,
         epsilon=30.0, device=torch.device(device),
     )  # fmt: skip
@@ -143,11 +147,11 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a CPU take the ways of a GPU; what it took is listed."""
     taken: list[str] = []
 
-    def whole_labels(self: GartTrunk, target: Tensor) -> list[LeafLabels]:
+    def whole_labels(self: TreeOutput, target: Tensor) -> list[LeafLabels]:
         taken.append("labels")
         return [LeafLabels(*own) for own in zip(*self.groups.leaf_and_place(target), strict=True)]
 
-    def whole_value(self: GartTrunk, root: Tensor) -> Value:
+    def whole_value(self: TreeOutput, root: Tensor) -> Value:
         taken.append("value")
         return Value(*self.groups.delta(self.tree(root)))
 
@@ -159,8 +163,8 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         taken.append("votes")
         return False
 
-    monkeypatch.setattr(GartTrunk, "labels", whole_labels)
-    monkeypatch.setattr(GartTrunk, "value", whole_value)
+    monkeypatch.setattr(TreeOutput, "labels", whole_labels)
+    monkeypatch.setattr(TreeOutput, "value", whole_value)
     monkeypatch.setattr("aqa_pipeline.training.adam.takes_gradients", not_taken)
     for module in ("vote", "selection"):
         monkeypatch.setattr(f"aqa_pipeline.{module}.votes_on_host", not_on_host)

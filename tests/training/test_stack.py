@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from aqa_pipeline.config import FitConfig, HeadConfig, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.device import free_bytes
 from aqa_pipeline.training.memory import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.training.stack import Stack
@@ -19,10 +19,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = HeadConfig(num_groups=4, hidden=16, reduced_dim=4)
 CLIPS = planted_clips(60)
-MEMBERS = [StackMember(1e-3, 0.0, 0.0), StackMember(1e-2, 0.1, 0.0), StackMember(3e-3, 0.0, 0.4)]
+MEMBERS = [
+    ModelSettings(1e-3, 0.0, 0.0),
+    ModelSettings(1e-2, 0.1, 0.0),
+    ModelSettings(3e-3, 0.0, 0.4),
+]
 
 
-def stack(members: list[StackMember], head: HeadConfig = SMALL, **given: Any) -> Stack:
+def stack(members: list[ModelSettings], head: HeadConfig = SMALL, **given: Any) -> Stack:
     config = FitConfig(**{"batch_size": 8, "num_seeds": 2, "seed": 5, **given.pop("config", {})})
     return Stack(
         CLIPS, members, head_config=head, config=config, score_range=None, epsilon=30.0,
@@ -54,14 +58,14 @@ def test_a_stack_of_different_members_equals_each_of_them_alone(
 
 
 def test_dropout_is_felt_and_its_share_is_right() -> None:
-    member = StackMember(0.0, 0.0, 0.25)
-    loop = stack([StackMember(0.0, 0.0, 0.0), member])._loop
+    member = ModelSettings(0.0, 0.0, 0.25)
+    loop = stack([ModelSettings(0.0, 0.0, 0.0), member])._loop
     keep = loop._draw_dropout()
     assert keep[:2].all()
     assert keep[2:].float().mean().item() == pytest.approx(0.75, abs=0.02)
     root = loop._dropped(torch.ones(4, 96, 16), keep.transpose(1, 2).flatten(1, 2))
     assert root[2:].mean().item() == pytest.approx(1.0, abs=0.03), "the mean stays"
-    assert stack([StackMember(0.0, 0.0, 0.0)])._loop._draw_dropout().numel() == 0
+    assert stack([ModelSettings(0.0, 0.0, 0.0)])._loop._draw_dropout().numel() == 0
 
 
 def test_models_that_are_kept_go_on_as_if_the_others_had_never_been() -> None:

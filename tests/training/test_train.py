@@ -16,7 +16,7 @@ from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import GartTrunk
+from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.voting import vote
 from aqa_pipeline.training import selection
 from aqa_pipeline.training.loop import TrainingLoop
@@ -69,7 +69,7 @@ def loop_over(clips: FeatureSet, fit: list[list[int]], **config: Any) -> Trainin
         SMALL,
         num_snippets=clips.features.shape[1],
         feature_dim=clips.features.shape[2],
-        trunk=GartTrunk(SMALL, groups, generators),
+        trunk=TreeOutput(SMALL, groups, generators),
         epsilon=30.0,
         generators=generators,
     )
@@ -117,13 +117,13 @@ def test_exemplars_are_drawn_evenly() -> None:
 
 def test_both_orders_of_a_pair_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     deltas: list[Tensor] = []
-    labels = GartTrunk.labels
+    labels = TreeOutput.labels
 
-    def listen(self: GartTrunk, target: Tensor) -> Any:
+    def listen(self: TreeOutput, target: Tensor) -> Any:
         deltas.extend(target)
         return labels(self, target)
 
-    monkeypatch.setattr(GartTrunk, "labels", listen)
+    monkeypatch.setattr(TreeOutput, "labels", listen)
     loop_over(planted_clips(20), [list(range(20))], batch_size=8).epoch()
     assert [delta.shape[1] for delta in deltas] == [16, 16, 8], "the last batch is smaller"
     for delta in deltas:
@@ -272,7 +272,7 @@ def test_history_has_a_row_for_each_model_and_epoch() -> None:
     ]
     for row in rows:
         assert row["loss"] == pytest.approx(row["classification"] + row["regression"])
-    assert isinstance(outcome.head.trunk, GartTrunk)
+    assert isinstance(outcome.head.trunk, TreeOutput)
     assert outcome.head.trunk.groups.edges[:, [0, -1]].tolist() == [[-30, 30]] * 2
     assert outcome.head.epsilon == pytest.approx(planted_clips(40).label.max())
 

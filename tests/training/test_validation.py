@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aqa_pipeline.config import FitConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.training.validation import divide, validation_rows, validation_unit
+from aqa_pipeline.training.validation import hold_out, validation_rows, validation_unit
 from tests.support.planted import planted_clips
 
 
@@ -58,7 +58,7 @@ def test_whole_videos_are_held_out_and_no_model_learns_from_a_piece_of_one() -> 
     clips = in_videos(6, 9, 7, 8, 11, 9)
     assert clips.video is not None
     config = FitConfig(num_seeds=6)
-    division = divide(clips, config, None)
+    division = hold_out(clips, config, None)
     assert validation_unit(clips, config) == "whole videos"
     for fit, held_out in zip(division.fit, division.held_out, strict=True):
         assert not set(clips.video[fit]) & set(clips.video[held_out])
@@ -71,7 +71,7 @@ def test_whole_videos_are_held_out_and_no_model_learns_from_a_piece_of_one() -> 
 def test_of_two_long_videos_neither_is_held_out_whole(caplog: pytest.LogCaptureFixture) -> None:
     clips = in_videos(20, 20)
     with caplog.at_level(logging.WARNING):
-        division = divide(clips, FitConfig(), None)
+        division = hold_out(clips, FitConfig(), None)
     assert "of single clips, though the test split is of other videos" in caplog.text
     assert validation_unit(clips, FitConfig()) == "single clips"
     np.testing.assert_array_equal(
@@ -81,7 +81,7 @@ def test_of_two_long_videos_neither_is_held_out_whole(caplog: pytest.LogCaptureF
 
 def test_the_literatures_way_holds_nothing_out() -> None:
     clips, test = in_videos(5, 5, 5), planted_clips(4, seed=1)
-    division = divide(clips, FitConfig(), test)
+    division = hold_out(clips, FitConfig(), test)
     assert division.fit.tolist() == [list(range(15))]
     assert division.held_out.shape == (1, 0)
     assert division.judged == [test]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.datasets.demo.diver import DiveKind, Faults
+from aqa_pipeline.datasets.demo.diver import DiveFaults, DiveKind
 from aqa_pipeline.errors import UsageError
 
 NUM_JUDGES = 7
@@ -22,7 +22,7 @@ NUM_DIVERS = 30
 #: Fewest training dives that every difficulty of the test split has to choose exemplars
 #: from, as long as there are enough dives.
 MIN_TRAIN_PER_DIFFICULTY = 8
-#: Spread of one judge's mark about the noiseless one, and of a judge's lasting leniency.
+#: MeanStd of one judge's mark about the noiseless one, and of a judge's lasting leniency.
 JUDGE_NOISE_POINTS, JUDGE_BIAS_POINTS = 0.45, 0.15
 
 #: Dives on the programme and how often they are chosen, relative to each other.
@@ -97,14 +97,14 @@ class JudgedDive:
     Attributes
     ----------
     kind : DiveKind
-    faults : Faults
+    faults : DiveFaults
     marks : tuple of float
         The judges' marks: seven half points from 0 to 10.
     split : {"train", "test"}
     """
 
     kind: DiveKind
-    faults: Faults
+    faults: DiveFaults
     marks: tuple[float, ...] = field(default=())
     split: str = "train"
 
@@ -119,7 +119,7 @@ class JudgedDive:
         return self.kind.difficulty * 3 * noiseless_mark(self.faults)
 
 
-def noiseless_mark(faults: Faults) -> float:
+def noiseless_mark(faults: DiveFaults) -> float:
     """The mark a dive deserves: 9.6 minus a penalty that grows with every fault, 0..10."""
     lost = (
         0.085 * abs(faults.rotation_degrees)
@@ -186,7 +186,7 @@ def plan_competition(config: DemoConfig) -> list[JudgedDive]:
     return dives
 
 
-def _draw_faults(kind: DiveKind, skill: float, rng: np.random.Generator) -> Faults:
+def _draw_faults(kind: DiveKind, skill: float, rng: np.random.Generator) -> DiveFaults:
     """Small faults often, large ones seldom; fewer with skill, more with difficulty.
 
     A dive's faults go together: a take-off that goes wrong spoils what comes after it.
@@ -195,7 +195,7 @@ def _draw_faults(kind: DiveKind, skill: float, rng: np.random.Generator) -> Faul
     severity = np.exp(-0.45 * skill + 0.22 * (kind.difficulty - 2.9) + how_it_went)
     rotation = float(np.clip(rng.normal(0, 9.5 * severity), -40, 40))
     splash = 0.10 + 0.012 * abs(rotation) + 0.16 * severity * rng.gamma(1.2)
-    return Faults(
+    return DiveFaults(
         rotation_degrees=rotation,
         knee_degrees=float(min(9.5 * severity * rng.gamma(1.2), 60)),
         legs_degrees=float(min(7.5 * severity * rng.gamma(1.2), 45)),

@@ -86,7 +86,7 @@ class DiveKind:
 
 
 @dataclass(frozen=True)
-class Faults:
+class DiveFaults:
     """What can be wrong with a dive, and can be seen.
 
     Attributes
@@ -266,7 +266,7 @@ _PIKE = pose(hip=134, shoulder=98, elbow=4, ankle=8, neck=28)
 _LINE = pose(shoulder=179, elbow=0, ankle=8, neck=6)
 
 
-def _keyframes(kind: DiveKind, faults: Faults, flight_seconds: float) -> PchipInterpolator:
+def _keyframes(kind: DiveKind, faults: DiveFaults, flight_seconds: float) -> PchipInterpolator:
     """Joint angles over time, smooth and without overshoot."""
     bend = pose(knee=faults.knee_degrees, hip=0.45 * faults.knee_degrees)
     parted = pose(split=faults.legs_degrees)
@@ -291,13 +291,13 @@ def _keyframes(kind: DiveKind, faults: Faults, flight_seconds: float) -> PchipIn
     return PchipInterpolator([time for time, _ in keys], np.stack([angles for _, angles in keys]))
 
 
-def dive_motion(kind: DiveKind, faults: Faults, times: FloatArray) -> DiveMotion:
+def dive_motion(kind: DiveKind, faults: DiveFaults, times: FloatArray) -> DiveMotion:
     """Move the diver through one dive.
 
     Parameters
     ----------
     kind : DiveKind
-    faults : Faults
+    faults : DiveFaults
     times : ndarray, shape=(n,)
         Seconds from take-off, ascending.
 

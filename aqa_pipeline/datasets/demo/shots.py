@@ -26,8 +26,8 @@ from aqa_pipeline.datasets.demo.diver import (
     GROUPS,
     JOINT,
     PLATFORM_METRES,
+    DiveFaults,
     DiveKind,
-    Faults,
     dive_motion,
     walk_motion,
 )
@@ -39,7 +39,7 @@ from aqa_pipeline.datasets.demo.raster import (
     paint_spray,
     rgb,
 )
-from aqa_pipeline.datasets.demo.venue import Venue, View, background, develop
+from aqa_pipeline.datasets.demo.venue import CameraView, Venue, background, develop
 
 FillerKind = Literal["platform", "walk", "stand", "pool", "crowd"]
 
@@ -73,7 +73,7 @@ class Shot:
         Draws everything in it that is random.
     filler : str or None
         What it shows, if it is no dive.
-    kind, faults : DiveKind, Faults or None
+    kind, faults : DiveKind, DiveFaults or None
         The dive, if it is one.
     take_off_frame : float
         Frame of the shot at which the toes leave the platform; between two frames as a rule.
@@ -83,7 +83,7 @@ class Shot:
     seed: tuple[int, ...]
     filler: FillerKind | None = None
     kind: DiveKind | None = None
-    faults: Faults | None = None
+    faults: DiveFaults | None = None
     take_off_frame: float = 0.0
 
 
@@ -139,7 +139,7 @@ def render_shot(
 
     for frame in range(shot.frames):
         centre_x, centre_y = centres[frame]
-        view = View((float(centre_x), float(centre_y)), float(scales[frame]), width, height)
+        view = CameraView((float(centre_x), float(centre_y)), float(scales[frame]), width, height)
         canvas = background(venue, view, float(clock[frame]))
         if joints is not None:
             paint_diver(canvas, view, joints[frame], look, facing=facing)
@@ -215,14 +215,14 @@ _FAR_SIDE_SHADE = np.float32(0.74)
 
 
 def paint_diver(
-    canvas: Canvas, view: View, joints: FloatArray, look: Look, *, facing: float
+    canvas: Canvas, view: CameraView, joints: FloatArray, look: Look, *, facing: float
 ) -> None:
     """Paint one body, far side first; what is under water shows only faintly.
 
     Parameters
     ----------
     canvas : ndarray, shape=(height, width, 3)
-    view : View
+    view : CameraView
     joints : ndarray, shape=(len(JOINTS), 2)
         Metres in the scene.
     look : Look
@@ -298,7 +298,7 @@ class Splash:
         self._foam_metres = 0.35 + 0.85 * strength
         self._foam_weight = 0.5 + 0.5 * strength
 
-    def paint(self, canvas: Canvas, view: View, seconds: float) -> None:
+    def paint(self, canvas: Canvas, view: CameraView, seconds: float) -> None:
         """Paint the splash `seconds` after the entry; before it, nothing."""
         if seconds <= 0:
             return

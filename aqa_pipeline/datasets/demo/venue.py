@@ -43,7 +43,7 @@ _NOISE_MARGIN = 101
 
 
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """Where the camera looks in one frame.
 
     Attributes
@@ -199,7 +199,7 @@ def _paint_crowd(hall: Canvas, rng: np.random.Generator, *, low: float, high: fl
             box(left + 0.09, level + 0.33, left + 0.25, level + 0.52, face.astype(np.float32))
 
 
-def background(venue: Venue, view: View, seconds: float) -> Canvas:
+def background(venue: Venue, view: CameraView, seconds: float) -> Canvas:
     """The hall as the camera sees it, with moving ripples; the frame's canvas."""
     columns = np.arange(view.width, dtype=np.float64) - (view.width - 1) / 2
     rows = np.arange(view.height, dtype=np.float64) - (view.height - 1) / 2

@@ -26,12 +26,12 @@ from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads.outputs import fit_trunk
+from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.report import figures
 from aqa_pipeline.report.paper.numbers import NOT_AVAILABLE
-from aqa_pipeline.report.paper.runs import Outcome, Workplace, method_job, read_part
-from aqa_pipeline.report.paper.table import Cell, Sheet, Spread
+from aqa_pipeline.report.paper.runs import PaperContext, PaperRunResult, method_job, read_part
+from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 from aqa_pipeline.report.paper.tables import R_L2, RHO, times_100, uses_difficulty
 from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, styled_figure, svg_text
 from aqa_pipeline.runs.evaluate import predict_clips
@@ -52,23 +52,23 @@ _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)  #: thresholds of Fig. 7's table, of the s
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PaperFigure:
     """What a figure comes to.
 
     Attributes
     ----------
-    sheets : list of Sheet
+    sheets : list of ResultTable
         To be printed.
     drawings : dict of str to str
         File name without ending -> SVG for a page.
-    data : dict of str to Sheet
+    data : dict of str to ResultTable
         File name without ending -> what is written as CSV beside the drawings.
     notes : list of str
     """
 
-    sheets: list[Sheet]
+    sheets: list[ResultTable]
     drawings: dict[str, str]
-    data: dict[str, Sheet]
+    data: dict[str, ResultTable]
     notes: list[str] = field(default_factory=list)
 
 
@@ -105,7 +105,7 @@ def part_sentence(manifest: Manifest) -> str:
     return f"of the category {part.category}, column {part.split_column}"
 
 
-def fig4(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
+def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 4: training pairs in groups of equal width and of equal mass. Nothing is fitted."""
     (part,) = parts_of(place.manifest)
     protocol = place.manifest.protocol
@@ -115,7 +115,7 @@ def fig4(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
     deltas = pair_deltas(train.label, groups)
     if not deltas.size:
         raise DataError(f"{place.manifest.path}: no two training clips share an exemplar group")
-    trunk = fit_trunk(
+    trunk = fit_output_layer(
         dataclasses.replace(head, kind="gart", mode="contrastive"),
         [deltas],
         score_range=protocol.score_range or float(np.ptp(train.label)),
@@ -139,12 +139,12 @@ def fig4(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
         for r in range(len(edges) - 1)
     ]
     header = ("Group", "(a) uniform", "pairs", "(b) equal mass", "pairs of (b)")
-    sheet = Sheet(f"{len(both):,} ordered training pairs", header, tuple(rows))
+    sheet = ResultTable(f"{len(both):,} ordered training pairs", header, tuple(rows))
     drawing = figures.pairs_per_group(both, edges, noun="training pairs", key="fig4")
-    return Drawn([sheet], {"fig4": drawing}, {"fig4": sheet}, [_paper("Fig. 4")])
+    return PaperFigure([sheet], {"fig4": drawing}, {"fig4": sheet}, [_paper("Fig. 4")])
 
 
-def fig5(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
+def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 5: CoRe + GART at depths 2-7, and with 1, 2, 5, 10, 20 and all exemplars."""
     jobs = []
     for depth in DEPTHS:
@@ -159,7 +159,7 @@ def fig5(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
     ]  # fmt: skip
     numbers = (f"{RHO} here", f"{R_L2} here")
     header = ("Depth", "Groups", "paper", *numbers)
-    by_depth = Sheet("(a) depth of the tree", header, tuple(rows), {numbers[1]: 3})
+    by_depth = ResultTable("(a) depth of the tree", header, tuple(rows), {numbers[1]: 3})
     voted = _by_voters(place, outcomes[DEPTHS.index(PAPER_DEPTH)], fit)
     drawings = {}
     for name, label, sheet in (
@@ -168,7 +168,7 @@ def fig5(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
     ):
         for metric, column in zip(("rho", "relative_l2"), numbers, strict=True):
             place_of = sheet.columns.index(column)
-            values = [v for row in sheet.rows if isinstance(v := row[place_of], Spread)]
+            values = [v for row in sheet.rows if isinstance(v := row[place_of], MeanStd)]
             drawings[f"{name}-{metric.replace('_', '-')}"] = curve(
                 [str(row[0]) for row in sheet.rows],
                 values,
@@ -176,7 +176,7 @@ def fig5(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
                 ylabel=column.removesuffix(" here"),
                 key=f"{name}-{metric}",
             )
-    return Drawn(
+    return PaperFigure(
         [by_depth, voted],
         drawings,
         {"fig5a": by_depth, "fig5b": voted},
@@ -190,7 +190,7 @@ def fig5(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
     )
 
 
-def _by_voters(place: Workplace, outcome: Outcome, fit: FitConfig) -> Sheet:
+def _by_voters(place: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> ResultTable:
     run, clips = read_part(place, outcome)
     rows: list[tuple[Cell, ...]] = []
     for count in VOTERS:
@@ -212,10 +212,10 @@ def _by_voters(place: Workplace, outcome: Outcome, fit: FitConfig) -> Sheet:
             )
         )
     header = ("M", "paper", f"{RHO} here", f"{R_L2} here")
-    return Sheet("(b) exemplars that vote", header, tuple(rows), {header[-1]: 3})
+    return ResultTable("(b) exemplars that vote", header, tuple(rows), {header[-1]: 3})
 
 
-def fig6(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
+def fig6(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 6: predicted against judged scores of the baseline and of ours."""
     tables = _predictions(place, head, fit)
     rows, drawings, data = [], {}, {}
@@ -226,7 +226,7 @@ def fig6(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
             score, prediction, per_head=heads, key=f"fig6-{slug}"
         )
         cells = zip(table["clip_id"], score.tolist(), prediction.tolist(), strict=True)
-        data[f"fig6-{slug}"] = Sheet(
+        data[f"fig6-{slug}"] = ResultTable(
             name, ("clip_id", "score", "prediction"), tuple(tuple(row) for row in cells)
         )
         rows.append(
@@ -238,11 +238,11 @@ def fig6(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
             )
         )
     header = ("Method", RHO, R_L2, "mean error, points")
-    sheet = Sheet("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
-    return Drawn([sheet], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
+    sheet = ResultTable("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
+    return PaperFigure([sheet], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
 
 
-def fig7(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
+def fig7(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 7: the share of test clips within an error threshold."""
     tables = _predictions(place, head, fit)
     errors = {
@@ -256,19 +256,21 @@ def fig7(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
         for name, error in errors.items()
     ]
     header = ("Method", *(f"within {limit:g}" for limit in thresholds))
-    sheet = Sheet("Test clips within an error of so many points", header, tuple(rows))
+    sheet = ResultTable("Test clips within an error of so many points", header, tuple(rows))
     curves = tuple(
         (name, limit, (i + 1) / len(error))
         for name, error in errors.items()
         for i, limit in enumerate(np.sort(error).tolist())
     )
-    data = Sheet(sheet.title, ("method", "threshold_points", "share"), curves)
+    data = ResultTable(sheet.title, ("method", "threshold_points", "share"), curves)
     drawing = figures.cumulative_score(errors, key="fig7")
-    return Drawn([sheet], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")])
+    return PaperFigure(
+        [sheet], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")]
+    )
 
 
 def _predictions(
-    place: Workplace, head: HeadConfig, fit: FitConfig
+    place: PaperContext, head: HeadConfig, fit: FitConfig
 ) -> dict[tuple[str, str], pd.DataFrame]:
     jobs = [
         method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
@@ -286,7 +288,7 @@ def _predictions(
     return tables
 
 
-def fig8(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
+def fig8(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 8: the tree's way for a pair far apart and for a pair close together."""
     job = method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
     (outcome,) = place.outcomes([job])
@@ -308,7 +310,7 @@ def fig8(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
             exemplar_label=float(pool.label[other]),
         )
         truth = float(clips.label[row] - pool.label[other])
-        sheet = Sheet(
+        sheet = ResultTable(
             f"{title}: input {clips.clip_id[row]}, exemplar {pool.clip_id[other]}; "
             f"difference {truth:.2f}, predicted {path.value:.2f} label points",
             ("Layer", "turns to", "probability", "of the way so far"),
@@ -318,7 +320,7 @@ def fig8(place: Workplace, head: HeadConfig, fit: FitConfig) -> Drawn:
         data[f"fig8-{slug}"] = sheet
         drawings[f"fig8-{slug}"] = figures.tree(path, key=f"fig8-{slug}")
     note = f"the head of seed {run.seeds[0]}, alone; pairs of its test clips and their exemplars"
-    return Drawn(sheets, drawings, data, [note, _paper("Fig. 8")])
+    return PaperFigure(sheets, drawings, data, [note, _paper("Fig. 8")])
 
 
 def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
@@ -334,8 +336,8 @@ def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
     return tuple(rows)
 
 
-def _spread(values: list[float]) -> Spread:
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None)
+def _spread(values: list[float]) -> MeanStd:
+    return MeanStd(float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None)
 
 
 def _ensemble(fit: FitConfig) -> str:
@@ -364,7 +366,7 @@ def svg_file(figure: str) -> str:
 
 
 def curve(
-    ticks: Sequence[str], values: Sequence[Spread], *, xlabel: str, ylabel: str, key: str
+    ticks: Sequence[str], values: Sequence[MeanStd], *, xlabel: str, ylabel: str, key: str
 ) -> str:
     """A metric over the values of one setting, with the standard deviation (Fig. 5)."""
     places = np.arange(len(ticks))

@@ -21,7 +21,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.report.paper.figures import (
     PAPER_DEPTH,
-    Drawn,
+    PaperFigure,
     fig4,
     fig5,
     fig6,
@@ -32,8 +32,8 @@ from aqa_pipeline.report.paper.figures import (
     part_sentence,
     svg_file,
 )
-from aqa_pipeline.report.paper.runs import Workplace
-from aqa_pipeline.report.paper.table import Sheet
+from aqa_pipeline.report.paper.runs import PaperContext
+from aqa_pipeline.report.paper.table import ResultTable
 from aqa_pipeline.report.paper.tables import (
     by_category,
     order_sentence,
@@ -44,13 +44,13 @@ from aqa_pipeline.report.paper.tables import (
     uses_difficulty,
 )
 
-_TABLES: dict[str, Callable[[Workplace, HeadConfig, FitConfig], list[Sheet]]] = {
+_TABLES: dict[str, Callable[[PaperContext, HeadConfig, FitConfig], list[ResultTable]]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
     "table4": table4,
 }
-_FIGURES: dict[str, Callable[[Workplace, HeadConfig, FitConfig], Drawn]] = {
+_FIGURES: dict[str, Callable[[PaperContext, HeadConfig, FitConfig], PaperFigure]] = {
     "fig4": fig4,
     "fig5": fig5,
     "fig6": fig6,
@@ -77,7 +77,7 @@ class Reproduction:
     Attributes
     ----------
     title : str
-    sheets : tuple of Sheet
+    sheets : tuple of ResultTable
         To be printed one below the other.
     notes : tuple of str
         What belongs to every number: protocol, weights, features, settings.
@@ -88,7 +88,7 @@ class Reproduction:
     """
 
     title: str
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[ResultTable, ...]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
     folder: Path
@@ -156,7 +156,7 @@ def reproduce(
     if config.recipe == "paper":
         head = dataclasses.replace(head, num_groups=groups_at_depth(PAPER_DEPTH, "paper"))
     fit = FitConfig(epochs=config.epochs, num_seeds=config.num_seeds, protocol=config.protocol)
-    place = Workplace(
+    place = PaperContext(
         manifest=manifest,
         cache=cache,
         folder=runs / "reproduce" / f"{what}-{manifest.name}",
@@ -167,7 +167,7 @@ def reproduce(
     )
     if what in _TABLES:
         sheets = _TABLES[what](place, head, fit)
-        drawn = Drawn(sheets, {}, _named(what, sheets))
+        drawn = PaperFigure(sheets, {}, _named(what, sheets))
         if what == "table3":
             drawn.notes.append(order_sentence(sheets[0]))
     else:
@@ -181,7 +181,7 @@ def reproduce(
     )
 
 
-def _named(what: str, sheets: list[Sheet]) -> dict[str, Sheet]:
+def _named(what: str, sheets: list[ResultTable]) -> dict[str, ResultTable]:
     if len(sheets) == 1:
         return {what: sheets[0]}
     return {f"{what}-{number}": sheet for number, sheet in enumerate(sheets, start=1)}
@@ -191,7 +191,7 @@ def _title(what: str) -> str:
     return what.replace("table", "Table ").replace("fig", "Fig. ")
 
 
-def _write(folder: Path, drawn: Drawn) -> list[Path]:
+def _write(folder: Path, drawn: PaperFigure) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.svg": svg_file(drawing) for name, drawing in drawn.drawings.items()}
     texts |= {f"{name}.csv": sheet.csv() for name, sheet in drawn.data.items()}
@@ -200,7 +200,7 @@ def _write(folder: Path, drawn: Drawn) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def _provenance(what: str, place: Workplace, head: HeadConfig, fit: FitConfig) -> list[str]:
+def _provenance(what: str, place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[str]:
     notes = []
     if what in _FIGURES and (which := part_sentence(place.manifest)):
         notes.append(which)

@@ -29,7 +29,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
-from aqa_pipeline.report.paper.table import Spread
+from aqa_pipeline.report.paper.table import MeanStd
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.training.fit import fit_dataset
 
@@ -40,7 +40,7 @@ STAMP = "reproduce.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class PaperRun:
     """One row of a table, one point of a curve.
 
     Attributes
@@ -64,12 +64,12 @@ def method_job(
     head: HeadConfig,
     fit: FitConfig,
     use_difficulty: bool,
-) -> Job:
+) -> PaperRun:
     """The job of one of the paper's four methods, with or without the difficulty."""
     own = dataclasses.replace(head, kind=kind, mode=mode)
     name = own.name if use_difficulty else f"{own.name}*"
     plain = re.sub(r"\W+", "-", own.name.lower())
-    return Job(
+    return PaperRun(
         name=name,
         head=own,
         fit=dataclasses.replace(fit, use_difficulty=use_difficulty),
@@ -78,12 +78,12 @@ def method_job(
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class PaperRunResult:
     """A finished run as its metrics files describe it.
 
     Attributes
     ----------
-    job : Job
+    job : PaperRun
     folder : Path
     parts : tuple of Part
     metrics : dict
@@ -93,18 +93,18 @@ class Outcome:
     rho_average : {"fisher", "mean"}
     """
 
-    job: Job
+    job: PaperRun
     folder: Path
     parts: tuple[Part, ...]
     metrics: dict[str, Any]
     per_part: tuple[dict[str, Any], ...]
     rho_average: Literal["fisher", "mean"]
 
-    def of_category(self, category: str | None, metric: Metric) -> Spread:
+    def of_category(self, category: str | None, metric: Metric) -> MeanStd:
         """Mean and spread over the seeds; folds averaged first. R-l2 not times 100."""
         return _spread(self._per_seed(category, metric))
 
-    def overall(self, metric: Metric) -> Spread:
+    def overall(self, metric: Metric) -> MeanStd:
         """Of the data set, categories averaged as its protocol says."""
         categories = list(dict.fromkeys(part.category for part in self.parts))
         by_category = np.stack([self._per_seed(name, metric) for name in categories])
@@ -113,7 +113,7 @@ class Outcome:
         fisher = metric == "rho" and self.rho_average == "fisher"
         per_seed = [fisher_mean(c) if fisher else float(np.nanmean(c)) for c in by_category.T]
         # The mean that metrics.json, `aqa evaluate` and the report show: of the seeds' means.
-        return Spread(_number(self.metrics["average"][metric]), _spread(np.array(per_seed)).std)
+        return MeanStd(_number(self.metrics["average"][metric]), _spread(np.array(per_seed)).std)
 
     def _per_seed(self, category: str | None, metric: Metric) -> FloatArray:
         folds = [
@@ -129,12 +129,12 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value  # JSON has null for NaN
 
 
-def _spread(values: FloatArray) -> Spread:
-    return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
+def _spread(values: FloatArray) -> MeanStd:
+    return MeanStd(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True, eq=False)
-class Workplace:
+class PaperContext:
     """Where runs are made and how their progress is told.
 
     Attributes
@@ -163,7 +163,7 @@ class Workplace:
     announce: Callable[[str], None] = lambda sentence: None
     selections: set[str] = field(default_factory=set)
 
-    def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def outcomes(self, jobs: Sequence[PaperRun]) -> list[PaperRunResult]:
         """Fit every job that is not done yet, and read all of them.
 
         Raises
@@ -183,8 +183,8 @@ class Workplace:
         return outcomes
 
     def _outcome(
-        self, job: Job, parts: tuple[Part, ...], number: str, before: int, total: int
-    ) -> Outcome:
+        self, job: PaperRun, parts: tuple[Part, ...], number: str, before: int, total: int
+    ) -> PaperRunResult:
         folder, stamp = self.folder / job.folder_name, self._stamp(job)
         if not self.again and _text_of(folder / STAMP) == stamp:
             self.announce(f"{number} {job.name}: as fitted before, in {folder}")
@@ -201,7 +201,7 @@ class Workplace:
                 advance=lambda done, _: self.advance(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
-        return Outcome(
+        return PaperRunResult(
             job=job,
             folder=folder,
             parts=parts,
@@ -210,7 +210,7 @@ class Workplace:
             rho_average=self.manifest.protocol.rho_average,
         )
 
-    def _stamp(self, job: Job) -> str:
+    def _stamp(self, job: PaperRun) -> str:
         protocol = dataclasses.asdict(self.manifest.protocol)
         clips = self.manifest.clips.to_csv(index=False).encode()
         return as_json(
@@ -240,7 +240,7 @@ def _json(folder: Path) -> dict[str, Any]:
     return value
 
 
-def read_part(place: Workplace, outcome: Outcome) -> tuple[Run, FeatureSet]:
+def read_part(place: PaperContext, outcome: PaperRunResult) -> tuple[Run, FeatureSet]:
     """The run of a data set's only part, and its test clips."""
     (part,) = outcome.parts
     run = read_run(part.folder(outcome.folder), device=place.device)

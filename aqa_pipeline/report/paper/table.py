@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """A mean with its standard deviation; None where there was one value only."""
 
     mean: float
@@ -18,11 +18,11 @@ class Spread:
 
 
 #: A number, a number with its spread, words, or nothing.
-Cell = float | Spread | str | None
+Cell = float | MeanStd | str | None
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ResultTable:
     """Rows of cells under named columns.
 
     Attributes
@@ -50,10 +50,10 @@ class Sheet:
         ]
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as plain values: a :class:`Spread` becomes ``{"mean": ..., "std": ...}``."""
+        """The rows as plain values: a :class:`MeanStd` becomes ``{"mean": ..., "std": ...}``."""
         return [
             {
-                column: {"mean": cell.mean, "std": cell.std} if isinstance(cell, Spread) else cell
+                column: {"mean": cell.mean, "std": cell.std} if isinstance(cell, MeanStd) else cell
                 for column, cell in zip(self.columns, row, strict=True)
             }
             for row in self.rows
@@ -62,7 +62,7 @@ class Sheet:
     def csv(self) -> str:
         """The rows as CSV; a column with a spread is followed by one of its deviations."""
         with_spread = [
-            any(isinstance(row[i], Spread) for row in self.rows) for i in range(len(self.columns))
+            any(isinstance(row[i], MeanStd) for row in self.rows) for i in range(len(self.columns))
         ]
         header: list[str] = []
         for column, spread in zip(self.columns, with_spread, strict=True):
@@ -73,9 +73,9 @@ class Sheet:
         for row in self.rows:
             values: list[Any] = []
             for cell, spread in zip(row, with_spread, strict=True):
-                values.append(cell.mean if isinstance(cell, Spread) else cell)
+                values.append(cell.mean if isinstance(cell, MeanStd) else cell)
                 if spread:
-                    values.append(cell.std if isinstance(cell, Spread) else None)
+                    values.append(cell.std if isinstance(cell, MeanStd) else None)
             writer.writerow(values)
         return buffer.getvalue()
 
@@ -85,7 +85,7 @@ def _text(cell: Cell, digits: int) -> str:
         return "-"
     if isinstance(cell, str):
         return cell
-    if isinstance(cell, Spread):
+    if isinstance(cell, MeanStd):
         spread = "" if cell.std is None else f" ± {_text(cell.std, digits)}"
         return _text(cell.mean, digits) + spread
     return "-" if math.isnan(cell) else f"{cell:.{digits}f}"

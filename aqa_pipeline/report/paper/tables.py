@@ -27,8 +27,14 @@ from aqa_pipeline.report.paper.numbers import (
     table1_headings,
 )
 from aqa_pipeline.report.paper.numbers import table1 as paper_table1
-from aqa_pipeline.report.paper.runs import Job, Metric, Outcome, Workplace, method_job
-from aqa_pipeline.report.paper.table import Cell, Sheet, Spread
+from aqa_pipeline.report.paper.runs import (
+    Metric,
+    PaperContext,
+    PaperRun,
+    PaperRunResult,
+    method_job,
+)
+from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 
 RHO, R_L2 = "Sp. Corr.", "R-l2 (x100)"
 #: What the JIGSAWS tasks are called in Table 4.
@@ -68,7 +74,7 @@ def by_category(manifest: Manifest, *, what: str) -> Manifest:
     )
 
 
-def table1(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
+def table1(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 1: each category's rho and R-l2, heads of its own, without difficulty."""
     outcomes = {o.job.name: o for o in place.outcomes(_starred(head, fit))}
     headings = table1_headings()
@@ -87,11 +93,11 @@ def table1(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
             if not row.quoted:
                 rows.append(_here(outcomes[row.method], names, metric))
         header = ("Method", "from", *columns, average, "Year")
-        sheets.append(Sheet(title, header, tuple(rows), dict.fromkeys(header, digits)))
+        sheets.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
     return sheets
 
 
-def table4(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
+def table4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
     outcomes = place.outcomes(_starred(head, fit))
     names = _categories(outcomes[0])
@@ -108,11 +114,11 @@ def table4(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
             rows.append((outcome.job.name, "paper", *absent))
             rows.append(_here(outcome, names, metric)[:-1])
         header = ("Method", "from", *columns, average)
-        sheets.append(Sheet(title, header, tuple(rows), dict.fromkeys(header, digits)))
+        sheets.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
     return sheets
 
 
-def table2(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
+def table2(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 2: without difficulty, and with it where the data set has one."""
     jobs = _starred(head, fit)
     if uses_difficulty(place.manifest):
@@ -127,11 +133,11 @@ def table2(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
             for row in method_rows("table2")
             if row.difficulty is used
         )
-        sheets.append(Sheet(title, header, rows, _digits(header)))
+        sheets.append(ResultTable(title, header, rows, _digits(header)))
     return sheets
 
 
-def table3(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
+def table3(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 3: the baseline, its MLP replaced by GART, and then compared with exemplars."""
     jobs = [
         method_job("mlp", "direct", head=head, fit=fit, use_difficulty=True),
@@ -144,36 +150,36 @@ def table3(place: Workplace, head: HeadConfig, fit: FitConfig) -> list[Sheet]:
     for row in method_rows("table3"):
         method, *numbers = _beside(row, outcomes)
         rows.append((method, row.ablation, *numbers))
-    return [Sheet("Ablation study", header, tuple(rows), _digits(header))]
+    return [ResultTable("Ablation study", header, tuple(rows), _digits(header))]
 
 
-def order_sentence(sheet: Sheet) -> str:
+def order_sentence(sheet: ResultTable) -> str:
     """In which order the methods of a table come out here, best rho first."""
     column = sheet.columns.index(f"{RHO} here")
     found = []
     for row in sheet.rows:
         cell = row[column]
-        if isinstance(cell, Spread):
+        if isinstance(cell, MeanStd):
             found.append((cell.mean, str(row[0])))
     names = [name for _, name in sorted(found, reverse=True)]
     return f"order here, highest Sp. Corr. first: {', '.join(names)}"
 
 
-def _starred(head: HeadConfig, fit: FitConfig) -> list[Job]:
+def _starred(head: HeadConfig, fit: FitConfig) -> list[PaperRun]:
     return [
         method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
         method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
 
 
-def _categories(outcome: Outcome) -> list[str]:
+def _categories(outcome: PaperRunResult) -> list[str]:
     """In Table 1's order where it has them, then the others by name."""
     known = list(table1_headings())
     found = {part.category for part in outcome.parts if part.category is not None}
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
-def _here(outcome: Outcome, names: list[str], metric: Metric) -> tuple[Cell, ...]:
+def _here(outcome: PaperRunResult, names: list[str], metric: Metric) -> tuple[Cell, ...]:
     values = [outcome.of_category(name, metric) for name in names]
     values.append(outcome.overall(metric))
     if metric == "relative_l2":
@@ -181,7 +187,7 @@ def _here(outcome: Outcome, names: list[str], metric: Metric) -> tuple[Cell, ...
     return (outcome.job.name, "here", *values, "")
 
 
-def _beside(row: MethodRow, outcomes: dict[str, Outcome]) -> tuple[Cell, ...]:
+def _beside(row: MethodRow, outcomes: dict[str, PaperRunResult]) -> tuple[Cell, ...]:
     outcome = None if row.quoted else outcomes.get(row.method)
     rho = relative_l2 = None
     if outcome is not None:
@@ -189,9 +195,9 @@ def _beside(row: MethodRow, outcomes: dict[str, Outcome]) -> tuple[Cell, ...]:
     return (row.label, row.rho, rho, row.relative_l2, relative_l2)
 
 
-def times_100(value: Spread) -> Spread:
+def times_100(value: MeanStd) -> MeanStd:
     """As R-l2 is printed."""
-    return Spread(100 * value.mean, None if value.std is None else 100 * value.std)
+    return MeanStd(100 * value.mean, None if value.std is None else 100 * value.std)
 
 
 def _year(row: CategoryRow | MethodRow) -> str:

@@ -22,7 +22,7 @@ import torch
 
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, StackMember
+from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings, Protocol
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.datasets.parts import Part, parts_of
@@ -288,7 +288,7 @@ def _train_group(
     head, fit = settings[0]
     stack = Stack(
         clips.train,
-        [StackMember.of(own_fit, own_head) for own_head, own_fit in settings],
+        [ModelSettings.of(own_fit, own_head) for own_head, own_fit in settings],
         head_config=head,
         config=fit,
         score_range=protocol.score_range,

@@ -25,8 +25,8 @@ from aqa_pipeline.datasets.demo.diver import (
     GROUPS,
     JOINT,
     PLATFORM_METRES,
+    DiveFaults,
     DiveKind,
-    Faults,
     centre_of_mass,
     dive_motion,
     flight_trunk,
@@ -67,7 +67,7 @@ def test_difficulty_by_hand() -> None:
 )
 def test_every_fault_lowers_the_mark_steadily(fault: str, value: float) -> None:
     marks = [
-        noiseless_mark(replace(Faults(), **{fault: value * step})) for step in (0, 0.25, 0.5, 1)
+        noiseless_mark(replace(DiveFaults(), **{fault: value * step})) for step in (0, 0.25, 0.5, 1)
     ]
     assert (np.diff(marks) < 0).all()
 
@@ -125,7 +125,7 @@ def test_config_refuses_what_cannot_be_rendered(settings: dict[str, int], messag
 def test_diver_enters_head_first_at_the_angle_its_faults_ask_for(
     kind: DiveKind, error: float
 ) -> None:
-    faults = Faults(rotation_degrees=error, distance_metres=0.2)
+    faults = DiveFaults(rotation_degrees=error, distance_metres=0.2)
     entry = dive_motion(kind, faults, np.zeros(1)).entry_seconds
     motion = dive_motion(kind, faults, np.array([entry]))
     hip, shoulder = motion.joints[0, JOINT["hip"]], motion.joints[0, JOINT["shoulder"]]
@@ -149,7 +149,7 @@ def test_leg_faults_are_there_at_entry_to_the_degree() -> None:
         cosine = legs[0] @ legs[1] / np.prod([np.linalg.norm(leg) for leg in legs])
         return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
-    faults = Faults(knee_degrees=25, legs_degrees=18)
+    faults = DiveFaults(knee_degrees=25, legs_degrees=18)
     joints = dive_motion(DiveKind(2, 5, "B"), faults, np.array([1.7])).joints[0]
     assert angle(joints, "knee", "hip", "far_knee") == pytest.approx(18)
     assert angle(joints, "hip", "knee", "ankle") == pytest.approx(180 - 25)
@@ -160,7 +160,7 @@ def test_over_rotated_forward_dive_falls_on_its_back() -> None:
     kind = DiveKind(1, 5, "C")
     legs = []
     for error in (-20.0, 20.0):
-        faults = Faults(rotation_degrees=error)
+        faults = DiveFaults(rotation_degrees=error)
         entry = dive_motion(kind, faults, np.zeros(1)).entry_seconds
         joints = dive_motion(kind, faults, np.array([entry])).joints[0]
         legs.append(joints[JOINT["knee"], 0] - joints[JOINT["shoulder"], 0])
@@ -169,14 +169,14 @@ def test_over_rotated_forward_dive_falls_on_its_back() -> None:
 
 def test_centre_of_mass_flies_on_a_parabola() -> None:
     times = np.linspace(0.0, 1.7, 300)
-    motion = dive_motion(DiveKind(2, 7, "B"), Faults(knee_degrees=10, legs_degrees=8), times)
+    motion = dive_motion(DiveKind(2, 7, "B"), DiveFaults(knee_degrees=10, legs_degrees=8), times)
     np.testing.assert_allclose(centre_of_mass(motion.joints), motion.centre, atol=1e-9)
     acceleration = np.diff(motion.centre, 2, axis=0) / (times[1] - times[0]) ** 2
     np.testing.assert_allclose(acceleration, np.tile([0.0, -9.81], (298, 1)), atol=1e-6)
 
 
 def test_tuck_spins_faster_than_a_stretched_body() -> None:
-    motion = dive_motion(DiveKind(1, 7, "C"), Faults(), np.arange(0.0, 1.75, 0.01))
+    motion = dive_motion(DiveKind(1, 7, "C"), DiveFaults(), np.arange(0.0, 1.75, 0.01))
     speed = np.abs(np.diff(motion.trunk_degrees)) / 0.01
     assert speed[60] > 2.5 * speed[-1]
 
@@ -200,7 +200,7 @@ def test_legs_raised_and_lowered_tip_the_trunk_there_and_back() -> None:
 @pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda kind: kind.name)
 def test_toes_stay_on_the_platform_until_take_off(kind: DiveKind) -> None:
     times = np.arange(-1.3, 0.0, 0.04)
-    motion = dive_motion(kind, Faults(), times)
+    motion = dive_motion(kind, DiveFaults(), times)
     toes = motion.joints[:, JOINT["toe"]]
     np.testing.assert_allclose(toes, np.tile([0.0, PLATFORM_METRES], (len(times), 1)), atol=1e-9)
     away = GROUPS[kind.group][0]

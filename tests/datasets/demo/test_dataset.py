@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from aqa_pipeline.datasets.demo import dataset as demo
 from aqa_pipeline.datasets.demo.competition import DemoConfig
-from aqa_pipeline.datasets.demo.diver import DiveKind, Faults, dive_motion
+from aqa_pipeline.datasets.demo.diver import DiveFaults, DiveKind, dive_motion
 from aqa_pipeline.datasets.demo.raster import paint_limb, paint_spray, sample_window
 from aqa_pipeline.datasets.demo.shots import Shot, render_shot
 from aqa_pipeline.datasets.demo.venue import make_venue
@@ -56,7 +56,7 @@ def _frames(shot: Shot, *, seed: int = 5) -> np.ndarray:
 
 #: From 20 frames before the water to 12 after it.
 LATE_DIVE = Shot(
-    32, (0, 1), kind=DiveKind(1, 5, "C"), faults=Faults(splash=0.1), take_off_frame=-24.0
+    32, (0, 1), kind=DiveKind(1, 5, "C"), faults=DiveFaults(splash=0.1), take_off_frame=-24.0
 )
 
 
@@ -72,7 +72,7 @@ def test_each_fault_alone_is_seen(fault: str, value: float) -> None:
 
 def test_larger_splash_is_whiter() -> None:
     def white(splash: float) -> int:
-        shot = replace(LATE_DIVE, faults=Faults(splash=splash))
+        shot = replace(LATE_DIVE, faults=DiveFaults(splash=splash))
         return int((_frames(shot)[26:, 60:] > 170).all(axis=-1).sum())
 
     small, middling, large = white(0.1), white(0.5), white(1.0)
@@ -82,7 +82,7 @@ def test_larger_splash_is_whiter() -> None:
 
 def test_even_the_widest_dive_is_nearly_all_in_the_central_crop() -> None:
     """Where pictures of two such dives differ is inside the crop, but for 3 % of it."""
-    kind, faults = DiveKind(3, 7, "C"), Faults(distance_metres=0.6)
+    kind, faults = DiveKind(3, 7, "C"), DiveFaults(distance_metres=0.6)
     times = (np.arange(78) - 30) / 25
     assert dive_motion(kind, faults, times).entry_seconds < times[-1]
     diver = Shot(78, (0, 9), kind=kind, faults=faults, take_off_frame=30.0)

@@ -25,7 +25,7 @@ from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.report.paper.figures import groups_at_depth
 from aqa_pipeline.report.paper.reproduce import Reproduction, reproduce
-from aqa_pipeline.report.paper.table import Sheet, Spread
+from aqa_pipeline.report.paper.table import MeanStd, ResultTable
 from tests.training.test_fit import PROTOCOL, make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,8 +64,8 @@ def test_table3_has_the_papers_numbers_beside_those_of_the_runs(tmp_path: Path) 
         heads = metrics["heads"]
         rho, relative = heads["rho"], heads["relative_l2"]
         assert (row[2], row[4]) == papers[str(row[0])]
-        assert isinstance(row[3], Spread)
-        assert isinstance(row[5], Spread)
+        assert isinstance(row[3], MeanStd)
+        assert isinstance(row[5], MeanStd)
         assert (row[3].mean, row[3].std) == pytest.approx((rho["mean"], rho["std"]))
         assert row[5].mean == pytest.approx(100 * relative["mean"])
         assert row[5].std == pytest.approx(100 * relative["std"])
@@ -114,7 +114,7 @@ def test_table2_runs_the_papers_own_rows_with_and_without_difficulty(tmp_path: P
         (without, ["I3D + MLP*", "CoRe + GART*"]),
         (with_dd, ["I3D + MLP", "CoRe + GART"]),
     ):
-        assert [row[0] for row in sheet.rows if isinstance(row[2], Spread)] == names
+        assert [row[0] for row in sheet.rows if isinstance(row[2], MeanStd)] == names
     folder = tmp_path / "runs/reproduce/table2-made-up"
     used = {
         path.parent.name: json.loads(path.read_text())["fit"]["use_difficulty"]
@@ -128,7 +128,7 @@ def test_table2_leaves_difficulty_out_where_the_protocol_does(tmp_path: Path) ->
     manifest, cache = make_cache(tmp_path)
     manifest = with_protocol(manifest, label_transform="none", exemplar_key=())
     made = make(tmp_path, "table2", manifest, cache)
-    assert not any(isinstance(cell, Spread) for row in made.sheets[1].rows for cell in row)
+    assert not any(isinstance(cell, MeanStd) for row in made.sheets[1].rows for cell in row)
     assert any("methods with DD were not run" in note for note in made.notes)
 
 
@@ -290,7 +290,7 @@ def test_the_command_prints_the_table_and_json(
 
 
 def test_a_sheet_as_text_csv_and_records() -> None:
-    sheet = Sheet("t", ("a", "b"), (("x", Spread(1.5, 0.25)), ("y", float("nan"))), {"b": 1})
+    sheet = ResultTable("t", ("a", "b"), (("x", MeanStd(1.5, 0.25)), ("y", float("nan"))), {"b": 1})
     assert sheet.texts() == [["x", "1.5 ± 0.2"], ["y", "-"]]
     assert sheet.csv() == 'a,b,"b, standard deviation"\nx,1.5,0.25\ny,nan,\n'
     assert sheet.records()[0] == {"a": "x", "b": {"mean": 1.5, "std": 0.25}}
