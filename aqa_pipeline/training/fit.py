@@ -205,7 +205,7 @@ def fit_head(
     if literature:
         run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
-    with naming_shortage(device, smaller_heads(device)):
+    with naming_shortage(f"device {device}", smaller_heads(device)):
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))

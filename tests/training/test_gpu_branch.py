@@ -166,7 +166,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(TreeOutput, "labels", whole_labels)
     monkeypatch.setattr(TreeOutput, "value", whole_value)
     monkeypatch.setattr("aqa_pipeline.training.adam.takes_gradients", not_taken)
-    for module in ("vote", "selection"):
+    for module in ("heads.voting", "training.selection"):
         monkeypatch.setattr(f"aqa_pipeline.{module}.votes_on_host", not_on_host)
     return taken
 
