@@ -1,4 +1,4 @@
-"""A cache and runs made by aqa 0.1.0 (tests/data/make_v0_1_0.py): read, evaluated, the same scores."""
+"""A cache and runs of aqa 0.1.0 (tests/data/make_v0_1_0.py) are read, and score the same."""
 
 from __future__ import annotations
 
