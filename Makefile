@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-to-develop
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench torture clean
+.PHONY: demo test lint bench torture gpu gpu-pack clean
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aqa_pipeline needs Python 3.11 or newer")'
@@ -38,6 +38,15 @@ bench: $(DEVELOP)
 torture: $(DEVELOP)
 	$(BIN)/python -m pytest -m torture tests/torture
 	$(BIN)/python benchmarks/torture.py
+
+# The checks that need a GPU, and the pack they compare with: docs/performance.md.
+gpu: $(DEVELOP)
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# PROJECT: a folder in which `aqa demo` was run.
+PROJECT ?= .
+gpu-pack: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_pack.py $(PROJECT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

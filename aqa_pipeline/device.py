@@ -1,4 +1,4 @@
-"""Where the arithmetic is done: the one place that picks a device by name.
+"""Devices by name, and how much memory they have left.
 
 Memory of a device: what is free, how much to use at once, what to do when it runs out.
 """

@@ -1,4 +1,4 @@
-"""Making and opening HDF5 files, so that no half-written or damaged one is read as data.
+"""HDF5 files: none that is half-written or damaged is read as data.
 
 The formats are elsewhere: :mod:`aqa_pipeline.cache.segment_file` (segments),
 :mod:`aqa_pipeline.runs.exemplars`

@@ -1,4 +1,4 @@
-"""Reading pickles that came from outside, without running what is in them.
+"""Pickles from outside, read without running what is in them.
 
 Official annotations and published weights are pickles, and a pickle is a program.
 This reader only builds what is on a short list: plain Python values, which need no

@@ -1,4 +1,4 @@
-"""Where a project keeps its manifests, caches and runs.
+"""The folders of a project: manifests, caches and runs.
 
 A project is the folder of the nearest ``aqa.toml``, searched from the current folder
 upwards, or the current folder when there is none.

@@ -1,4 +1,4 @@
-"""Cells of a CSV table, and the faults of its rows told all at once.
+"""Cells of a CSV table, and the faults of its rows reported together.
 
 Conventions
 -----------

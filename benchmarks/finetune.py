@@ -2,6 +2,7 @@
 
     python benchmarks/finetune.py                          # one pair at 112 pixels, on the CPU
     python benchmarks/finetune.py --device cuda --size 224 --pairs 4 --precision bfloat16
+    python benchmarks/finetune.py --row 1 --row 5          # the first and the last row alone
 
 Each row runs in a process of its own, so that its memory is its own: on a CPU the most the
 process ever held, less what it held before the first step; on a GPU what torch allocated.
@@ -144,6 +145,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="the quickest counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument(
+        "--row", type=int, action="append", choices=range(1, len(CASES) + 1), help="default: all"
+    )
     parser.add_argument("--case", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
@@ -152,7 +156,7 @@ def main() -> None:
         return
     print("| learns from | checkpointing | s a step | memory of a step, GiB | counted, GiB |")
     print("|---|---|---:|---:|---:|")
-    for case in CASES:
+    for case in [CASES[row - 1] for row in options.row] if options.row else CASES:
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--case", json.dumps(case)],
             check=True,

@@ -1,4 +1,4 @@
-"""The network as stage one uses it: frames of a clip in, features of its snippets out.
+"""Encoders: from the frames of a clip to the features of its snippets.
 
 On a CPU the batch is exactly one clip's snippets, so that no feature depends on which
 clips were extracted beside it; on a GPU several clips share one

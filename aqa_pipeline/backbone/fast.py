@@ -1,4 +1,4 @@
-"""The form of I3D that extraction runs: the same function, rewritten to be quick.
+"""The form of I3D for a CPU: the same function in fewer operations.
 
 Made from a trained :class:`~aqa_pipeline.backbone.i3d.I3D` by rewrites that are exact up to
 rounding (features agree within 1e-4 relative; measured: 3e-6). It cannot be trained.

@@ -1,4 +1,4 @@
-"""Several clips in one batch of a network on a GPU.
+"""Encoder of several clips per batch on a GPU.
 
 Frames go up as uint8, each once however many snippets share it, and are cut into snippets
 and normalised there. While one group of clips is computed, the next is copied: two page-

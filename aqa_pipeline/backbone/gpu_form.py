@@ -1,4 +1,4 @@
-"""The form of I3D that a GPU runs: the same function, with few passes over memory.
+"""The form of I3D for a GPU: the same function in few passes over memory.
 
 Made from a trained :class:`~aqa_pipeline.backbone.i3d.I3D`, which stays the reference; BatchNorm is
 folded and the 1x1x1 convolutions of a Mixed block are joined, as in

@@ -1,4 +1,4 @@
-"""The backbone's last map of every snippet of a clip, instead of its mean alone.
+"""The last feature map of every snippet of a clip, where an encoder gives only its mean.
 
 The score needs the mean over the map's positions, the heat-map needs the map: one pass gives
 both, and the features are those that :func:`aqa_pipeline.backbone.encoder.i3d_backbone` gives: on a

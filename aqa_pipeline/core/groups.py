@@ -1,4 +1,4 @@
-"""The groups of GART: intervals of the score difference, and a delta's place in them.
+"""Groups of GART: intervals of the score difference, and a difference's offset in them.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""Judges' marks and how they make a label.
+"""Judges' marks, and the rule that makes a label of them.
 
 Conventions
 -----------

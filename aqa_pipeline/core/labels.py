@@ -1,4 +1,4 @@
-"""From the published score to what the head learns, and back.
+"""Labels of a head: from the published score, and back.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""How well predicted scores agree with the judges'.
+"""Agreement of predicted scores with the judges': rho, R-l2, intervals.
 
 Conventions
 -----------

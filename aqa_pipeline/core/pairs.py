@@ -1,4 +1,4 @@
-"""Which exemplars a query is compared with.
+"""Exemplars of a query: those that share its key, and those that vote.
 
 Conventions
 -----------

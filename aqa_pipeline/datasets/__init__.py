@@ -1,0 +1,1 @@
+"""From a data set or a CSV to a checked manifest."""

@@ -1,4 +1,4 @@
-"""Every clip of a manifest against its protocol and against the real files.
+"""Check of a manifest against its protocol and the real files.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""Decoding the window of every clip, in parallel, to see whether it can be done.
+"""Check of the window of every clip by decoding it, in parallel.
 
 Conventions
 -----------

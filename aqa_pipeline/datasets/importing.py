@@ -1,4 +1,4 @@
-"""What an importer gives: the rows of a manifest and its protocol, ready to be written.
+"""An importer's result: rows of a manifest and its protocol, ready to be written.
 
 Finding the videos of a data set below the folder a user downloaded them to.
 

@@ -1,4 +1,4 @@
-"""datasets.locate"""
+"""Location of clips: the video of each, its identity and the positions of its window."""
 
 from __future__ import annotations
 

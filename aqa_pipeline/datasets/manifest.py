@@ -1,4 +1,4 @@
-"""The manifest: a CSV with one row a clip, and its protocol beside it.
+"""The manifest: a CSV with one row per clip, and its protocol beside it.
 
 Conventions
 -----------

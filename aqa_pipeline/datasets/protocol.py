@@ -1,4 +1,4 @@
-"""The protocol file ``NAME.toml`` beside a manifest: how its clips are used.
+"""The protocol file ``NAME.toml`` beside a manifest: windows, labels, exemplars, averages.
 
 Reading is strict: an unknown key or a value of the wrong kind is an error that names
 the key, since a silently ignored line in this file would change every number.

@@ -1,4 +1,4 @@
-"""Seeded divisions of a manifest's clips into train and test.
+"""Seeded splits of a manifest into train and test.
 
 Conventions
 -----------

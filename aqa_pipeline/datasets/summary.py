@@ -1,4 +1,4 @@
-"""What is in a manifest: counts and a histogram of the scores."""
+"""Contents of a manifest: counts, and a histogram of the scores."""
 
 from __future__ import annotations
 

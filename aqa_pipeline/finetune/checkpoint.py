@@ -1,4 +1,4 @@
-"""Where a fine-tuning stands, in one file: an interrupted one goes on as if never stopped.
+"""The state of a fine-tuning in one file, from which it resumes as if never stopped.
 
 One safetensors file with the numbers and, in its header, a JSON text with everything else:
 so weights, optimiser and position are of the same moment or the file is not there at all.

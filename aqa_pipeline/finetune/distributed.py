@@ -1,4 +1,4 @@
-"""One process of several that train together: who it is, and what all of them agree on.
+"""Processes that train together: rank, device, and what all of them agree on.
 
 ``torchrun`` starts the processes and says in the environment which is which; nothing else
 is asked of the user. Without it there is one process, and nothing here costs anything.

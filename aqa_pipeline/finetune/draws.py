@@ -1,4 +1,4 @@
-"""Everything that is drawn for an epoch: pairs, their order, and how each clip is looked at.
+"""Draws of an epoch: pairs, their order, and the view of each clip.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""Layers of the backbone as a GPU trains them: BatchNorm in the weights, few passes.
+"""Layers of the backbone for training on a GPU: BatchNorm folded into the weights.
 
 The statistics of BatchNorm are constants here, so a convolution and its BatchNorm are one
 convolution whose weight and bias follow from what learns; autograd goes through that::

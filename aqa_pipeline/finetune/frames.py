@@ -1,4 +1,4 @@
-"""Frames for training: decoded ahead in other processes, kept in memory as far as it goes.
+"""Frames for training: decoded ahead in other processes, kept while memory lasts.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""The epochs of one fine-tuning: steps, validation, saving, and going on after a stop.
+"""Epochs of a fine-tuning: steps, validation, saving and resuming.
 
 The literature's way judges on the test split, as :mod:`aqa_pipeline.training.selection` says.
 """

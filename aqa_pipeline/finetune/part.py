@@ -1,4 +1,4 @@
-"""One part, from its plan to a backbone and a head at their best epoch.
+"""Fine-tuning of one part: from its plan to backbone and head at their best epoch.
 
 Curves for TensorBoard, an extra; history.csv has the same numbers without it.
 """

@@ -1,4 +1,4 @@
-"""What a fine-tuning of one part works on, found out without decoding or computing anything."""
+"""Plan of a fine-tuning of one part, made without decoding or computing anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: backbone and head trained together, end to end.
+"""Fine-tuning of a data set: backbone and head trained together, end to end.
 
 A data set is one part, or one for each category, fold, or both, as in stage two. Each part
 gets a tuned backbone of its own, its features in the cache and a complete run folder:

@@ -1,4 +1,4 @@
-"""The head a fine-tuning starts with: that of a fitted run, or a fresh one.
+"""The initial head of a fine-tuning: from a fitted run, or fresh.
 
 A run's head brings its validation part with it. To hold out other clips would choose the
 epoch on clips that the head has learned from.

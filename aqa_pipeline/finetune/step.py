@@ -1,4 +1,4 @@
-"""One step of the optimiser over a batch of pairs, cut as memory and processes ask.
+"""One step of the optimiser over a batch of pairs, in micro-batches and processes.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""Frames of the next step on the device, while this step is computed.
+"""Upload of the next step's frames to the device, while this step is computed.
 
 A clip's box goes up whole, once, as uint8; the crop and the flip of its view are made on the
 device. A thread picks the frames of the next step, page-locks and copies them on a stream of

@@ -1,4 +1,4 @@
-"""Features of the clips that a validation needs, made once an epoch.
+"""Features of the clips that a validation needs, computed once per epoch.
 
 The published program encodes, for every test clip and every one of its M exemplars, both
 clips anew: 2 M backbone passes a test clip. A feature does not depend on what it is

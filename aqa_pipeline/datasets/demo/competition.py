@@ -1,4 +1,4 @@
-"""The demo's sport: who dives what, what goes wrong, and what the judges give.
+"""The demo's sport: divers, dives, mistakes and judges' marks.
 
 No picture is made here. The marks depend on the faults alone, and the faults are all
 that the pictures are told about a dive: whatever a model learns of the score it has to

@@ -1,4 +1,4 @@
-"""How the demo's diver moves: joint angles, ballistics, angular momentum.
+"""Motion of the demo's diver: joint angles, ballistics, angular momentum.
 
 A flat articulated body seen from the side. Its shape follows keyframed joint angles;
 in the air its centre of mass follows a parabola and its rotation follows from a

@@ -1,4 +1,4 @@
-"""A small anti-aliased rasteriser: just what the demo's pictures need.
+"""A small anti-aliased rasteriser for the demo's pictures.
 
 Every shape is painted from its signed distance inside its own bounding box, so a limb
 costs a few hundred pixels and not a frame.

@@ -1,4 +1,4 @@
-"""The demo's camera: one shot for each dive, and the footage between dives.
+"""The demo's camera: one shot per dive, and the footage between dives.
 
 A :class:`Shot` says all that is needed to draw it, so a broadcast is planned (and its
 frames counted) before a single pixel is painted.

@@ -1,4 +1,4 @@
-"""Where the demo takes place: a pool hall, its light, and the camera that looks at it.
+"""The demo's venue: a pool hall, its light, and the camera in it.
 
 One :class:`Venue` is drawn for each broadcast, and nothing in it bears on a score. The
 hall is painted once as one large picture; a frame is a window cut out of it. A camera
