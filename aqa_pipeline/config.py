@@ -204,6 +204,7 @@ class SvrGrid:
 
 
 RangeOf = Literal["evaluated", "class"]
+ModelSelection = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -220,9 +221,9 @@ class FitConfig:
     validation_fraction: float = 0.2  #: of the training split; chooses the epoch
     seed: int = 0
     num_seeds: int = 1  #: heads trained side by side, from seed, seed + 1, ...
-    #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
-    #: label ranges are the published ones, as in every published program.
-    protocol: Literal["default", "literature"] = "default"
+    #: What chooses the epoch: a validation part, or the test split, as in published programs;
+    #: then label ranges are the published ones, too.
+    model_selection: ModelSelection = "validation"
     #: What R-l2 divides by: the range of the clips it is measured on, as published programs do,
     #: or of every clip of the class.
     relative_l2_range: RangeOf = "evaluated"
@@ -312,7 +313,7 @@ class ReproduceConfig:
     num_seeds: int = 5
     epochs: int = FitConfig.epochs
     recipe: Recipe = HeadConfig.recipe
-    protocol: Literal["default", "literature"] = FitConfig.protocol
+    model_selection: ModelSelection = FitConfig.model_selection
 
 
 @dataclass(frozen=True)

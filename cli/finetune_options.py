@@ -13,7 +13,7 @@ from aqa_pipeline.config import (
 )
 
 from .fit_head import exemplar_count
-from .options import Command, manifest_options, weights_option
+from .options import Command, manifest_options, model_selection_value, weights_option
 
 
 def count_or_auto(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -106,8 +106,10 @@ def training_options(command: Command) -> Command:
         ),
         click.option(
             "--protocol",
+            "model_selection",
             type=click.Choice(["default", "literature"]),
-            default=FINETUNE_FIT.protocol,
+            default="default",
+            callback=model_selection_value,
             help="Choose the epoch on a validation part, or on the test set as published programs "
             "do.",
         ),

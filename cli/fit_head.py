@@ -19,6 +19,7 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
+    model_selection_value,
     pass_project,
 )
 
@@ -104,8 +105,10 @@ def exemplar_count(ctx: click.Context, param: click.Parameter, value: str) -> in
 )
 @click.option(
     "--protocol",
+    "model_selection",
     type=click.Choice(["default", "literature"]),
-    default=FitConfig.protocol,
+    default="default",
+    callback=model_selection_value,
     help="Choose the epoch on a validation part, or on the test set as published programs do.",
 )
 @click.option(

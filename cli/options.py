@@ -89,3 +89,8 @@ def manifest_path(project: Project, dataset: str | None, manifest: Path | None) 
         first = "`aqa demo` makes one" if dataset == "demo" else "`aqa manifest import` makes one"
         raise UsageError(f"{path}: no such manifest ({there}); {first}")
     return path
+
+
+def model_selection_value(_: click.Context, __: click.Parameter, value: str) -> str:
+    """The library's word for a choice of ``--protocol``."""
+    return "test" if value == "literature" else "validation"

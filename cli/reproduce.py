@@ -16,6 +16,7 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
+    model_selection_value,
     pass_project,
 )
 
@@ -40,8 +41,10 @@ WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", 
 )
 @click.option(
     "--protocol",
+    "model_selection",
     type=click.Choice(["default", "literature"]),
-    default=ReproduceConfig.protocol,
+    default="default",
+    callback=model_selection_value,
     help="Choose the epoch on a validation part, or on the test set as published programs do.",
 )
 @click.option(
@@ -62,7 +65,7 @@ def reproduce(
     cache_folder: Path | None,
     seeds: int,
     epochs: int,
-    protocol: str,
+    model_selection: str,
     recipe: str,
     again: bool,
     device: str,
@@ -97,7 +100,7 @@ def reproduce(
                 num_seeds=seeds,
                 epochs=epochs,
                 recipe=recipe,  # type: ignore[arg-type]
-                protocol=protocol,  # type: ignore[arg-type]
+                model_selection=model_selection,  # type: ignore[arg-type]
             ),
             device=find_device(device),
             again=again,
