@@ -120,6 +120,7 @@ class ExtractConfig:
 #: Eq. 6 as printed.
 Recipe = Literal["default", "official", "paper"]
 RangeOf = Literal["evaluated", "class"]
+ModelSelection = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,9 @@ class FitConfig:
     num_seeds: int = option(  # from seed, seed + 1, ...
         1, "Heads trained side by side, each with a seed of its own.", name="seeds", at_least=1
     )
-    #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
-    #: label ranges are the published ones, as in every published program.
-    protocol: Literal["default", "literature"] = option(
-        "default",
+    #: ``test``: label ranges are the published ones, too
+    model_selection: ModelSelection = option(
+        "validation",
         "Choose the epoch on a validation part, or on the test set as published programs do.",
     )
     relative_l2_range: RangeOf = option(
@@ -372,7 +372,7 @@ class ReproduceConfig:
     )
     epochs: int = as_in(FitConfig, "epochs")
     recipe: Recipe = as_in(HeadConfig, "recipe")
-    protocol: Literal["default", "literature"] = as_in(FitConfig, "protocol")
+    model_selection: ModelSelection = as_in(FitConfig, "model_selection")
 
 
 @dataclass(frozen=True)

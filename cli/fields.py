@@ -64,7 +64,7 @@ def config_options(
 
 
 def config_option(
-    config: Any, name: str, *, into: str = "", choices: tuple[str, ...] = (), **changes: Any
+    config: Any, name: str, /, *, into: str = "", choices: tuple[str, ...] = (), **changes: Any
 ) -> Callable[[Command], Command]:
     """One option from a field of a configuration.
 

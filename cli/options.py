@@ -151,11 +151,11 @@ def fact_options(command: Command) -> Command:
 
 def option_for(error: AqaError, command: click.Command) -> str:
     """The option of a command that gives the fact an error misses; empty: there is none."""
-    fact: str | None = getattr(error, "fact", None)
-    options = {param.name: param.opts[0] for param in command.params}
-    if fact is None or fact in options:
-        return options.get(fact or "", "")
-    return f"{options['columns']} {fact}=VALUE" if "columns" in options else ""
+    fact = getattr(error, "fact", None)
+    for option in command.params:
+        if fact is not None and str(option.name).split("__")[-1] == fact:
+            return f"{option.opts[0]} {option.metavar or ''}".rstrip()
+    return ""
 
 
 def manifest_path(project: Project, dataset: str | None, manifest: Path | None) -> Path:
