@@ -22,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # Both are put back afterwards.
     monkeypatch.setattr("aqa_pipeline.extraction.extract.i3d_backbone", None)
-    monkeypatch.setattr("aqa_pipeline.extraction.extract._facts", None)
+    monkeypatch.setattr("aqa_pipeline.extraction.work._facts", None)
     use_fake_network()
     return tmp_path
 
