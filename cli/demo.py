@@ -11,6 +11,7 @@ from aqa_pipeline.errors import ClipError
 from aqa_pipeline.project import Project
 
 from .console import progress, say
+from .fields import config_option
 from .options import device_option, json_option, pass_project, weights_option
 from .show import show_metrics
 
@@ -19,7 +20,7 @@ from .show import show_metrics
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Which competition.")
 @click.option("--train", type=click.IntRange(min=20), default=200, help="Dives to learn from.")
 @click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
-@click.option("--seeds", type=click.IntRange(min=1), default=5, help="Heads to train.")
+@config_option(FitConfig(num_seeds=5), "seeds", help="Heads to train.")
 @weights_option
 @device_option
 @json_option

@@ -15,6 +15,7 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
+from .fields import config_options
 from .options import (
     cluster_options,
     device_option,
@@ -29,7 +30,6 @@ from .options import (
 if TYPE_CHECKING:
     from aqa_pipeline.extraction.plan import ExtractPlan
     from aqa_pipeline.extraction.work import ExtractSummary
-    from aqa_pipeline.media.views import ViewSet
 
 SOME_FAILED = 3
 _FAILURES_SHOWN = 10
@@ -45,39 +45,11 @@ _FAILURES_SHOWN = 10
     default=PRECISION,
     help="What a GPU computes in; auto: the quickest that agrees with float32 on some clips.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=ExtractConfig.workers,
-    help="Decoding processes; default: a quarter of the cores, beside a GPU all but one.",
-)
-@click.option(
-    "--clip-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=ExtractConfig.clip_timeout_seconds,
-    help="Seconds after which a clip's decoding is given up (after one retry).",
-)
-@click.option(
-    "--flush-clips",
-    type=click.IntRange(min=1),
-    default=ExtractConfig.flush_clips,
-    help="Write a segment after this many clips ...",
-)
-@click.option(
-    "--flush-seconds",
-    type=click.FloatRange(min=0),
-    default=ExtractConfig.flush_seconds,
-    help="... or after this many seconds.",
-)
-@click.option(
-    "--strict-window", is_flag=True, help="A window past the end of its video is a failed clip."
-)
-@click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
-@click.option(
-    "--views",
-    type=click.Choice(["none", "flip", "full"]),
-    default=ExtractConfig.views,
-    help="Augmented copies to cache too: mirrored; or shifted as the protocol says and mirrored.",
+@config_options(
+    "workers clip-timeout flush-clips flush-seconds strict-window",
+    click.option("--retry-failed", is_flag=True, help="Try clips again that failed before."),
+    "views",
+    config=ExtractConfig(),
 )
 @click.option(
     "--shard",
@@ -96,13 +68,8 @@ def extract(
     weights: Path | None,
     device: str,
     precision: str,
-    workers: int | None,
-    clip_timeout: float,
-    flush_clips: int,
-    flush_seconds: float,
-    strict_window: bool,
+    config: ExtractConfig,
     retry_failed: bool,
-    views: ViewSet,
     shard: str | None,
     backend: str,
     scheduler: str | None,
@@ -126,14 +93,6 @@ def extract(
         raise UsageError("--backend dask and --scheduler ADDRESS go together")
     if scheduler and shard:
         raise UsageError("--backend dask makes its own shards; leave out --shard")
-    config = ExtractConfig(
-        workers=workers,
-        clip_timeout_seconds=clip_timeout,
-        flush_clips=flush_clips,
-        flush_seconds=flush_seconds,
-        strict_window=strict_window,
-        views=views,
-    )
     part = parse_shard(shard, os.environ) if shard else None
     clips = read_manifest(manifest_path(project, dataset, manifest))
     if part:
