@@ -241,10 +241,9 @@ class FeatureScorer:
 
     def _without_interval(self, half: HalfWidth | None) -> list[str]:
         if half is None:
-            if any(run.fit_config.protocol == "literature" for run in self.runs):
+            if any(run.fit_config.model_selection == "test" for run in self.runs):
                 return [
-                    "no interval: the run was fitted with --protocol literature, which holds no "
-                    "clip out"
+                    "no interval: the run's epoch was chosen on the test split and no clip held out"
                 ]
             return [
                 "no interval: the run folder has no calibration.csv, which `aqa fit-head` writes"
