@@ -1,4 +1,4 @@
-"""Trials of one shape, trained as stacks: what one process of a sweep does.
+"""One process's work in a sweep: trials of one shape, trained as stacks.
 
 A block's trials differ in learning rate, weight decay, dropout and M alone. Those that differ
 only in M (the exemplars that vote) are one training, judged several times.
@@ -30,12 +30,12 @@ from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import free_bytes, is_shortage, release_memory, too_large
 from aqa_pipeline.training.memory import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.training.stack import Stack
-from aqa_pipeline.training.sweep.space import configs
+from aqa_pipeline.training.sweep.search import below_median
+from aqa_pipeline.training.sweep.space import Point, configs
 from aqa_pipeline.training.sweep.trials import Trial, TrialResult
 
 #: Shares of the epochs after which the worse half is given up.
 RUNGS = (0.25, 0.5)
-_FEWEST_TO_COMPARE = 4  #: trials
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,6 @@ class Block:
     past: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
-class _Progress:
-    """A trial on its way through the parts."""
-
-    trial: Trial
-    stopped: bool = False
-    scores: list[float] = field(default_factory=list)
-    best_epoch: list[int] = field(default_factory=list)
-    epochs: int = 0
-    rungs: dict[str, float] = field(default_factory=dict)
-    stack: int = 1
-    seconds: float = 0.0
-
-
 def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
     """What all models of a stack share: everything but the members' own and M."""
     return (
@@ -116,16 +102,16 @@ def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
 
 
 def run_block(
-    block: Block, *, advance: Callable[[int], None] = lambda epochs: None
+    block: Block, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[list[TrialResult], list[str]]:
     """Train the trials of a block.
 
     Parameters
     ----------
     block : Block
-    advance : callable
-        Told how many epochs of single trials are behind it since it was last told; negative
-        where some are to be done again.
+    progress : callable
+        Called as ``progress(done, total)`` with epochs of single trials; ``done`` falls where
+        some are to be done again.
 
     Returns
     -------
@@ -146,25 +132,34 @@ def run_block(
     head, fit = configs(block.trials[0].point, head=block.head, fit=block.fit)
     manifest = block.source.manifest()
     parts = parts_of(manifest)
-    running = [_Progress(trial) for trial in block.trials]
+    results = [TrialResult(trial.number, trial.point) for trial in block.trials]
     notes: list[str] = []
+    total, done = fit.epochs * len(parts) * len(results), 0
+
+    def advance(epochs: int) -> None:
+        nonlocal done
+        done += epochs
+        progress(done, total)
+
     for number, part in enumerate(parts):
         clips, protocol, views = _load(
             block.source, part, fit.use_difficulty, fit.views, head.aggregation == "mean"
         )
-        alive = [p for p in running if not p.stopped]
+        running = [trial for trial in results if trial.state == "done"]
         if device.type == "cuda":
             release_memory(device)  # of the part before
         size = _stack_size(block, clips, head, fit, device, notes)
-        advance(fit.epochs * (len(running) - len(alive)))
+        advance(fit.epochs * (len(results) - len(running)))
         data = {"clips": clips, "protocol": protocol, "views": views, "device": device}
-        waiting = _groups(alive, size // fit.num_seeds)
+        waiting = _groups(running, size // fit.num_seeds)
         while waiting:
             group = waiting.pop(0)
             if not _fits(block, group, number, advance=advance, **data):
                 waiting = [*_halved(group, fit.num_seeds, device, notes), *waiting]
     categories = [part.category for part in parts]
-    return [_result(p, categories, manifest.protocol.rho_average) for p in running], notes
+    for trial in results:
+        trial.score = _mean_score(trial, categories, manifest.protocol.rho_average)
+    return results, notes
 
 
 @lru_cache(maxsize=2)
@@ -209,13 +204,17 @@ def _stack_size(
     return max(min(fitting, wanted), fit.num_seeds)
 
 
-def _groups(running: Sequence[_Progress], most: int) -> list[list[list[_Progress]]]:
+def member_of(point: Point) -> tuple[float, ...]:
+    """What a model of a stack has of its own; trials that differ in M alone are one model."""
+    names = ("learning_rate", "weight_decay", "dropout")
+    return tuple(float(point.get(name) or 0.0) for name in names)
+
+
+def _groups(running: Sequence[TrialResult], most: int) -> list[list[list[TrialResult]]]:
     """Stacks of members; a member is the trials that differ in M alone."""
-    members: dict[tuple[object, ...], list[_Progress]] = {}
-    for progress in running:
-        point = progress.trial.point
-        key = tuple(point.get(name) for name in ("learning_rate", "weight_decay", "dropout"))
-        members.setdefault(key, []).append(progress)
+    members: dict[tuple[float, ...], list[TrialResult]] = {}
+    for trial in running:
+        members.setdefault(member_of(trial.point), []).append(trial)
     listed = list(members.values())
     step = max(most, 1)
     return [listed[i : i + step] for i in range(0, len(listed), step)]
@@ -223,15 +222,15 @@ def _groups(running: Sequence[_Progress], most: int) -> list[list[list[_Progress
 
 def _fits(
     block: Block,
-    group: list[list[_Progress]],
+    group: list[list[TrialResult]],
     part_number: int,
     *,
     advance: Callable[[int], None],
     **data: Any,
 ) -> bool:
     """Train a stack; False, and nothing is changed, if memory runs out."""
-    everyone = [p for member in group for p in member]
-    before = [copy.deepcopy(p.__dict__) for p in everyone]
+    everyone = [trial for member in group for trial in member]
+    before = [copy.deepcopy(trial.__dict__) for trial in everyone]
     told = 0
 
     def count(epochs: int) -> None:
@@ -246,15 +245,15 @@ def _fits(
             raise
     else:
         return True
-    for progress, fields in zip(everyone, before, strict=True):
-        progress.__dict__.update(fields)
+    for trial, fields in zip(everyone, before, strict=True):
+        trial.__dict__.update(fields)
     advance(-told)
     return False
 
 
 def _halved(
-    group: list[list[_Progress]], num_seeds: int, device: torch.device, notes: list[str]
-) -> list[list[list[_Progress]]]:
+    group: list[list[TrialResult]], num_seeds: int, device: torch.device, notes: list[str]
+) -> list[list[list[TrialResult]]]:
     """Both halves of a stack that memory did not suffice for.
 
     Raises
@@ -274,7 +273,7 @@ def _halved(
 
 def _train_group(
     block: Block,
-    group: list[list[_Progress]],
+    group: list[list[TrialResult]],
     part_number: int,
     *,
     clips: SplitClips,
@@ -284,7 +283,7 @@ def _train_group(
     advance: Callable[[int], None],
 ) -> None:
     started = time.perf_counter()
-    settings = [configs(member[0].trial.point, head=block.head, fit=block.fit) for member in group]
+    settings = [configs(member[0].point, head=block.head, fit=block.fit) for member in group]
     head, fit = settings[0]
     stack = Stack(
         clips.train,
@@ -296,100 +295,72 @@ def _train_group(
         device=device,
         views=views,
         num_exemplars=[
-            [p.trial.point.get("num_exemplars", fit.num_exemplars) for p in member]  # type: ignore[misc]
+            [trial.point.get("num_exemplars", fit.num_exemplars) for trial in member]  # type: ignore[misc]
             for member in group
         ],
         keep_states=False,
     )
-    everyone = [p for member in group for p in member]
-    for progress in everyone:
-        progress.stack = max(progress.stack, len(group) * fit.num_seeds)
+    everyone = [trial for member in group for trial in member]
+    for trial in everyone:
+        trial.stack = max(trial.stack, len(group) * fit.num_seeds)
     rungs = {math.ceil(share * fit.epochs): f"{part_number}:{share:g}" for share in RUNGS}
     for epoch in range(1, fit.epochs + 1):
         stack.run_epoch()
-        advance(sum(not p.stopped for p in everyone))
-        scores = _scores(stack, group, fit.num_seeds)
+        running = [trial for trial in everyone if trial.state == "done"]
+        advance(len(running))
         rung = rungs.get(epoch) if block.early_stop and epoch < fit.epochs else None
-        if rung is not None:
-            stopped = _stop_hopeless(block, scores, rung, epoch=epoch)
-            advance(stopped * (fit.epochs - epoch))
-            rows = [
-                i * fit.num_seeds + s
-                for i, member in enumerate(group)
-                for s in range(fit.num_seeds)
-                if not all(p.stopped for p in member)
-            ]
-            if not rows:  # earlier waves had better ones: nobody is left
-                group = []
+        if rung is None:
+            continue
+        scores = _scores(stack, group, fit.num_seeds)
+        reached = [scores[trial.number][0] for trial in running]
+        hopeless = below_median(reached, block.past.get(rung, ()))
+        advance(sum(hopeless) * (fit.epochs - epoch))
+        for trial, score, is_hopeless in zip(running, reached, hopeless, strict=True):
+            trial.rungs[rung] = score
+            if is_hopeless:
+                trial.state = "stopped"
+                _settle(trial, *scores[trial.number], epochs=epoch)
+        kept = [i for i, member in enumerate(group) if any(t.state == "done" for t in member)]
+        if len(kept) < len(group):
+            group = [group[i] for i in kept]
+            if not group:  # earlier waves had better ones: nobody is left
                 break
-            if len(rows) < len(group) * fit.num_seeds:
-                group = [m for m in group if not all(p.stopped for p in m)]
-                stack.keep(rows)
-    for progress, (score, epochs) in _scores(stack, group, fit.num_seeds).items():
-        if not progress.stopped:
-            progress.scores.append(score)
-            progress.best_epoch += epochs
-            progress.epochs = fit.epochs
+            stack.keep([i * fit.num_seeds + s for i in kept for s in range(fit.num_seeds)])
+    scores = _scores(stack, group, fit.num_seeds)
     seconds = (time.perf_counter() - started) / len(everyone)
-    for progress in everyone:
-        progress.seconds += seconds
+    for trial in everyone:
+        trial.seconds += seconds
+        if trial.state == "done":
+            _settle(trial, *scores[trial.number], epochs=fit.epochs)
 
 
 def _scores(
-    stack: Stack, group: list[list[_Progress]], num_seeds: int
-) -> dict[_Progress, tuple[float, list[int]]]:
-    """Score and best epochs of each trial of a stack so far."""
+    stack: Stack, group: list[list[TrialResult]], num_seeds: int
+) -> dict[int, tuple[float, list[int]]]:
+    """Score and best epochs of each trial of a stack so far, by its number."""
     rho, epoch = stack.selection.best_rho, stack.selection.best_epoch
     scores, first = {}, 0
     for member in group:
-        for place, progress in enumerate(member):
+        for place, trial in enumerate(member):
             own = [first + seed * len(member) + place for seed in range(num_seeds)]
-            scores[progress] = (float(np.mean([rho[j] for j in own])), [epoch[j] for j in own])
+            mean = float(np.mean([rho[j] for j in own]))
+            scores[trial.number] = mean, [epoch[j] for j in own]
         first += num_seeds * len(member)
     return scores
 
 
-def _stop_hopeless(
-    block: Block,
-    scores: dict[_Progress, tuple[float, list[int]]],
-    rung: str,
-    *,
-    epoch: int,
-) -> int:
-    """Give up the trials below the median at a rung; how many."""
-    running = {p: score for p, (score, _) in scores.items() if not p.stopped}
-    for progress, score in running.items():
-        progress.rungs[rung] = score
-    others = block.past.get(rung, ())
-    known = np.nan_to_num([*others, *running.values()], nan=-math.inf)
-    if len(known) < _FEWEST_TO_COMPARE:
-        return 0
-    bar = float(np.quantile(known, 0.5, method="lower"))
-    hopeless = [p for p, score in running.items() if not score >= bar]
-    for progress in hopeless:
-        score, epochs = scores[progress]
-        progress.stopped, progress.epochs = True, epoch
-        progress.scores.append(score)
-        progress.best_epoch += epochs
-    return len(hopeless)
+def _settle(trial: TrialResult, score: float, best_epoch: list[int], *, epochs: int) -> None:
+    """Write down what a trial came to in a part."""
+    trial.per_part.append(score)
+    trial.best_epoch += best_epoch
+    trial.epochs = epochs
 
 
-def _result(progress: _Progress, categories: Sequence[str | None], rho_average: str) -> TrialResult:
+def _mean_score(trial: TrialResult, categories: Sequence[str | None], rho_average: str) -> float:
     by_category: dict[str | None, list[float]] = {}
-    for category, score in zip(categories, progress.scores, strict=False):
+    for category, score in zip(categories, trial.per_part, strict=False):
         by_category.setdefault(category, []).append(score)
     means = [float(np.mean(scores)) for scores in by_category.values()]
-    fisher = len(means) > 1 and rho_average == "fisher"
-    score = fisher_mean(means) if fisher else float(np.mean(means))
-    return TrialResult(
-        number=progress.trial.number,
-        point=progress.trial.point,
-        state="stopped" if progress.stopped else "done",
-        score=score,
-        per_part=tuple(progress.scores),
-        best_epoch=tuple(progress.best_epoch),
-        epochs=progress.epochs,
-        rungs=progress.rungs,
-        stack=progress.stack,
-        seconds=progress.seconds,
-    )
+    # fisher_mean leaves out what is not defined: a trial with such a part would look better.
+    fisher = len(means) > 1 and rho_average == "fisher" and np.isfinite(means).all()
+    return fisher_mean(means) if fisher else float(np.mean(means))

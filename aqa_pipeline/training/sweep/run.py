@@ -1,16 +1,17 @@
 """A sweep: many trials, chosen by validation alone, and the best as a run folder.
 
-``runs/NAME/sweep/`` holds ``settings.json``, the results (``trials.jsonl``, or Optuna's
-``study.log``) and ``results.csv``; when all trials are in, the best settings are fitted into
+``runs/NAME/sweep/`` holds ``settings.json``, ``journal.log`` (an Optuna study: trials and their
+results) and ``results.csv``; when all trials are in, the best settings are fitted into
 ``runs/NAME/`` like any run, and the test split is read for the first and only time.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,16 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.training.fit import fit_dataset
 from aqa_pipeline.training.sweep.block import Block, run_block
 from aqa_pipeline.training.sweep.plan import (
-    FOLDER,
     SweepPlan,
     open_search,
-    planned_points,
     trials_at_once,
     waves,
 )
+from aqa_pipeline.training.sweep.search import importance
 from aqa_pipeline.training.sweep.space import configs
-from aqa_pipeline.training.sweep.trials import (
-    Trial,
-    TrialResult,
-    best_of,
-    importance,
-    results_table,
-)
+from aqa_pipeline.training.sweep.trials import FOLDER, Trial, TrialResult, best_of, results_table
+
+_LOOK_SECONDS = 1.0  #: between two looks at what other processes have finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +46,7 @@ class SweepOutcome:
     best : TrialResult
     results : list of TrialResult
     importance : dict of str to float
-        See :func:`aqa_pipeline.training.sweep.trials.importance`.
+        See :func:`aqa_pipeline.training.sweep.search.importance`.
     metrics : dict
         ``metrics.json`` of the run folder.
     results_csv : Path
@@ -68,7 +64,7 @@ class SweepOutcome:
 def run_sweep(
     plan: SweepPlan,
     *,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> SweepOutcome:
     """Run a sweep, or what is left of it, and fit the best settings.
@@ -76,8 +72,9 @@ def run_sweep(
     Parameters
     ----------
     plan : SweepPlan
-    advance : callable
-        Told ``(epochs of trials done, in all)``.
+    progress : callable
+        Called as ``progress(done, total)`` with epochs of trials; those that a stopped trial was
+        spared are done.
     announce : callable
         Told sentences for the user.
 
@@ -86,31 +83,44 @@ def run_sweep(
     UsageError
         If the folder holds a sweep with other settings, or a point cannot be trained.
     DataError
-        If there is nothing to learn, or no trial has a defined score.
+        If there is nothing to learn, no trial has a defined score, or the journal is damaged.
     CacheError
         If features are missing.
     SetupError
         If an extra is missing or a cluster cannot be reached.
     """
-    search = open_search(plan)
-    before = search.results()
-    if before:
-        announce(f"{len(before)} trials are done already; going on")
-    parts = len(parts_of(plan.source.manifest()))
-    progress = _Progress(plan, parts, [r.number for r in before], advance)
     notes: list[str] = []
-    with _workers(plan) as run:
-        while asked := search.ask(trials_at_once(plan)):
+
+    def note(sentence: str) -> None:
+        if sentence not in notes:
+            notes.append(sentence)
+            announce(sentence)
+
+    epochs = _epochs(plan)
+    with open_search(plan) as search, _workers(plan) as run:
+        results = search.results()
+        if results:
+            announce(f"{len(results)} trials are done already; going on")
+
+        def within(done: int, _: int = 0) -> None:
+            settled = sum(epochs[result.number] for result in results)
+            progress(min(settled + done, sum(epochs)), sum(epochs))
+
+        within(0)
+        while len(results) < plan.num_trials:
+            asked = search.ask(trials_at_once(plan))
+            if not asked:
+                note("waiting for trials that other processes have begun")
+                time.sleep(_LOOK_SECONDS)
+                results = search.results()
             for wave in waves(plan, asked):
-                blocks = [_block(plan, trials, search.results()) for trials in wave]
-                for results, own_notes in run(blocks, progress.epochs):
-                    search.tell(results)
-                    progress.settle(search.results())
-                    for note in own_notes:
-                        if note not in notes:
-                            notes.append(note)
-                            announce(note)
-    results = search.results()
+                blocks = [_block(plan, trials, results) for trials in wave]
+                for told, own_notes in run(blocks, within):
+                    search.tell(told)
+                    results = search.results()
+                    within(0)
+                    for sentence in own_notes:
+                        note(sentence)
     best = best_of(results)
     if best is None:
         raise DataError(
@@ -121,9 +131,10 @@ def run_sweep(
     results_csv = plan.folder / FOLDER / "results.csv"
     with atomic_path(results_csv) as temporary:
         table.to_csv(temporary, index=False)
-    shares = importance(table, [d.name for d in plan.space.varied])
+    varied = plan.space.varied
+    shares = importance(table, [d.name for d in varied], log=[d.name for d in varied if d.log])
     write_json_atomically(
-        plan.folder / FOLDER / "best.json", {**best.as_dict(), "importance": shares}
+        plan.folder / FOLDER / "best.json", {**asdict(best), "importance": shares}
     )
     head, fit = configs(best.point, head=plan.head, fit=plan.fit)
     announce(f"fitting trial {best.number}, the best of {len(results)}, and reading the test split")
@@ -158,7 +169,17 @@ def _block(plan: SweepPlan, trials: Sequence[Trial], results: Sequence[TrialResu
     )
 
 
-Run = Callable[[list[Block], Callable[[int], None]], Iterator[tuple[list[TrialResult], list[str]]]]
+def _epochs(plan: SweepPlan) -> list[int]:
+    """Epochs of each trial over all parts; those of a point that is not known yet by default."""
+    parts = len(parts_of(plan.source.manifest()))
+    fixed = {d.name: d.choices[0] for d in plan.space.dimensions if d.is_fixed}
+    points = plan.points or [fixed] * plan.num_trials
+    return [int(point.get("epochs") or plan.fit.epochs) * parts for point in points]
+
+
+Run = Callable[
+    [list[Block], Callable[[int, int], None]], Iterator[tuple[list[TrialResult], list[str]]]
+]
 
 
 @contextmanager
@@ -175,7 +196,7 @@ def _workers(plan: SweepPlan) -> Iterator[Run]:
 
 def _in_parallel(backend: dict[str, Any]) -> Run:
     def run(
-        blocks: list[Block], told: Callable[[int], None]
+        blocks: list[Block], progress: Callable[[int, int], None]
     ) -> Iterator[tuple[list[TrialResult], list[str]]]:
         from joblib import Parallel, delayed, parallel_config
 
@@ -188,52 +209,11 @@ def _in_parallel(backend: dict[str, Any]) -> Run:
 
 
 def _run_here(
-    blocks: list[Block], told: Callable[[int], None]
+    blocks: list[Block], progress: Callable[[int, int], None]
 ) -> Iterator[tuple[list[TrialResult], list[str]]]:
     threads = torch.get_num_threads()
     try:
         for block in blocks:
-            yield run_block(block, advance=told)
+            yield run_block(block, progress=progress)
     finally:
         torch.set_num_threads(threads)
-
-
-class _Progress:
-    """Epochs of trials done and in all; what a stopped trial was spared counts as done."""
-
-    def __init__(
-        self,
-        plan: SweepPlan,
-        parts: int,
-        finished: Sequence[int],
-        advance: Callable[[int, int], None],
-    ) -> None:
-        self._plan, self._parts, self._advance = plan, parts, advance
-        self._settled = self._of(finished)
-        self._since = 0
-        usual = plan.fit.epochs * parts
-        self._total = (
-            usual * plan.num_trials
-            if plan.search == "tpe"
-            else sum(self._epochs(point) for point in planned_points(plan))
-        )
-        advance(self._settled, self._total)
-
-    def _epochs(self, point: Any) -> int:
-        return int(point.get("epochs", self._plan.fit.epochs)) * self._parts
-
-    def _of(self, numbers: Sequence[int]) -> int:
-        if self._plan.search == "tpe":
-            return len(numbers) * self._plan.fit.epochs * self._parts
-        points = planned_points(self._plan)
-        return sum(self._epochs(points[number]) for number in numbers)
-
-    def epochs(self, count: int) -> None:
-        """Some epochs of a block that is still running."""
-        self._since += count
-        self._advance(min(self._settled + self._since, self._total), self._total)
-
-    def settle(self, results: Sequence[TrialResult]) -> None:
-        """Blocks are done: count their trials as a whole."""
-        self._settled, self._since = self._of([r.number for r in results]), 0
-        self._advance(min(self._settled, self._total), self._total)
