@@ -160,8 +160,7 @@ def sweep(
     from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.training.sweep.block import DataSource
-    from aqa_pipeline.training.sweep.plan import SweepPlan
+    from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan
     from aqa_pipeline.training.sweep.run import run_sweep
     from aqa_pipeline.training.sweep.space import parse_space
     from aqa_pipeline.training.sweep.trials import FOLDER

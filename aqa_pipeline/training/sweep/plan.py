@@ -16,16 +16,36 @@ import torch
 
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.training.memory import MOST_MODELS
-from aqa_pipeline.training.sweep.block import DataSource, member_of, shape_of
 from aqa_pipeline.training.sweep.search import JOURNAL, Search, draws
 from aqa_pipeline.training.sweep.space import Dimension, Point, Space, configs
 from aqa_pipeline.training.sweep.trials import FOLDER, Trial
 
 _TRIALS = 32
 _TPE_BLOCK = 8  #: trials for each process between two looks at the results
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a sweep finds its clips; the same paths on every machine.
+
+    Attributes
+    ----------
+    manifest_path, cache_folder : Path
+    exemplar_key : tuple of str
+        Instead of the protocol's; empty: the protocol's.
+    """
+
+    manifest_path: Path
+    cache_folder: Path
+    exemplar_key: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        manifest = read_manifest(self.manifest_path)
+        return with_exemplar_key(manifest, self.exemplar_key) if self.exemplar_key else manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +161,20 @@ def _agree(plan: SweepPlan, path: Path) -> None:
             f"{path.parent}: holds a sweep with another {' and '.join(differing)}; choose another "
             "--run, or --again to throw it away"
         )
+
+
+def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
+    """What all models of a stack share: everything but the members' own and M."""
+    return (
+        dataclasses.replace(head, dropout=0.0),
+        dataclasses.replace(fit, learning_rate=0.0, weight_decay=0.0, num_exemplars=None),
+    )
+
+
+def member_of(point: Point) -> tuple[float, ...]:
+    """What a model of a stack has of its own; trials that differ in M alone are one model."""
+    names = ("learning_rate", "weight_decay", "dropout")
+    return tuple(float(point.get(name) or 0.0) for name in names)
 
 
 def trials_at_once(plan: SweepPlan) -> int:

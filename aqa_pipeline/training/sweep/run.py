@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.training.fit import fit_dataset
-from aqa_pipeline.training.sweep.block import Block, run_block
+from aqa_pipeline.training.sweep.block import run_block
 from aqa_pipeline.training.sweep.plan import (
     SweepPlan,
     open_search,
@@ -97,7 +97,8 @@ def run_sweep(
             announce(sentence)
 
     epochs = _epochs(plan)
-    with open_search(plan) as search, _workers(plan) as run:
+    cluster = connect(plan.scheduler) if plan.scheduler else nullcontext()
+    with open_search(plan) as search, cluster as client:
         results = search.results()
         if results:
             announce(f"{len(results)} trials are done already; going on")
@@ -114,8 +115,7 @@ def run_sweep(
                 time.sleep(_LOOK_SECONDS)
                 results = search.results()
             for wave in waves(plan, asked):
-                blocks = [_block(plan, trials, results) for trials in wave]
-                for told, own_notes in run(blocks, within):
+                for told, own_notes in _run(plan, wave, results, within, client):
                     search.tell(told)
                     results = search.results()
                     within(0)
@@ -149,26 +149,6 @@ def run_sweep(
     return SweepOutcome(best, results, shares, metrics, results_csv, notes)
 
 
-def _block(plan: SweepPlan, trials: Sequence[Trial], results: Sequence[TrialResult]) -> Block:
-    past: dict[str, list[float]] = {}
-    for result in results:
-        for rung, score in result.rungs.items():
-            past.setdefault(rung, []).append(score)
-    on_cpu, cores = plan.device.type == "cpu", len(os.sched_getaffinity(0))
-    return Block(
-        source=plan.source,
-        trials=tuple(trials),
-        head=plan.head,
-        fit=plan.fit,
-        device=str(plan.device),
-        threads=max(1, cores // plan.jobs) if on_cpu and not plan.scheduler else None,
-        sharers=1 if plan.scheduler else plan.jobs,
-        stack=plan.config.stack,
-        early_stop=plan.config.early_stop,
-        past={rung: tuple(scores) for rung, scores in past.items()},
-    )
-
-
 def _epochs(plan: SweepPlan) -> list[int]:
     """Epochs of each trial over all parts; those of a point that is not known yet by default."""
     parts = len(parts_of(plan.source.manifest()))
@@ -177,43 +157,34 @@ def _epochs(plan: SweepPlan) -> list[int]:
     return [int(point.get("epochs") or plan.fit.epochs) * parts for point in points]
 
 
-Run = Callable[
-    [list[Block], Callable[[int, int], None]], Iterator[tuple[list[TrialResult], list[str]]]
-]
-
-
-@contextmanager
-def _workers(plan: SweepPlan) -> Iterator[Run]:
-    """Where blocks are run: here, in processes, or on a cluster."""
-    if plan.scheduler:
-        with connect(plan.scheduler) as client:
-            yield _in_parallel({"backend": "dask", "client": client})
-    elif plan.jobs > 1:
-        yield _in_parallel({"backend": "loky", "n_jobs": plan.jobs})
-    else:
-        yield _run_here
-
-
-def _in_parallel(backend: dict[str, Any]) -> Run:
-    def run(
-        blocks: list[Block], progress: Callable[[int, int], None]
-    ) -> Iterator[tuple[list[TrialResult], list[str]]]:
-        from joblib import Parallel, delayed, parallel_config
-
-        with parallel_config(**backend):
-            # A task is minutes long: no batches of them, and all are queued at once.
-            parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-            yield from parallel(delayed(run_block)(block) for block in blocks)
-
-    return run
-
-
-def _run_here(
-    blocks: list[Block], progress: Callable[[int, int], None]
+def _run(
+    plan: SweepPlan,
+    wave: Sequence[Sequence[Trial]],
+    results: Sequence[TrialResult],
+    progress: Callable[[int, int], None],
+    client: Any,
 ) -> Iterator[tuple[list[TrialResult], list[str]]]:
-    threads = torch.get_num_threads()
-    try:
-        for block in blocks:
-            yield run_block(block, progress=progress)
-    finally:
-        torch.set_num_threads(threads)
+    """Run the stacks of a wave: on a cluster, in processes, or here."""
+    past: dict[str, list[float]] = {}
+    for result in results:
+        for rung, score in result.rungs.items():
+            past.setdefault(rung, []).append(score)
+    of_all = torch.get_num_threads()
+    own = max(1, len(os.sched_getaffinity(0)) // plan.jobs)
+    threads = own if plan.device.type == "cpu" and not client else None
+    if not client and plan.jobs == 1:
+        try:
+            for trials in wave:
+                yield run_block(plan, trials, past, threads=threads, progress=progress)
+        finally:
+            torch.set_num_threads(of_all)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    cluster = {"backend": "dask", "client": client}
+    with parallel_config(**(cluster if client else {"backend": "loky", "n_jobs": plan.jobs})):
+        # A task is minutes long: no batches of them, and all are queued at once.
+        parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+        yield from parallel(
+            delayed(run_block)(plan, trials, past, threads=threads) for trials in wave
+        )

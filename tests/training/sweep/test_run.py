@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import SetupError, UsageError
 from aqa_pipeline.training.stack import Stack
 from aqa_pipeline.training.sweep import block as sweep_block
-from aqa_pipeline.training.sweep.block import Block, DataSource, run_block
-from aqa_pipeline.training.sweep.plan import SweepPlan, open_search, waves
+from aqa_pipeline.training.sweep.block import run_block
+from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan, open_search, waves
 from aqa_pipeline.training.sweep.run import run_sweep
 from aqa_pipeline.training.sweep.space import parse_space
 from aqa_pipeline.training.sweep.trials import Trial, best_of
@@ -110,9 +111,9 @@ def test_what_is_done_is_not_done_again(
     trained: list[int] = []
     real = sweep_block.run_block
 
-    def listen(block: Block, **given: Any) -> Any:
-        trained.extend(trial.number for trial in block.trials)
-        return real(block, **given)
+    def listen(plan: SweepPlan, trials: Sequence[Trial], *given: Any, **more: Any) -> Any:
+        trained.extend(trial.number for trial in trials)
+        return real(plan, trials, *given, **more)
 
     monkeypatch.setattr("aqa_pipeline.training.sweep.run.run_block", listen)
     said: list[str] = []
@@ -152,12 +153,11 @@ def test_a_stack_is_cut_when_memory_is_short_and_it_is_said(
 ) -> None:
     own = plan(project, "x", "lr=1e-4,1e-3,1e-2")
     trials = tuple(Trial(i, point) for i, point in enumerate(own.points))
-    block = Block(own.source, trials, own.head, own.fit)
-    whole, notes = run_block(block)
+    whole, notes = run_block(own, trials, {})
     assert notes == []
     assert {r.stack for r in whole} == {6}
     monkeypatch.setattr(sweep_block, "largest_stack", lambda *_, **__: 3)
-    cut, notes = run_block(block)
+    cut, notes = run_block(own, trials, {})
     assert {r.stack for r in cut} == {2}, "two seeds of a trial stay together"
     assert len(notes) == 1
     assert notes[0].startswith("stacks of 3 models instead of 6: each takes")
@@ -168,10 +168,9 @@ def test_a_stack_is_cut_when_memory_is_short_and_it_is_said(
 def test_a_stack_that_memory_does_not_suffice_for_is_halved_as_if_it_had_never_begun(
     project: tuple[Path, DataSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = plan(project, "x", "lr=1e-6,1e-5,1e-4,1e-3,3e-3")
+    own = plan(project, "x", "lr=1e-6,1e-5,1e-4,1e-3,3e-3", early_stop=False)
     trials = tuple(Trial(i, point) for i, point in enumerate(own.points))
-    block = Block(own.source, trials, own.head, own.fit, early_stop=False)
-    whole, _ = run_block(block)
+    whole, _ = run_block(own, trials, {})
     real = Stack.run_epoch
 
     def short(self: Stack) -> Any:
@@ -181,7 +180,7 @@ def test_a_stack_that_memory_does_not_suffice_for_is_halved_as_if_it_had_never_b
 
     monkeypatch.setattr(Stack, "run_epoch", short)
     told: list[tuple[int, int]] = []
-    cut, notes = run_block(block, progress=lambda *now: told.append(now))
+    cut, notes = run_block(own, trials, {}, progress=lambda *now: told.append(now))
     assert told[-1] == (5 * 8, 5 * 8), "epochs that are done again count once"
     assert notes == [
         "stacks of 6 models instead of 10: memory ran out",
@@ -193,7 +192,7 @@ def test_a_stack_that_memory_does_not_suffice_for_is_halved_as_if_it_had_never_b
         assert len(a.best_epoch) == len(b.best_epoch)
     monkeypatch.setattr(Stack, "run_epoch", lambda self: torch.empty(2**60))
     with pytest.raises(SetupError, match="device cpu: out of memory"):
-        run_block(block)
+        run_block(own, trials, {})
 
 
 def test_a_sweep_without_memory_ends_in_one_sentence(
@@ -264,7 +263,7 @@ def test_a_second_process_waits_for_the_trials_of_the_first(
 def test_a_trial_without_a_score_in_one_part_has_none(
     project: tuple[Path, DataSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = plan(project, "x", "lr=1e-3,1e-2")
+    own = plan(project, "x", "lr=1e-3,1e-2", early_stop=False)
     trials = tuple(Trial(i, point) for i, point in enumerate(own.points))
     (part,) = parts_of(own.source.manifest())
     categories = ["vault", "rings"]
@@ -280,10 +279,10 @@ def test_a_trial_without_a_score_in_one_part_has_none(
     def undefined(*given: Any) -> Any:
         found = scores(*given)
         calls.append(len(found))
-        return {**found, 1: (math.nan, found[1][1])} if len(calls) == 2 else found
+        return [found[0], (found[1][0], math.nan, found[1][2])] if len(calls) == 2 else found
 
     monkeypatch.setattr(sweep_block, "_scores", undefined)
-    results, _ = run_block(Block(own.source, trials, own.head, own.fit, early_stop=False))
+    results, _ = run_block(own, trials, {})
     assert len(calls) == 2
     assert [len(result.per_part) for result in results] == [2, 2]
     assert math.isfinite(results[0].score)
