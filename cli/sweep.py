@@ -198,7 +198,7 @@ def sweep(
     if again and (plan.folder / FOLDER).exists():
         shutil.rmtree(plan.folder / FOLDER)
     with progress("sweep", unit="epochs") as advance:
-        outcome = run_sweep(plan, progress=advance, announce=say_above_progress)
+        outcome = run_sweep(plan, progress=advance, log=say_above_progress)
     _show_outcome(project, plan, outcome, as_json)
 
 

@@ -148,14 +148,14 @@ def open_search(plan: SweepPlan) -> Iterator[Search]:
 
 
 def _agree(plan: SweepPlan, path: Path) -> None:
+    mine = json.loads(json.dumps(plan.settings()))
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in mine if there.get(name) != mine[name]]
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    mine = json.loads(json.dumps(plan.settings()))
-    differing = [name for name in mine if there.get(name) != mine[name]]
     if differing:
         raise UsageError(
             f"{path.parent}: holds a sweep with another {' and '.join(differing)}; choose another "

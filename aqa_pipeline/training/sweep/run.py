@@ -65,7 +65,7 @@ def run_sweep(
     plan: SweepPlan,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    announce: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda sentence: None,
 ) -> SweepOutcome:
     """Run a sweep, or what is left of it, and fit the best settings.
 
@@ -75,7 +75,7 @@ def run_sweep(
     progress : callable
         Called as ``progress(done, total)`` with epochs of trials; those that a stopped trial was
         spared are done.
-    announce : callable
+    log : callable
         Told sentences for the user.
 
     Raises
@@ -94,14 +94,14 @@ def run_sweep(
     def note(sentence: str) -> None:
         if sentence not in notes:
             notes.append(sentence)
-            announce(sentence)
+            log(sentence)
 
     epochs = _epochs(plan)
     cluster = connect(plan.scheduler) if plan.scheduler else nullcontext()
     with open_search(plan) as search, cluster as client:
         results = search.results()
         if results:
-            announce(f"{len(results)} trials are done already; going on")
+            log(f"{len(results)} trials are done already; going on")
 
         def within(done: int, _: int = 0) -> None:
             settled = sum(epochs[result.number] for result in results)
@@ -137,7 +137,7 @@ def run_sweep(
         plan.folder / FOLDER / "best.json", {**asdict(best), "importance": shares}
     )
     head, fit = configs(best.point, head=plan.head, fit=plan.fit)
-    announce(f"fitting trial {best.number}, the best of {len(results)}, and reading the test split")
+    log(f"fitting trial {best.number}, the best of {len(results)}, and reading the test split")
     metrics = fit_dataset(
         plan.source.manifest(),
         FeatureCache.open(plan.source.cache_folder),

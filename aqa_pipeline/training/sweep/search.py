@@ -22,7 +22,6 @@ import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState, create_trial
@@ -226,7 +225,9 @@ class _ListSampler(optuna.samplers.BaseSampler):
 def _suggested(trial: optuna.Trial, space: Space) -> Point:
     point: Point = {}
     for d in space.dimensions:
-        if d.choices:
+        if d.is_fixed:
+            point[d.name] = d.choices[0]
+        elif d.choices:
             point[d.name] = trial.suggest_categorical(d.name, d.choices)
         elif d.integer:
             point[d.name] = trial.suggest_int(d.name, int(d.low), int(d.high), log=d.log)
@@ -296,6 +297,9 @@ def importance(
         study.add_trial(
             create_trial(value=row["score"], params=params, distributions=distributions)
         )
+    # Here, because it imports scikit-learn where there is one, which takes its time.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     best = max(0.1, min(0.5, _BEST_TRIALS / len(known)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
     shares = get_param_importances(study, evaluator=evaluator, params=list(names))

@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.datasets.parts import parts_of
-from aqa_pipeline.errors import SetupError, UsageError
+from aqa_pipeline.errors import DataError, SetupError, UsageError
 from aqa_pipeline.training.stack import Stack
 from aqa_pipeline.training.sweep import block as sweep_block
 from aqa_pipeline.training.sweep.block import run_block
@@ -117,7 +117,7 @@ def test_what_is_done_is_not_done_again(
 
     monkeypatch.setattr("aqa_pipeline.training.sweep.run.run_block", listen)
     said: list[str] = []
-    again = run_sweep(own, announce=said.append)
+    again = run_sweep(own, log=said.append)
     assert said[0] == "2 trials are done already; going on"
     assert sorted(trained) == sorted(left)
     assert again.best.number == first.best.number
@@ -132,6 +132,16 @@ def test_another_space_is_not_mixed_in(project: tuple[Path, DataSource]) -> None
     run_sweep(plan(project, "mixed", "lr=1e-3,1e-2"))
     with pytest.raises(UsageError, match="holds a sweep with another space; choose another --run"):
         run_sweep(plan(project, "mixed", "lr=1e-3,2e-2"))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '"space"', "\\udcff"])
+def test_damaged_settings_are_one_sentence(project: tuple[Path, DataSource], text: str) -> None:
+    own = plan(project, "damaged", "lr=1e-3,1e-2")
+    path = own.folder / "sweep" / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"settings\.json: cannot be read"):
+        run_sweep(own)
 
 
 def test_shapes_make_stacks_and_trials_that_differ_in_m_stay_together(
@@ -254,7 +264,7 @@ def test_a_second_process_waits_for_the_trials_of_the_first(
 
     monkeypatch.setattr("aqa_pipeline.training.sweep.run.time.sleep", look)
     said: list[str] = []
-    outcome = run_sweep(own, announce=said.append)
+    outcome = run_sweep(own, log=said.append)
     assert [trial.number for trial in others] == [0]
     assert [r.number for r in outcome.results] == [0, 1, 2]
     assert "waiting for trials that other processes have begun" in said

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -222,15 +223,21 @@ def test_the_lock_of_a_killed_process_is_taken_away(
     assert not (tmp_path / f"{JOURNAL}.lock").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_what_was_told_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(tmp_path) as search:
-        tmp_path.chmod(0o555)
-        try:
-            with pytest.raises(SetupError, match="cannot write here"):
+        search.tell([trained(trial) for trial in search.ask(2)])
+        with monkeypatch.context() as full:
+            full.setattr(json, "dumps", raise_full)
+            with pytest.raises(SetupError, match=r"no space left to write journal\.log"):
                 search.ask(1)
-        finally:
-            tmp_path.chmod(0o755)
+        assert len(search.results()) == 2
+        assert not (tmp_path / f"{JOURNAL}.lock").exists()
+
+
+def raise_full(*_: object, **__: object) -> str:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_optuna_says_nothing_and_keeps_its_settings(
