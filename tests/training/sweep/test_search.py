@@ -229,14 +229,14 @@ def test_a_full_disk_is_one_sentence_and_what_was_told_is_kept(
     with opened(tmp_path) as search:
         search.tell([trained(trial) for trial in search.ask(2)])
         with monkeypatch.context() as full:
-            full.setattr(json, "dumps", raise_full)
+            full.setattr(Path, "open", raise_full)
             with pytest.raises(SetupError, match=r"no space left to write journal\.log"):
                 search.ask(1)
         assert len(search.results()) == 2
         assert not (tmp_path / f"{JOURNAL}.lock").exists()
 
 
-def raise_full(*_: object, **__: object) -> str:
+def raise_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
