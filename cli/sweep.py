@@ -31,6 +31,7 @@ from .show import show_metrics
 if TYPE_CHECKING:
     from aqa_pipeline.training.sweep.plan import SweepPlan
     from aqa_pipeline.training.sweep.run import SweepOutcome
+    from aqa_pipeline.training.sweep.trials import TrialResult
 
 _TRIALS_SHOWN = 10
 
@@ -108,10 +109,10 @@ def sweep(
 
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.training.sweep.block import DataSource
-    from aqa_pipeline.training.sweep.plan import FOLDER, SweepPlan
+    from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan
     from aqa_pipeline.training.sweep.run import run_sweep
     from aqa_pipeline.training.sweep.space import parse_space
+    from aqa_pipeline.training.sweep.trials import FOLDER
 
     if (backend == "dask") != (scheduler is not None):
         raise UsageError("--backend dask and --scheduler ADDRESS go together")
@@ -135,7 +136,7 @@ def sweep(
     if again and (plan.folder / FOLDER).exists():
         shutil.rmtree(plan.folder / FOLDER)
     with progress("sweep", unit="epochs") as advance:
-        outcome = run_sweep(plan, advance=advance, announce=say_above_progress)
+        outcome = run_sweep(plan, progress=advance, log=say_above_progress)
     _show_outcome(project, plan, outcome, as_json)
 
 
@@ -168,7 +169,7 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
             {
                 "run": project.shown(plan.folder),
                 "results_csv": project.shown(outcome.results_csv),
-                "best": outcome.best.as_dict(),
+                "best": dataclasses.asdict(outcome.best),
                 "trials": [dataclasses.asdict(result) for result in outcome.results],
                 "importance": outcome.importance,
                 "metrics": outcome.metrics,
@@ -179,7 +180,7 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
         outcome.results, key=lambda r: (r.state != "done", -_defined(r.score), r.number)
     )
     rows = [
-        [str(r.number), *(_shown(r.point[name]) for name in varied), number(r.score), r.state]
+        [str(r.number), *(_shown(r.point[name]) for name in varied), number(r.score), _state(r)]
         for r in ranked[:_TRIALS_SHOWN]
     ]
     stopped = sum(r.state == "stopped" for r in ranked)
@@ -190,12 +191,20 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
     )
     shares = [f"{name} {100 * s:.0f} %" for name, s in outcome.importance.items() if s == s]
     if shares:
-        click.echo(f"variance of the scores each explains alone: {', '.join(shares)}")
+        click.echo(f"what sets the best trials apart (PED-ANOVA): {', '.join(shares)}")
     click.echo()
     show_metrics(project, plan.folder, outcome.metrics, as_json=False)
     click.echo(f"trial {outcome.best.number} chosen by its validation part, out of {len(ranked)}")
     click.echo(f"all trials: {project.shown(outcome.results_csv)}")
     say(f"run: {project.shown(plan.folder)}")
+
+
+def _state(result: TrialResult) -> str:
+    """How a trial ended; the score of a stopped one may be a mean over fewer parts."""
+    if result.state == "done":
+        return "done"
+    parts = len(result.per_part)
+    return f"stopped, {parts} part{'s' * (parts > 1)}"
 
 
 def _defined(score: float) -> float:

@@ -1,6 +1,6 @@
-"""What the report of a run says of the sweep that chose its settings.
+"""Report section on the sweep that chose a run's settings.
 
-Figures of a sweep, as SVG text; see :mod:`aqa_pipeline.report.figures` for the conventions.
+Figures as SVG text; see :mod:`aqa_pipeline.report.figures` for the conventions.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ import pandas as pd
 from markupsafe import Markup
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.report import sweep as sweep_figures
 from aqa_pipeline.report.drawings import Drawing
 from aqa_pipeline.report.style import BLUE, HEIGHT, INK, MUTED, shortened, styled_figure, svg_text
-from aqa_pipeline.training.sweep.plan import FOLDER
-from aqa_pipeline.training.sweep.trials import importance
+from aqa_pipeline.training.sweep.trials import FOLDER
 
 _ROWS = 30
-
-
-_NOT_DIMENSIONS = ("number", "state", "score", "best_epoch", "epochs", "stack", "seconds")
+_NOT_DIMENSIONS = ("number", "state", "score", "best_epoch", "epochs", "stack", "seconds", "parts")
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ def sweep_page(folder: Path, anchor: str) -> SweepPage | None:
     path = folder / FOLDER / "results.csv"
     if not path.exists():
         return None
+    from aqa_pipeline.training.sweep.search import importance  # Optuna takes its time
+
     try:
         table = pd.read_csv(path)
         settings = json.loads((folder / FOLDER / "settings.json").read_text(encoding="utf-8"))
@@ -77,7 +75,7 @@ def sweep_page(folder: Path, anchor: str) -> SweepPage | None:
         "numbers above are of the winner, and were read once."
     )
     log = [n for n in names if isinstance(space.get(n), dict) and space[n].get("log")]
-    shares = importance(table, names)
+    shares = importance(table, names, log=log)
     drawings = []
     if len(table) > 1:
         drawings.append(
@@ -85,7 +83,7 @@ def sweep_page(folder: Path, anchor: str) -> SweepPage | None:
                 "Settings and scores",
                 "Each line is a trial; the darker, the better its Spearman's rho on the validation "
                 "part. Dashed: stopped early.",
-                Markup(sweep_figures.parallel(table, names, log=log, key=f"{anchor}-parallel")),
+                Markup(parallel(table, names, log=log, key=f"{anchor}-parallel")),
             )
         )
     known = {name: share for name, share in shares.items() if math.isfinite(share)}
@@ -93,9 +91,9 @@ def sweep_page(folder: Path, anchor: str) -> SweepPage | None:
         drawings.append(
             Drawing(
                 "What matters",
-                "Share of the variance of the scores that each setting explains by itself. A hint "
-                "where to look: settings may work together, and few trials explain by chance.",
-                Markup(sweep_figures.shares(known, key=f"{anchor}-shares")),
+                "How much each setting sets the best trials apart from all (PED-ANOVA), as shares. "
+                "A hint where to look: settings may work together, few trials differ by chance.",
+                Markup(bars(known, key=f"{anchor}-shares")),
             )
         )
     header = ["trial", *names, "validation rho", "best epoch", ""]
@@ -161,17 +159,17 @@ def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], k
         return svg_text(figure, alt, key)
 
 
-def shares(explained: Mapping[str, float], *, key: str) -> str:
-    """Bars of the shares of :func:`.importance`, largest on top."""
+def bars(explained: Mapping[str, float], *, key: str) -> str:
+    """Bars of the importance of settings, largest on top."""
     names = list(explained)[::-1]
     with styled_figure(70 + 26 * len(names)) as (figure, axes):
         axes.barh(range(len(names)), [100 * explained[name] for name in names], color=BLUE)
         axes.set_yticks(range(len(names)), [_words(name) for name in names])
         axes.set_xlim(0, 100)
-        axes.set_xlabel("% of the variance of the scores")
+        axes.set_xlabel("% of what sets the best trials apart")
         axes.grid(visible=False, axis="y")
         alt = "; ".join(f"{name} {100 * share:.0f} %" for name, share in explained.items())
-        return svg_text(figure, f"Variance explained: {alt}", key)
+        return svg_text(figure, f"Importance: {alt}", key)
 
 
 def _axis(values: pd.Series, *, log: bool) -> tuple[FloatArray, str, str]:

@@ -87,5 +87,5 @@ def test_figures_say_in_words_what_they_show(tmp_path: Path) -> None:
     )
     assert "Parallel coordinates of 12 trials over learning_rate, num_exemplars" in drawn
     assert len(re.findall("stroke-dasharray: (?!none)", drawn)) >= 1, "the stopped trial is dashed"
-    bars = sweep_figures.shares({"learning_rate": 0.75, "num_exemplars": 0.1}, key="b")
+    bars = sweep_figures.bars({"learning_rate": 0.75, "num_exemplars": 0.1}, key="b")
     assert "learning_rate 75 %; num_exemplars 10 %" in bars

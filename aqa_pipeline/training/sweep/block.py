@@ -1,7 +1,7 @@
-"""Trials of one shape, trained as stacks: what one process of a sweep does.
+"""One process's work in a sweep: a block of trials of one shape, trained as stacks.
 
 A block's trials differ in learning rate, weight decay, dropout and M alone. Those that differ
-only in M (the exemplars that vote) are one training, judged several times.
+only in M (the exemplars that vote) are one model, evaluated several times: a *member*.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,110 +19,46 @@ import torch
 
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings, Protocol
+from aqa_pipeline.config import ModelSettings, Protocol
 from aqa_pipeline.core.metrics import fisher_mean
-from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import free_bytes, is_shortage, release_memory, too_large
 from aqa_pipeline.training.memory import MOST_MODELS, bytes_a_model, largest_stack
 from aqa_pipeline.training.stack import Stack
+from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan, member_of
+from aqa_pipeline.training.sweep.search import below_median
 from aqa_pipeline.training.sweep.space import configs
 from aqa_pipeline.training.sweep.trials import Trial, TrialResult
 
 #: Shares of the epochs after which the worse half is given up.
 RUNGS = (0.25, 0.5)
-_FEWEST_TO_COMPARE = 4  #: trials
 
-
-@dataclass(frozen=True)
-class DataSource:
-    """Where a block finds its clips; the same paths on every machine.
-
-    Attributes
-    ----------
-    manifest_path, cache_folder : Path
-    exemplar_key : tuple of str
-        Instead of the protocol's; empty: the protocol's.
-    """
-
-    manifest_path: Path
-    cache_folder: Path
-    exemplar_key: tuple[str, ...] = ()
-
-    def manifest(self) -> Manifest:
-        manifest = read_manifest(self.manifest_path)
-        return with_exemplar_key(manifest, self.exemplar_key) if self.exemplar_key else manifest
-
-
-@dataclass(frozen=True)
-class Block:
-    """Work for one process.
-
-    Attributes
-    ----------
-    source : DataSource
-    trials : tuple of Trial
-        Of one shape, see :func:`shape_of`.
-    head, fit : HeadConfig, FitConfig
-        What no trial changes.
-    device : str
-    threads : int or None
-        Of the process; None: as torch chooses.
-    sharers : int
-        Processes in the same memory.
-    stack : int or None
-        Most models side by side; None: chosen from free memory.
-    early_stop : bool
-    past : dict of str to tuple of float
-        Scores at each rung of trials that are finished.
-    """
-
-    source: DataSource
-    trials: tuple[Trial, ...]
-    head: HeadConfig
-    fit: FitConfig
-    device: str = "cpu"
-    threads: int | None = None
-    sharers: int = 1
-    stack: int | None = None
-    early_stop: bool = True
-    past: dict[str, tuple[float, ...]] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class _Progress:
-    """A trial on its way through the parts."""
-
-    trial: Trial
-    stopped: bool = False
-    scores: list[float] = field(default_factory=list)
-    best_epoch: list[int] = field(default_factory=list)
-    epochs: int = 0
-    rungs: dict[str, float] = field(default_factory=dict)
-    stack: int = 1
-    seconds: float = 0.0
-
-
-def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
-    """What all models of a stack share: everything but the members' own and M."""
-    return (
-        dataclasses.replace(head, dropout=0.0),
-        dataclasses.replace(fit, learning_rate=0.0, weight_decay=0.0, num_exemplars=None),
-    )
+Member = list[TrialResult]
 
 
 def run_block(
-    block: Block, *, advance: Callable[[int], None] = lambda epochs: None
+    plan: SweepPlan,
+    trials: Sequence[Trial],
+    past: Mapping[str, Sequence[float]],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[TrialResult], list[str]]:
     """Train the trials of a block.
 
     Parameters
     ----------
-    block : Block
-    advance : callable
-        Told how many epochs of single trials are behind it since it was last told; negative
-        where some are to be done again.
+    plan : SweepPlan
+    trials : sequence of Trial
+        Of one shape, see :func:`~aqa_pipeline.training.sweep.plan.shape_of`.
+    past : dict of str to sequence of float
+        Scores at each rung of trials that are finished.
+    threads : int or None
+        Of this process; None: as torch chooses.
+    progress : callable
+        Called as ``progress(done, total)`` with epochs of single trials; ``done`` falls where
+        some are to be done again.
 
     Returns
     -------
@@ -140,31 +73,162 @@ def run_block(
     SetupError
         If memory runs out even with the models of one trial.
     """
-    if block.threads:
-        torch.set_num_threads(block.threads)
-    device = torch.device(block.device)
-    head, fit = configs(block.trials[0].point, head=block.head, fit=block.fit)
-    manifest = block.source.manifest()
+    if threads:
+        torch.set_num_threads(threads)
+    manifest = plan.source.manifest()
     parts = parts_of(manifest)
-    running = [_Progress(trial) for trial in block.trials]
-    notes: list[str] = []
+    block = _Block(plan, trials, past, len(parts), progress)
     for number, part in enumerate(parts):
-        clips, protocol, views = _load(
-            block.source, part, fit.use_difficulty, fit.views, head.aggregation == "mean"
-        )
-        alive = [p for p in running if not p.stopped]
+        block.train(part, number)
+    categories = [part.category for part in parts]
+    for trial in block.trials:
+        trial.score = _mean_score(trial, categories, manifest.protocol.rho_average)
+    return block.trials, block.notes
+
+
+class _Block:
+    """Trials on their way through the parts; see :func:`run_block`."""
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        trials: Sequence[Trial],
+        past: Mapping[str, Sequence[float]],
+        num_parts: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.trials = [TrialResult(trial.number, trial.point) for trial in trials]
+        self.notes: list[str] = []
+        self._plan, self._past, self._progress = plan, past, progress
+        self._head, self._fit = configs(trials[0].point, head=plan.head, fit=plan.fit)
+        self._done, self._total = 0, self._fit.epochs * num_parts * len(trials)
+
+    def train(self, part: Part, number: int) -> None:
+        """Train in a part, in as many stacks as memory asks for, what was not given up."""
+        seeds, device = self._fit.num_seeds, self._plan.device
         if device.type == "cuda":
             release_memory(device)  # of the part before
-        size = _stack_size(block, clips, head, fit, device, notes)
-        advance(fit.epochs * (len(running) - len(alive)))
-        data = {"clips": clips, "protocol": protocol, "views": views, "device": device}
-        waiting = _groups(alive, size // fit.num_seeds)
+        averaged = self._head.aggregation == "mean"
+        self._clips, self._protocol, self._views = _load(
+            self._plan.source, part, self._fit.use_difficulty, self._fit.views, averaged
+        )
+        running = [trial for trial in self.trials if trial.state == "done"]
+        self._advance(self._fit.epochs * (len(self.trials) - len(running)))
+        members: dict[tuple[float, ...], Member] = {}
+        for trial in running:
+            members.setdefault(member_of(trial.point), []).append(trial)
+        most = self._stack_size() // seeds
+        every = list(members.values())
+        waiting = [every[i : i + most] for i in range(0, len(every), most)]
         while waiting:
-            group = waiting.pop(0)
-            if not _fits(block, group, number, advance=advance, **data):
-                waiting = [*_halved(group, fit.num_seeds, device, notes), *waiting]
-    categories = [part.category for part in parts]
-    return [_result(p, categories, manifest.protocol.rho_average) for p in running], notes
+            stack = waiting.pop(0)
+            if self._fits(stack, number):
+                continue
+            release_memory(device)
+            if len(stack) == 1:
+                raise too_large(device)
+            half = -(-len(stack) // 2)
+            waiting = [stack[:half], stack[half:], *waiting]
+            self.notes.append(
+                f"stacks of {half * seeds} models instead of {len(stack) * seeds}: memory ran out"
+            )
+
+    def _advance(self, epochs: int) -> None:
+        self._done += epochs
+        self._progress(self._done, self._total)
+
+    def _stack_size(self) -> int:
+        """Models side by side; never less than the seeds of one trial."""
+        sharers = 1 if self._plan.scheduler else self._plan.jobs
+        dropout = any(trial.point.get("dropout", self._head.dropout) for trial in self.trials)
+        widest = dataclasses.replace(self._head, dropout=0.5 if dropout else 0.0)
+        device, seeds = self._plan.device, self._fit.num_seeds
+        model_bytes = bytes_a_model(self._clips.train, widest, self._fit, device=device)
+        free = free_bytes(device)
+        fitting = largest_stack(model_bytes, free=free, sharers=sharers)
+        wanted = min(self._plan.config.stack or MOST_MODELS, len(self.trials) * seeds)
+        if fitting < wanted:
+            self.notes.append(
+                f"stacks of {fitting} models instead of {wanted}: each takes about "
+                f"{model_bytes / 1e6:.0f} MB, and {free / 1e9:.1f} GB are free"
+                + (f" for {sharers} processes" if sharers > 1 else "")
+            )
+        return max(min(fitting, wanted), seeds)
+
+    def _fits(self, members: list[Member], number: int) -> bool:
+        """Train a stack; False, and nothing is changed, if memory runs out."""
+        everyone = [trial for member in members for trial in member]
+        before = [copy.deepcopy(trial.__dict__) for trial in everyone]
+        done = self._done
+        try:
+            self._train_stack(members, number)
+        except RuntimeError as error:
+            if not is_shortage(error):
+                raise
+        else:
+            return True
+        for trial, fields in zip(everyone, before, strict=True):
+            trial.__dict__.update(fields)
+        self._advance(done - self._done)
+        return False
+
+    def _train_stack(self, members: list[Member], number: int) -> None:
+        started = time.perf_counter()
+        fit, seeds = self._fit, self._fit.num_seeds
+        settings = [
+            configs(member[0].point, head=self._plan.head, fit=self._plan.fit) for member in members
+        ]
+        stack = Stack(
+            self._clips.train,
+            [ModelSettings.of(own_fit, own_head) for own_head, own_fit in settings],
+            head_config=settings[0][0],
+            config=settings[0][1],
+            score_range=self._protocol.score_range,
+            epsilon=self._protocol.epsilon,
+            device=self._plan.device,
+            views=self._views,
+            num_exemplars=[
+                [trial.point.get("num_exemplars", fit.num_exemplars) for trial in member]  # type: ignore[misc]
+                for member in members
+            ],
+            keep_states=False,
+        )
+        everyone = [trial for member in members for trial in member]
+        for trial in everyone:
+            trial.stack = max(trial.stack, len(members) * seeds)
+        early = RUNGS if self._plan.config.early_stop else ()
+        rungs = {math.ceil(share * fit.epochs): f"{number}:{share:g}" for share in early}
+        for epoch in range(1, fit.epochs + 1):
+            stack.run_epoch()
+            self._advance(sum(trial.state == "done" for trial in everyone))
+            if epoch not in rungs or epoch == fit.epochs:
+                continue
+            self._stop_hopeless(_scores(stack, members, seeds), rungs[epoch], epoch)
+            kept = [i for i, member in enumerate(members) if any(t.state == "done" for t in member)]
+            if len(kept) < len(members):
+                members = [members[i] for i in kept]
+                if not members:  # earlier waves had better ones: nobody is left
+                    break
+                stack.keep([i * seeds + seed for i in kept for seed in range(seeds)])
+        for trial, score, best_epoch in _scores(stack, members, seeds):
+            if trial.state == "done":
+                _settle(trial, score, best_epoch, fit.epochs)
+        seconds = (time.perf_counter() - started) / len(everyone)
+        for trial in everyone:
+            trial.seconds += seconds
+
+    def _stop_hopeless(
+        self, scores: list[tuple[TrialResult, float, list[int]]], rung: str, epoch: int
+    ) -> None:
+        """Give up the trials of a stack that lie below the median at a rung."""
+        running = [reached for reached in scores if reached[0].state == "done"]
+        hopeless = below_median([score for _, score, _ in running], self._past.get(rung, ()))
+        for (trial, score, best_epoch), is_hopeless in zip(running, hopeless, strict=True):
+            trial.rungs[rung] = score
+            if is_hopeless:
+                trial.state = "stopped"
+                _settle(trial, score, best_epoch, epoch)
+        self._advance(sum(hopeless) * (self._fit.epochs - epoch))
 
 
 @lru_cache(maxsize=2)
@@ -183,213 +247,33 @@ def _load(
     return clips, manifest.protocol, views
 
 
-def _stack_size(
-    block: Block,
-    clips: SplitClips,
-    head: HeadConfig,
-    fit: FitConfig,
-    device: torch.device,
-    notes: list[str],
-) -> int:
-    """Models side by side; never less than the seeds of one trial."""
-    dropout = any(trial.point.get("dropout", head.dropout) for trial in block.trials)
-    widest = dataclasses.replace(head, dropout=0.5 if dropout else 0.0)
-    model_bytes = bytes_a_model(clips.train, widest, fit, device=device)
-    free = free_bytes(device)
-    fitting = largest_stack(model_bytes, free=free, sharers=block.sharers)
-    wanted = min(block.stack or MOST_MODELS, len(block.trials) * fit.num_seeds)
-    if fitting < wanted:
-        note = (
-            f"stacks of {fitting} models instead of {wanted}: each takes about "
-            f"{model_bytes / 1e6:.0f} MB, and {free / 1e9:.1f} GB are free"
-            + (f" for {block.sharers} processes" if block.sharers > 1 else "")
-        )
-        if note not in notes:
-            notes.append(note)
-    return max(min(fitting, wanted), fit.num_seeds)
-
-
-def _groups(running: Sequence[_Progress], most: int) -> list[list[list[_Progress]]]:
-    """Stacks of members; a member is the trials that differ in M alone."""
-    members: dict[tuple[object, ...], list[_Progress]] = {}
-    for progress in running:
-        point = progress.trial.point
-        key = tuple(point.get(name) for name in ("learning_rate", "weight_decay", "dropout"))
-        members.setdefault(key, []).append(progress)
-    listed = list(members.values())
-    step = max(most, 1)
-    return [listed[i : i + step] for i in range(0, len(listed), step)]
-
-
-def _fits(
-    block: Block,
-    group: list[list[_Progress]],
-    part_number: int,
-    *,
-    advance: Callable[[int], None],
-    **data: Any,
-) -> bool:
-    """Train a stack; False, and nothing is changed, if memory runs out."""
-    everyone = [p for member in group for p in member]
-    before = [copy.deepcopy(p.__dict__) for p in everyone]
-    told = 0
-
-    def count(epochs: int) -> None:
-        nonlocal told
-        told += epochs
-        advance(epochs)
-
-    try:
-        _train_group(block, group, part_number, advance=count, **data)
-    except RuntimeError as error:
-        if not is_shortage(error):
-            raise
-    else:
-        return True
-    for progress, fields in zip(everyone, before, strict=True):
-        progress.__dict__.update(fields)
-    advance(-told)
-    return False
-
-
-def _halved(
-    group: list[list[_Progress]], num_seeds: int, device: torch.device, notes: list[str]
-) -> list[list[list[_Progress]]]:
-    """Both halves of a stack that memory did not suffice for.
-
-    Raises
-    ------
-    SetupError
-        If it is one member alone.
-    """
-    release_memory(device)
-    if len(group) == 1:
-        raise too_large(device)
-    half = -(-len(group) // 2)
-    notes.append(
-        f"stacks of {half * num_seeds} models instead of {len(group) * num_seeds}: memory ran out"
-    )
-    return [group[:half], group[half:]]
-
-
-def _train_group(
-    block: Block,
-    group: list[list[_Progress]],
-    part_number: int,
-    *,
-    clips: SplitClips,
-    protocol: Protocol,
-    views: npt.NDArray[np.float32] | None,
-    device: torch.device,
-    advance: Callable[[int], None],
-) -> None:
-    started = time.perf_counter()
-    settings = [configs(member[0].trial.point, head=block.head, fit=block.fit) for member in group]
-    head, fit = settings[0]
-    stack = Stack(
-        clips.train,
-        [ModelSettings.of(own_fit, own_head) for own_head, own_fit in settings],
-        head_config=head,
-        config=fit,
-        score_range=protocol.score_range,
-        epsilon=protocol.epsilon,
-        device=device,
-        views=views,
-        num_exemplars=[
-            [p.trial.point.get("num_exemplars", fit.num_exemplars) for p in member]  # type: ignore[misc]
-            for member in group
-        ],
-        keep_states=False,
-    )
-    everyone = [p for member in group for p in member]
-    for progress in everyone:
-        progress.stack = max(progress.stack, len(group) * fit.num_seeds)
-    rungs = {math.ceil(share * fit.epochs): f"{part_number}:{share:g}" for share in RUNGS}
-    for epoch in range(1, fit.epochs + 1):
-        stack.run_epoch()
-        advance(sum(not p.stopped for p in everyone))
-        scores = _scores(stack, group, fit.num_seeds)
-        rung = rungs.get(epoch) if block.early_stop and epoch < fit.epochs else None
-        if rung is not None:
-            stopped = _stop_hopeless(block, scores, rung, epoch=epoch)
-            advance(stopped * (fit.epochs - epoch))
-            rows = [
-                i * fit.num_seeds + s
-                for i, member in enumerate(group)
-                for s in range(fit.num_seeds)
-                if not all(p.stopped for p in member)
-            ]
-            if not rows:  # earlier waves had better ones: nobody is left
-                group = []
-                break
-            if len(rows) < len(group) * fit.num_seeds:
-                group = [m for m in group if not all(p.stopped for p in m)]
-                stack.keep(rows)
-    for progress, (score, epochs) in _scores(stack, group, fit.num_seeds).items():
-        if not progress.stopped:
-            progress.scores.append(score)
-            progress.best_epoch += epochs
-            progress.epochs = fit.epochs
-    seconds = (time.perf_counter() - started) / len(everyone)
-    for progress in everyone:
-        progress.seconds += seconds
-
-
 def _scores(
-    stack: Stack, group: list[list[_Progress]], num_seeds: int
-) -> dict[_Progress, tuple[float, list[int]]]:
-    """Score and best epochs of each trial of a stack so far."""
+    stack: Stack, members: list[Member], num_seeds: int
+) -> list[tuple[TrialResult, float, list[int]]]:
+    """Score and best epochs (one per seed) of each trial of a stack so far."""
     rho, epoch = stack.selection.best_rho, stack.selection.best_epoch
-    scores, first = {}, 0
-    for member in group:
-        for place, progress in enumerate(member):
+    scores, first = [], 0
+    for member in members:
+        for place, trial in enumerate(member):
             own = [first + seed * len(member) + place for seed in range(num_seeds)]
-            scores[progress] = (float(np.mean([rho[j] for j in own])), [epoch[j] for j in own])
+            score = float(np.mean([rho[j] for j in own]))
+            scores.append((trial, score, [epoch[j] for j in own]))
         first += num_seeds * len(member)
     return scores
 
 
-def _stop_hopeless(
-    block: Block,
-    scores: dict[_Progress, tuple[float, list[int]]],
-    rung: str,
-    *,
-    epoch: int,
-) -> int:
-    """Give up the trials below the median at a rung; how many."""
-    running = {p: score for p, (score, _) in scores.items() if not p.stopped}
-    for progress, score in running.items():
-        progress.rungs[rung] = score
-    others = block.past.get(rung, ())
-    known = np.nan_to_num([*others, *running.values()], nan=-math.inf)
-    if len(known) < _FEWEST_TO_COMPARE:
-        return 0
-    bar = float(np.quantile(known, 0.5, method="lower"))
-    hopeless = [p for p, score in running.items() if not score >= bar]
-    for progress in hopeless:
-        score, epochs = scores[progress]
-        progress.stopped, progress.epochs = True, epoch
-        progress.scores.append(score)
-        progress.best_epoch += epochs
-    return len(hopeless)
+def _settle(trial: TrialResult, score: float, best_epoch: list[int], epochs: int) -> None:
+    """Write down what a trial came to in a part."""
+    trial.per_part.append(score)
+    trial.best_epoch += best_epoch
+    trial.epochs = epochs
 
 
-def _result(progress: _Progress, categories: Sequence[str | None], rho_average: str) -> TrialResult:
+def _mean_score(trial: TrialResult, categories: Sequence[str | None], rho_average: str) -> float:
     by_category: dict[str | None, list[float]] = {}
-    for category, score in zip(categories, progress.scores, strict=False):
+    for category, score in zip(categories, trial.per_part, strict=False):
         by_category.setdefault(category, []).append(score)
     means = [float(np.mean(scores)) for scores in by_category.values()]
-    fisher = len(means) > 1 and rho_average == "fisher"
-    score = fisher_mean(means) if fisher else float(np.mean(means))
-    return TrialResult(
-        number=progress.trial.number,
-        point=progress.trial.point,
-        state="stopped" if progress.stopped else "done",
-        score=score,
-        per_part=tuple(progress.scores),
-        best_epoch=tuple(progress.best_epoch),
-        epochs=progress.epochs,
-        rungs=progress.rungs,
-        stack=progress.stack,
-        seconds=progress.seconds,
-    )
+    # fisher_mean leaves out what is not defined: a trial with such a part would look better.
+    fisher = len(means) > 1 and rho_average == "fisher" and np.isfinite(means).all()
+    return fisher_mean(means) if fisher else float(np.mean(means))

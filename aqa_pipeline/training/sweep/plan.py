@@ -1,4 +1,4 @@
-"""What a sweep will do: its trials, and how they are put into stacks."""
+"""Plan of a sweep: its trials, and how they are put into stacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +16,37 @@ import torch
 
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest, with_exemplar_key
 from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.training.memory import MOST_MODELS
-from aqa_pipeline.training.sweep.block import DataSource, shape_of
-from aqa_pipeline.training.sweep.search import ListedSearch, Search, TpeSearch
-from aqa_pipeline.training.sweep.space import Dimension, Space, configs
-from aqa_pipeline.training.sweep.trials import Journal, Trial
+from aqa_pipeline.training.sweep.search import JOURNAL, Search, draws
+from aqa_pipeline.training.sweep.space import Dimension, Point, Space, configs
+from aqa_pipeline.training.sweep.trials import FOLDER, Trial
 
-FOLDER = "sweep"
-_RANDOM_TRIALS = 32
+_TRIALS = 32
 _TPE_BLOCK = 8  #: trials for each process between two looks at the results
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a sweep finds its clips; the same paths on every machine.
+
+    Attributes
+    ----------
+    manifest_path, cache_folder : Path
+    exemplar_key : tuple of str
+        Instead of the protocol's; empty: the protocol's.
+    """
+
+    manifest_path: Path
+    cache_folder: Path
+    exemplar_key: tuple[str, ...] = ()
+
+    def manifest(self) -> Manifest:
+        manifest = read_manifest(self.manifest_path)
+        return with_exemplar_key(manifest, self.exemplar_key) if self.exemplar_key else manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +83,27 @@ class SweepPlan:
             return self.config.search
         return "grid" if self.space.is_listed and self.config.trials is None else "random"
 
+    @cached_property
+    def points(self) -> list[Point]:
+        """The points of a grid or of draws; none where they follow from results.
+
+        Raises
+        ------
+        UsageError
+            If a point cannot be trained.
+        """
+        points: list[Point] = []
+        if self.search == "grid":
+            points = self.space.grid()[: self.config.trials]
+        elif self.search == "random":
+            points = draws(self.space, self.config.trials or _TRIALS, seed=self.config.seed)
+        for point in points:
+            configs(point, head=self.head, fit=self.fit)
+        return points
+
     @property
     def num_trials(self) -> int:
-        if self.search == "grid":
-            count = len(self.space.grid())
-            return count if self.config.trials is None else min(count, self.config.trials)
-        return self.config.trials or _RANDOM_TRIALS
+        return len(self.points) or self.config.trials or _TRIALS
 
     @property
     def jobs(self) -> int:
@@ -89,59 +126,56 @@ class SweepPlan:
         }
 
 
-def open_search(plan: SweepPlan) -> Search:
+@contextmanager
+def open_search(plan: SweepPlan) -> Iterator[Search]:
     """The search of a plan, with what earlier calls have found.
 
     Raises
     ------
     UsageError
         If the folder holds a sweep with other settings, or a point cannot be trained.
+    DataError
+        If its files are damaged.
     """
     folder = plan.folder / FOLDER
     _agree(plan, folder / "settings.json")
-    if plan.search == "tpe":
-        search: Search = TpeSearch(
-            plan.space, folder / "study.log", count=plan.num_trials, seed=plan.config.seed
-        )
-    else:
-        points = planned_points(plan)
-        search = ListedSearch(points, Journal(folder / "trials.jsonl"))
+    count, points = plan.num_trials, plan.points
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(folder / "settings.json", plan.settings())
-    return search
-
-
-def planned_points(plan: SweepPlan) -> list[dict[str, Any]]:
-    """The points of a grid or of draws; each is checked.
-
-    Raises
-    ------
-    UsageError
-        If a point cannot be trained.
-    """
-    if plan.search == "grid":
-        points = plan.space.grid()[: plan.num_trials]
-    else:
-        points = plan.space.draws(plan.num_trials, seed=plan.config.seed)
-    for point in points:
-        configs(point, head=plan.head, fit=plan.fit)
-    return points
+    with Leases(folder) as leases:
+        seed = plan.config.seed
+        search = Search(plan.space, folder, leases, count=count, points=points, seed=seed)
+        write_json_atomically(folder / "settings.json", plan.settings())
+        yield search
 
 
 def _agree(plan: SweepPlan, path: Path) -> None:
+    mine = json.loads(json.dumps(plan.settings()))
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in mine if there.get(name) != mine[name]]
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    mine = json.loads(json.dumps(plan.settings()))
-    differing = [name for name in mine if there.get(name) != mine[name]]
     if differing:
         raise UsageError(
             f"{path.parent}: holds a sweep with another {' and '.join(differing)}; choose another "
             "--run, or --again to throw it away"
         )
+
+
+def shape_of(head: HeadConfig, fit: FitConfig) -> tuple[HeadConfig, FitConfig]:
+    """What all models of a stack share: everything but the members' own and M."""
+    return (
+        dataclasses.replace(head, dropout=0.0),
+        dataclasses.replace(fit, learning_rate=0.0, weight_decay=0.0, num_exemplars=None),
+    )
+
+
+def member_of(point: Point) -> tuple[float, ...]:
+    """What a model of a stack has of its own; trials that differ in M alone are one model."""
+    names = ("learning_rate", "weight_decay", "dropout")
+    return tuple(float(point.get(name) or 0.0) for name in names)
 
 
 def trials_at_once(plan: SweepPlan) -> int:
@@ -164,12 +198,12 @@ def waves(plan: SweepPlan, asked: Sequence[Trial]) -> Iterator[list[list[Trial]]
     stacks: list[list[Trial]] = []
     for trials in shapes.values():
         # Trials that differ only in M are one training: they stay together.
-        ordered = sorted(trials, key=lambda t: (_member(t), t.number))
+        ordered = sorted(trials, key=lambda t: (member_of(t.point), t.number))
         share = -(-len(ordered) // plan.jobs) if len(shapes) < plan.jobs else len(ordered)
         size = min(most, share)
         current: list[Trial] = []
         for trial in ordered:
-            if len(current) >= size and _member(current[-1]) != _member(trial):
+            if len(current) >= size and member_of(current[-1].point) != member_of(trial.point):
                 stacks.append(current)
                 current = []
             current.append(trial)
@@ -178,17 +212,12 @@ def waves(plan: SweepPlan, asked: Sequence[Trial]) -> Iterator[list[list[Trial]]
         yield stacks[start : start + plan.jobs]
 
 
-def _member(trial: Trial) -> tuple[float, ...]:
-    names = ("learning_rate", "weight_decay", "dropout")
-    return tuple(float(trial.point.get(name) or 0.0) for name in names)
-
-
 def plan_summary(plan: SweepPlan) -> dict[str, Any]:
     """What a sweep would do, without doing it; plain values.
 
     Raises
     ------
-    UsageError
+    UsageError, DataError
         As :func:`open_search`.
     """
     folder = plan.folder / FOLDER
@@ -196,16 +225,15 @@ def plan_summary(plan: SweepPlan) -> dict[str, Any]:
     notes: list[str] = []
     stacks: int | None = None
     largest = min(plan.config.stack or MOST_MODELS, trials_at_once(plan) * plan.fit.num_seeds)
-    done = 0
-    if plan.search == "tpe":
-        if (folder / "study.log").exists():
-            done = len(open_search(plan).results())
-    else:
-        search = ListedSearch(planned_points(plan), Journal(folder / "trials.jsonl"))
-        done = len(search.results())
-        stacked = [stack for wave in waves(plan, search.ask(plan.num_trials)) for stack in wave]
+    done: set[int] = set()
+    if (folder / JOURNAL).exists():
+        with open_search(plan) as search:
+            done = {result.number for result in search.results()}
+    if plan.points:
+        left = [Trial(n, point) for n, point in enumerate(plan.points) if n not in done]
+        stacked = [stack for wave in waves(plan, left) for stack in wave]
         stacks = len(stacked)
-        members = [len({_member(trial) for trial in stack}) for stack in stacked]
+        members = [len({member_of(trial.point) for trial in stack}) for stack in stacked]
         largest = max(members, default=0) * plan.fit.num_seeds
         if members and largest == plan.fit.num_seeds and len(members) > 1:
             notes.append(
@@ -215,7 +243,7 @@ def plan_summary(plan: SweepPlan) -> dict[str, Any]:
     return {
         "search": plan.search,
         "trials": plan.num_trials,
-        "done": done,
+        "done": len(done),
         "jobs": plan.jobs,
         "stacks": stacks,
         "largest_stack": largest,

@@ -1,4 +1,4 @@
-"""What a sweep may choose: the dimensions of a search space, and points in it.
+"""Search space of a sweep: its dimensions, and points in it.
 
 Conventions
 -----------
@@ -89,18 +89,6 @@ class Dimension:
         spaced = np.geomspace if self.log else np.linspace
         values = spaced(self.low, self.high, self.steps).tolist()
         return list(dict.fromkeys(round(v) for v in values)) if self.integer else values
-
-    def draw(self, random: np.random.Generator) -> Value:
-        """A value by chance."""
-        if self.choices:
-            return self.choices[int(random.integers(len(self.choices)))]
-        if self.integer and not self.log:
-            return int(random.integers(int(self.low), int(self.high) + 1))
-        if self.log:
-            value = math.exp(random.uniform(math.log(self.low), math.log(self.high)))
-        else:
-            value = float(random.uniform(self.low, self.high))
-        return round(value) if self.integer else value
 
     @property
     def is_fixed(self) -> bool:
@@ -225,11 +213,6 @@ class Space:
             raise UsageError(f"this grid has {count:,} points; type --search random --trials 100")
         names = [dimension.name for dimension in self.dimensions]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*lists)]
-
-    def draws(self, count: int, *, seed: int) -> list[Point]:
-        """Points by chance; the first are the same whatever the count."""
-        random = np.random.default_rng([seed, 2])
-        return [{d.name: d.draw(random) for d in self.dimensions} for _ in range(count)]
 
     @property
     def is_listed(self) -> bool:

@@ -3,8 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import UsageError
@@ -29,25 +27,6 @@ def test_ranges_in_a_grid() -> None:
     assert parse_dimension("hidden", "16..256:log:3").grid() == [16, 64, 256]
     with pytest.raises(UsageError, match=r"type learning_rate=0.0001..0.01:log:5, or --search"):
         parse_dimension("lr", "1e-4..1e-2:log").grid()
-
-
-@given(seed=st.integers(0, 50))
-def test_draws_lie_in_their_range_and_longer_lists_begin_alike(seed: int) -> None:
-    space = parse_space(["lr=1e-4..1e-2:log", "epochs=3..6", "dropout=0..0.5", "m=1,all"])
-    points = space.draws(20, seed=seed)
-    assert points[:5] == space.draws(5, seed=seed)
-    for point in points:
-        assert isinstance(point["learning_rate"], float)
-        assert 1e-4 <= point["learning_rate"] <= 1e-2
-        assert point["epochs"] in (3, 4, 5, 6)
-        assert isinstance(point["dropout"], float)
-        assert 0 <= point["dropout"] <= 0.5
-        assert point["num_exemplars"] in (1, None)
-
-
-def test_a_logarithmic_range_has_half_of_its_draws_below_the_middle_of_the_exponents() -> None:
-    rates = [p["learning_rate"] for p in parse_space(["lr=1e-4..1e-2:log"]).draws(400, seed=0)]
-    assert 160 < sum(float(str(rate)) < 1e-3 for rate in rates) < 240
 
 
 def test_settings_count_for_more_than_the_file(tmp_path: Path) -> None:
