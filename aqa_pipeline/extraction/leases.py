@@ -26,7 +26,6 @@ import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from aqa_pipeline.atomic import host_name, is_running, storage_error, writer_name
@@ -77,12 +76,7 @@ class Leases:
         self._beat.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self.release(list(self._held))
         with contextlib.suppress(OSError):

@@ -31,7 +31,8 @@ from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, lacking_views
 from aqa_pipeline.extraction.stream import encode_stream
-from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
+from aqa_pipeline.media.clip import DecodeTask
+from aqa_pipeline.media.decode_pool import Decoded, DecodePool, decode_runs
 from aqa_pipeline.media.views import cut_view
 
 _log = logging.getLogger(__name__)

@@ -65,14 +65,14 @@ def test_packages_that_are_old_or_not_there(project: Path, monkeypatch: pytest.M
     real = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name == "pebble":
+        if name == "joblib":
             raise importlib.metadata.PackageNotFoundError(name)
         return "2.9.1+cpu" if name == "torch" else real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = check("packages", project)
     assert found.status == "missing"
-    assert found.advice == "pip install 'pebble>=5.1' 'torch>=2.10'"
+    assert found.advice == "pip install 'joblib>=1.4' 'torch>=2.10'"
 
 
 def test_a_torch_that_cannot_multiply(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
