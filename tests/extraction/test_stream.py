@@ -36,7 +36,8 @@ def clip(number: int, *, fails: bool = False) -> Decoded:
 
 def views(decoded: Decoded) -> list[Frames]:
     """A second view, 100 higher, of odd clips."""
-    assert decoded.clip is not None
+    if decoded.clip is None:
+        return []
     frames = decoded.clip.frames
     return [frames, frames + np.uint8(100)] if frames[0, 0, 0, 0] % 2 else [frames]
 
@@ -47,6 +48,9 @@ class Several:
     def __init__(self, clips_at_once: int) -> None:
         self.clips_at_once = clips_at_once
         self.events: list[str] = []
+
+    def __call__(self, frames: Frames) -> Features:
+        return self.start([frames])()[0]
 
     def start(self, windows: Sequence[Frames]) -> Callable[[], list[Features]]:
         numbers = [int(frames[0, 0, 0, 0]) for frames in windows]
