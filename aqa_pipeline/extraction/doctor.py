@@ -1,4 +1,4 @@
-"""What this machine has of what the program needs, and what to type where it lacks.
+"""Self-test of a machine: each thing the program needs, and what to type where it lacks.
 
 Every check really does the thing (writes, renames, decodes, multiplies) instead of
 looking at version numbers alone. None of them changes anything that stays.

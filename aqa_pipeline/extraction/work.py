@@ -170,7 +170,7 @@ class _Extraction:
         timeout = self._config.clip_timeout_seconds
         to_do: Sequence[ClipToDo] = self._plan.to_do
         # The writer ends first, so that what is done is on the disk before anything can
-        # take time; the claims end last, when nothing is left to be leased.
+        # take time; the leases end last, when nothing is left to be leased.
         with (
             self._leases,
             DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,

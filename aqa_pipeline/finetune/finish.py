@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves: tuned weights, their features in the cache, a run folder."""
+"""Results of a fine-tuning: tuned weights, their features in the cache, a run folder."""
 
 from __future__ import annotations
 
