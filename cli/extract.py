@@ -27,8 +27,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from aqa_pipeline.extraction.extract import ExtractSummary
     from aqa_pipeline.extraction.plan import ExtractPlan
-    from aqa_pipeline.extraction.work import ExtractSummary
     from aqa_pipeline.media.views import ViewSet
 
 SOME_FAILED = 3

@@ -29,8 +29,6 @@ from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.datasets.locate import locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, SetupError, UsageError
-from aqa_pipeline.media.clip import DecodeTask, read_clip
-from aqa_pipeline.media.sandbox import LimitedProcess
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +124,9 @@ def cached_precision(
 
 def sample_windows(manifest: Manifest, *, index_folder: Path) -> list[npt.NDArray[np.uint8]]:
     """Frames of the first few clips that can be decoded, each (window, crop, crop, 3)."""
+    from aqa_pipeline.media.clip import DecodeTask, read_clip  # brings the video decoder
+    from aqa_pipeline.media.sandbox import LimitedProcess
+
     located, _ = locate(manifest, index_folder=index_folder)
     windows: list[npt.NDArray[np.uint8]] = []
     with LimitedProcess() as process:

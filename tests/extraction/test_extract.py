@@ -24,10 +24,10 @@ from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import CacheError
+from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import estimate, plan_extraction
 from aqa_pipeline.extraction.shards import Shard
-from aqa_pipeline.extraction.work import ExtractSummary, default_workers, extract
 from aqa_pipeline.media.views import views_of
 from tests.support.fake_aqa import aqa_environment, write_fake_weights
 from tests.support.small_project import encode_numbers, fake_backbone, make_project
