@@ -122,7 +122,7 @@ def frames_of_steps(
 
     from aqa_pipeline.config import PIXEL_PRESETS
     from aqa_pipeline.finetune.upload import Uploads
-    from aqa_pipeline.media.decode_pool import DecodeTask
+    from aqa_pipeline.media.clip import DecodeTask
 
     if device.type != "cuda":
         yield from [lambda rows: torch.from_numpy(frames[list(rows)])] * len(steps)

@@ -30,7 +30,7 @@ from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.parts import Part
-from aqa_pipeline.media.decode_pool import decode_clip
+from aqa_pipeline.media.clip import read_clip
 from aqa_pipeline.media.snippets import snippet_index
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import read_run
@@ -46,7 +46,7 @@ def both_features(manifest: Any, rows: Any, weights: Path) -> dict[str, np.ndarr
     tasks = {task.clip_id: task for task in tasks_of(manifest, Path("cache/video-index"))}
     features: dict[str, list[np.ndarray]] = {"plain": [], "ours": []}
     for clip_id in rows["clip_id"]:
-        frames = decode_clip(tasks[clip_id]).frames
+        frames = read_clip(tasks[clip_id]).frames
         snippets = normalise(torch.from_numpy(frames[index]), pixels).contiguous()
         features["plain"].append(plain.features(snippets).numpy())
         features["ours"].append(encode(frames))

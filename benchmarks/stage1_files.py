@@ -27,9 +27,9 @@ from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
+from aqa_pipeline.extraction.extract import default_workers, extract
 from aqa_pipeline.extraction.plan import plan_extraction
-from aqa_pipeline.extraction.work import default_workers, extract
-from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
+from aqa_pipeline.media.clip import DecodeTask, read_clip
 
 Row = dict[str, Any]
 
@@ -106,7 +106,7 @@ def extraction(
     decode_seconds, windows = 0.0, []
     for task in tasks[: clips // copies]:
         started = time.perf_counter()
-        windows.append(decode_clip(task).frames)
+        windows.append(read_clip(task).frames)
         decode_seconds += time.perf_counter() - started
     fingerprint = fingerprint_of(
         manifest.protocol, weights_sha256=weights_identity(weights), precision=precision

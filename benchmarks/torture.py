@@ -135,7 +135,7 @@ def decoders_of(process: subprocess.Popen[str]) -> list[int]:
     for pid in session_of(process):
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"spawn_main" in command:
+            if b"aqa_pipeline.media.sandbox" in command:
                 found.append(pid)
     return found
 

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.config import PIXEL_PRESETS
-from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodePool, DecodeTask
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask
+from aqa_pipeline.media.decode_pool import Decoded, DecodePool
 from aqa_pipeline.media.views import PLAIN, cut_view
 
 WINDOW = 103
@@ -38,14 +39,14 @@ def mark_of(clip_id: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(int(clip_id).to_bytes(3, "little"), np.uint8)
 
 
-def no_decoding(task: DecodeTask) -> DecodedClip:
+def no_decoding(task: DecodeTask) -> ClipFrames:
     """A clip that is there already, with its number in two corners."""
     if not _ready:
         rng = np.random.default_rng(0)
         shape = (WINDOW, PIXELS.crop, PIXELS.crop, 3)
         _ready.append(rng.integers(0, 256, shape, dtype=np.uint8))
     _ready[0][MARKED, 0, 0] = mark_of(task.clip_id)
-    return DecodedClip(_ready[0], np.zeros(WINDOW), 0, WINDOW)
+    return ClipFrames(Path("v"), _ready[0], np.arange(WINDOW), np.zeros(WINDOW), 0, WINDOW)
 
 
 def window_of(decoded: Decoded) -> npt.NDArray[np.uint8]:
@@ -115,7 +116,9 @@ def measure(*, lanes: int, clips: int, device: str) -> dict[str, Any]:
             uploader.finish()
             uploader.finish()
 
-    with DecodePool(workers=lanes, clip_timeout_seconds=60, decode=no_decoding) as pool:
+    from transport import no_decoding as decode  # decoders never run a main module
+
+    with DecodePool(workers=lanes, clip_timeout_seconds=60, decode=decode) as pool:
         if uploader is not None:
             pool.lock_pages()
         decoded = pool.decode([[task] for task in tasks])
@@ -137,7 +140,7 @@ def measure(*, lanes: int, clips: int, device: str) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
 def main(lanes: tuple[int, ...], clips: int, device: str, as_json: bool) -> None:
     """Measure what a clip costs the main process on its way from a decoder."""
-    from aqa_pipeline.extraction.work import default_workers
+    from aqa_pipeline.extraction.extract import default_workers
 
     rows = [
         measure(lanes=count, clips=clips, device=device)

@@ -28,8 +28,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from aqa_pipeline.extraction.extract import ExtractSummary
     from aqa_pipeline.extraction.plan import ExtractPlan
-    from aqa_pipeline.extraction.work import ExtractSummary
 
 SOME_FAILED = 3
 _FAILURES_SHOWN = 10

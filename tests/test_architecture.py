@@ -37,7 +37,6 @@ DOORS = {
     "click": (),
     "h5py": ("hdf5", "cache.segment_file", "cache.foreign_files", "runs.exemplars"),
     "optuna": ("training.sweep.search",),
-    "pebble": ("media.decode_pool", "media.decode_worker"),
     "sklearn": ("training.svr",),
     "starlette": ("serve.app",),
     "uvicorn": ("serve.server",),

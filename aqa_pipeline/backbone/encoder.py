@@ -2,7 +2,9 @@
 
 On a CPU the batch is exactly one clip's snippets, so that no feature depends on which
 clips were extracted beside it; on a GPU several clips share one
-(:mod:`aqa_pipeline.backbone.gpu_encoder`). Nothing is loaded before the first clip needs it.
+(:mod:`aqa_pipeline.backbone.gpu_encoder`). The score needs the mean over a map's positions, a
+heat-map needs the map: one pass gives both, on a CPU with the same features to the bit; a GPU
+rounds otherwise in batches of another size.
 """
 
 from __future__ import annotations
@@ -14,21 +16,109 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from aqa_pipeline.config import PIXEL_PRESETS, Protocol
+from aqa_pipeline.backbone.precision import FLOAT32
+from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.media.snippets import snippet_index
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+    from aqa_pipeline.backbone.fast import FastI3D
     from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
     from aqa_pipeline.backbone.i3d import I3D
 
+Frames = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
 #: Frames of one clip, uint8 (window_frames, crop, crop, 3), to snippet features, float32
 #: (snippets, dim).
-Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+Encode = Callable[[Frames], FloatArray]
 
 #: Loads the network; called only when there is a clip to extract.
 Backbone = Callable[[], Encode]
+
+
+class Encoder:
+    """A network that takes one clip at a time.
+
+    Parameters
+    ----------
+    network : FastI3D
+        On the device.
+    pixels : PixelPreset
+    index : ndarray of int64, shape=(S, snippet_frames)
+        Frames of every snippet, as indices into the window.
+    device : torch.device
+    precision : str
+        Of the network, whose weights have its type.
+    """
+
+    def __init__(
+        self,
+        network: FastI3D,
+        *,
+        pixels: PixelPreset,
+        index: npt.NDArray[np.int64],
+        device: torch.device,
+        precision: str = FLOAT32,
+    ) -> None:
+        self._network, self._device, self._precision = network, device, precision
+        self._pixels, self._index = pixels, index
+
+    @classmethod
+    def of(
+        cls,
+        network: FastI3D,
+        protocol: Protocol,
+        device: torch.device,
+        precision: str = FLOAT32,
+    ) -> Encoder:
+        """The encoder for a protocol's clips."""
+        index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
+        pixels = PIXEL_PRESETS[protocol.pixels]
+        return cls(network, pixels=pixels, index=index, device=device, precision=precision)
+
+    def __call__(self, frames: Frames) -> FloatArray:
+        """Snippet features of a clip, (window_frames, crop, crop, 3) to (S, D)."""
+        if self._device.type != "cpu":
+            return features_of(self.maps(frames))
+        from aqa_pipeline.backbone.fast import snippets_at_once
+
+        # Each part (n, 3, T, crop, crop): all at once would be 100 MB of floats.
+        length, crop = self._index.shape[1], self._pixels.crop
+        step = snippets_at_once(length, crop, crop)
+        parts = (self._index[first : first + step] for first in range(0, len(self._index), step))
+        snippets = (self._input(frames, part) for part in parts)
+        features: FloatArray = self._network.features_of_parts(snippets).numpy()
+        return features
+
+    def snippets(self, frames: Frames) -> Tensor:
+        """The network's input, shape=(S, 3, T, H, W); frames (window_frames, H, W, 3)."""
+        return self._input(frames, self._index)
+
+    def maps(self, frames: Frames) -> Tensor:
+        """Last map of each snippet, shape=(S, D, T', H', W')."""
+        from aqa_pipeline.backbone.precision import computing_in
+
+        with computing_in(self._precision) as dtype:
+            return self._network.feature_map(self.snippets(frames).to(dtype))
+
+    def _input(self, frames: Frames, index: npt.NDArray[np.int64]) -> Tensor:
+        import torch
+
+        from aqa_pipeline.backbone.i3d import normalise
+
+        return normalise(torch.from_numpy(frames[index]).to(self._device), self._pixels)
+
+
+def features_of(maps: Tensor) -> FloatArray:
+    """Snippet features from their maps, (S, D, T', H', W') -> (S, D)."""
+    import torch
+
+    # Summed in float32 also where the map is in half precision, as the backbone does.
+    features: FloatArray = maps.mean(dim=(2, 3, 4), dtype=torch.float32).cpu().numpy()
+    return features
 
 
 def i3d_backbone(
@@ -36,7 +126,7 @@ def i3d_backbone(
     protocol: Protocol,
     *,
     device: str = "cpu",
-    precision: str = "float32",
+    precision: str = FLOAT32,
     num_clips: int = 0,
 ) -> Backbone:
     """The fast form of I3D for a protocol's clips.
@@ -65,37 +155,34 @@ def i3d_backbone(
     def load() -> Encode:
         import torch
 
-        from aqa_pipeline.backbone.weights import load_i3d
-
-        model, _ = load_i3d(weights)
         where = torch.device(device)
         if where.type == "cpu":
-            return _on_cpu(model, protocol)
-        return _on_gpu(model, protocol, where, precision, num_clips)
+            return map_encoder(weights, protocol, where)
+        from aqa_pipeline.backbone.weights import load_i3d
+
+        return _on_gpu(load_i3d(weights)[0], protocol, where, precision, num_clips)
 
     return load
 
 
-def _on_cpu(model: I3D, protocol: Protocol) -> Encode:
-    import torch
+def map_encoder(
+    weights: Path, protocol: Protocol, device: torch.device, *, precision: str = FLOAT32
+) -> Encoder:
+    """Load the encoder that gives whole maps too; parameters as :func:`i3d_backbone`.
 
-    from aqa_pipeline.backbone.fast import fast_form, snippets_at_once
-    from aqa_pipeline.backbone.i3d import normalise
+    Raises
+    ------
+    SetupError
+        If the weights are missing or damaged.
+    """
+    from aqa_pipeline.backbone.fast import fast_form
+    from aqa_pipeline.backbone.precision import dtype_of
+    from aqa_pipeline.backbone.weights import load_i3d
 
-    network = fast_form(model)
-    pixels = PIXEL_PRESETS[protocol.pixels]
-    index = snippet_index(protocol.snippet_starts, snippet_frames=protocol.snippet_frames)
-
-    at_once = snippets_at_once(protocol.snippet_frames, pixels.crop, pixels.crop)
-    parts = [index[first : first + at_once] for first in range(0, len(index), at_once)]
-
-    def encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        # Each part (n, snippet_frames, crop, crop, 3): all at once would be 100 MB of floats.
-        snippets = (normalise(torch.from_numpy(frames[part]), pixels) for part in parts)
-        features: npt.NDArray[np.float32] = network.features_of_parts(snippets).numpy()
-        return features
-
-    return encode
+    network = fast_form(load_i3d(weights)[0], winograd=device.type == "cpu")
+    if device.type != "cpu":
+        network.to(device=device, dtype=dtype_of(precision))
+    return Encoder.of(network, protocol, device, precision)
 
 
 #: Full batches from which on trying out pays, which takes some seconds.

@@ -126,7 +126,7 @@ def check_manifest(
     num_exemplars: int | None = FitConfig.num_exemplars,
     jobs: int | None = None,
     index_folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Check a manifest.
 
@@ -138,11 +138,11 @@ def check_manifest(
     num_exemplars : int or None
         M of Eq. 9 the test clips should find; None: as many as there are.
     jobs : int or None
-        Decoding processes; None: one a core.
+        Decoding processes; None: one per core.
     index_folder : Path or None
         Where video indices are remembered; None: only for this check.
-    progress : callable, optional
-        Told ``(clips done, clips)`` while videos are decoded.
+    progress : callable
+        Called as ``progress(done, total)`` with the clips decoded.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 Conventions
 -----------
 fault
-    (code, clip id, sentence), none or one a clip; the codes are those of
+    (code, clip id, sentence), none or one per clip; the codes are those of
     :data:`aqa_pipeline.datasets.check.KINDS`.
 
 The same decoding as in `aqa extract`, so that what passes here does not fail there.
@@ -14,22 +14,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.datasets.locate import clip_positions
 from aqa_pipeline.datasets.manifest import Clip
 from aqa_pipeline.errors import ClipError, DataError
-from aqa_pipeline.media.decode_pool import (
-    DecodedClip,
-    DecodePool,
-    DecodeTask,
-    decode_clip,
-    decode_runs,
-)
-from aqa_pipeline.media.reader import read_index
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask, open_reader, read_clip
+from aqa_pipeline.media.decode_pool import Decoded, DecodePool, decode_runs
 from aqa_pipeline.media.snippets import clamp_positions
 
 Fault = tuple[str, str, str]
@@ -37,6 +33,7 @@ Fault = tuple[str, str, str]
 _CODE_OF_STAGE = {
     "open": "unreadable_video",
     "index": "unreadable_video",
+    "window": "outside_video",
     "timeout": "timed_out",
     "worker": "timed_out",
 }
@@ -49,7 +46,7 @@ def check_windows(
     jobs: int | None = None,
     index_folder: Path | None = None,
     clip_timeout_seconds: float = ExtractConfig.clip_timeout_seconds,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Fault]:
     """Decode every window once and throw it away.
 
@@ -59,114 +56,91 @@ def check_windows(
         Their videos exist.
     protocol : Protocol
     jobs : int or None
-        Decoding processes; None: one a core this process may use.
+        Decoding processes; None: one per core this process may use.
     index_folder : Path or None
         Where video indices are remembered; None: a temporary folder.
     clip_timeout_seconds : float
         A clip that takes longer, twice, is a fault.
-    progress : callable, optional
-        Told ``(clips done, clips)``.
+    progress : callable
+        Called as ``progress(done, total)``: clips.
 
     Yields
     ------
     Fault
         In no particular order.
     """
-    jobs = jobs or _num_cores()
+    progress(0, len(clips))
+    if not clips:
+        return
     with tempfile.TemporaryDirectory(prefix="aqa-index-") as temporary:
-        folder = index_folder or Path(temporary)
-        lengths = _video_lengths(sorted({clip.video for clip in clips}), folder, jobs)
-        tasks, clamped = [], {}
-        for clip in clips:
-            length = lengths[clip.video]
-            if isinstance(length, ClipError):
-                yield "unreadable_video", clip.clip_id, str(length)
-                continue
-            try:
-                positions = clip_positions(protocol, clip, video_frames=length)
-            except DataError as error:
-                text = f"{error}; {clip.video} has {length} frames"
-                yield "outside_video", clip.clip_id, text
-                continue
-            _, num_clamped = clamp_positions(positions, video_frames=length)
-            told = f"frames {positions[0]} to {positions[-1]} of {length} in {clip.video}"
-            if num_clamped == len(positions):
-                yield "outside_video", clip.clip_id, told
-                continue
-            if num_clamped:
-                clamped[clip.clip_id] = f"{told}: {num_clamped} of {len(positions)} are repeats"
-            task = DecodeTask(
-                clip_id=clip.clip_id,
-                video=clip.video,
-                positions=positions,
-                pixels=PIXEL_PRESETS[protocol.pixels],
-                index_folder=folder,
-                strict_window=False,
-            )
-            tasks.append(task)
-        failed = yield from _decode(
-            tasks,
-            jobs=jobs,
+        tasks = [_check_task(clip, protocol, index_folder or Path(temporary)) for clip in clips]
+        with DecodePool(
+            workers=min(jobs or _num_cores(), len(tasks)),
             clip_timeout_seconds=clip_timeout_seconds,
-            progress=progress,
-            num_clips=len(clips),
-        )
-        for clip_id in clamped.keys() - failed:
-            yield "clamped_window", clip_id, clamped[clip_id]
+            decode=_check,
+            shares_memory=False,
+        ) as pool:
+            for done, outcome in enumerate(pool.decode(decode_runs(tasks)), start=1):
+                yield from _faults(outcome)
+                progress(done, len(clips))
 
 
-def _decode(
-    tasks: Sequence[DecodeTask],
-    *,
-    jobs: int,
-    clip_timeout_seconds: float,
-    progress: Callable[[int, int], None] | None,
-    num_clips: int,
-) -> Generator[Fault, None, set[str]]:
-    """Faults of the decoding; returns the clips that have one."""
-    done = num_clips - len(tasks)
-    failed: set[str] = set()
-    if progress is not None:
-        progress(done, num_clips)
-    if not tasks:
-        return failed
-    with DecodePool(
-        workers=min(jobs, len(tasks)),
-        clip_timeout_seconds=clip_timeout_seconds,
-        decode=_decode_and_drop,
-        shares_memory=False,
-    ) as pool:
-        for outcome in pool.decode(decode_runs(tasks)):
-            if outcome.error is not None:
-                code = _CODE_OF_STAGE.get(outcome.error.stage, "damaged_window")
-                failed.add(outcome.task.clip_id)
-                yield code, outcome.task.clip_id, str(outcome.error)
-            done += 1
-            if progress is not None:
-                progress(done, num_clips)
-    return failed
+@dataclass(frozen=True, eq=False)
+class CheckTask(DecodeTask):
+    """A clip whose window is found where it is decoded: that may take the video's length."""
+
+    clip: Clip = dataclasses.field(kw_only=True)
+    protocol: Protocol = dataclasses.field(kw_only=True)
+
+    @property
+    def first(self) -> int:
+        return self.clip.end_frame or self.clip.start_frame or 0
 
 
-def _decode_and_drop(task: DecodeTask) -> DecodedClip:
-    # Frames that nobody looks at need not travel between processes.
-    clip = decode_clip(task)
+def _check_task(clip: Clip, protocol: Protocol, index_folder: Path) -> CheckTask:
+    return CheckTask(
+        clip_id=clip.clip_id,
+        video=clip.video,
+        positions=np.empty(0, np.int64),
+        pixels=PIXEL_PRESETS[protocol.pixels],
+        index_folder=index_folder,
+        strict_window=False,
+        clip=clip,
+        protocol=protocol,
+    )
+
+
+def _check(task: DecodeTask) -> ClipFrames:
+    """Decode a window; frames that nobody looks at need not travel between processes."""
+    assert isinstance(task, CheckTask)
+    reader = open_reader(task.video, task.pixels, index_folder=task.index_folder)
+    length = reader.index.num_frames
+    try:
+        positions = clip_positions(task.protocol, task.clip, video_frames=length)
+    except DataError as error:
+        raise ClipError(f"{error}; {task.video} has {length} frames", stage="window") from None
+    if clamp_positions(positions, video_frames=length)[1] == len(positions):
+        frames = f"frames {positions[0]} to {positions[-1]}"
+        raise ClipError(f"{frames} of {length} in {task.video}", stage="window")
+    clip = read_clip(dataclasses.replace(task, positions=positions))
     return dataclasses.replace(clip, frames=clip.frames[:0])
 
 
-def _video_lengths(
-    videos: Sequence[Path], index_folder: Path, jobs: int
-) -> dict[Path, int | ClipError]:
-    """Frames of each video, or why they cannot be counted; remembers the indices."""
-
-    def length(video: Path) -> int | ClipError:
-        try:
-            return read_index(video, index_folder=index_folder).num_frames
-        except ClipError as error:
-            return error
-
-    # Threads are enough: reading packets does not hold the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=jobs) as threads:
-        return dict(zip(videos, threads.map(length, videos), strict=True))
+def _faults(outcome: Decoded) -> Iterator[Fault]:
+    task, clip = outcome.task, outcome.clip
+    if outcome.error is not None:
+        code = _CODE_OF_STAGE.get(outcome.error.stage, "damaged_window")
+        yield code, task.clip_id, str(outcome.error)
+    elif clip is not None and clip.num_clamped:
+        assert isinstance(task, CheckTask)
+        length = clip.video_frames
+        positions = clip_positions(task.protocol, task.clip, video_frames=length)
+        told = f"frames {positions[0]} to {positions[-1]} of {length} in {task.video}"
+        yield (
+            "clamped_window",
+            task.clip_id,
+            f"{told}: {clip.num_clamped} of {len(positions)} are repeats",
+        )
 
 
 def _num_cores() -> int:

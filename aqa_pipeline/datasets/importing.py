@@ -7,7 +7,7 @@ Conventions
 place
     Where a video may lie: a path below the folder, ``/`` between its parts and without
     a suffix, such as ``diving-out/001``. It fits a folder of numbered pictures of that
-    name, else a video file of that name with any suffix of :data:`VIDEO_SUFFIXES`.
+    name, else a video file of that name with any suffix of :data:`.VIDEO_SUFFIXES`.
 
 Folders are listed once each. The numbering of every frame folder is checked, since a
 gap would silently move all later frames.
@@ -29,6 +29,7 @@ from aqa_pipeline.datasets.manifest import parse_clips, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.media.frame_folder import IMAGE_SUFFIXES, list_frames
+from aqa_pipeline.media.identity import VIDEO_SUFFIXES
 from aqa_pipeline.tables import Cells
 
 logger = logging.getLogger(__name__)
@@ -135,24 +136,6 @@ def video_cell(video: str, manifest: Path) -> str:
     if folder.parent == Path(folder.anchor) or not Path(video).is_relative_to(folder.parent):
         return video
     return Path(os.path.relpath(video, folder)).as_posix()
-
-
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4",
-        ".avi",
-        ".mkv",
-        ".mov",
-        ".webm",
-        ".m4v",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".wmv",
-        ".flv",
-        ".gif",
-    }
-)
 
 
 class VideoFinder:

@@ -111,7 +111,7 @@ def _length(video: Path, *, index_folder: Path) -> int:
     known = known_length(video, index_folder=index_folder)
     if known is not None:
         return known
-    # ImportedManifest here: PyAV is only needed for a video that was never looked into.
-    from aqa_pipeline.media.reader import read_index
+    # Imported here: PyAV is only needed for a video that was never looked into.
+    from aqa_pipeline.media.checks import checked_index
 
-    return read_index(video, index_folder=index_folder).num_frames
+    return checked_index(video, index_folder=index_folder)[0].num_frames

@@ -7,6 +7,7 @@ of the data set itself. A CPU computes in float32.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.datasets.locate import locate, video_index_folder
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import ClipError, SetupError, UsageError
-from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
 
 _log = logging.getLogger(__name__)
 
@@ -124,21 +124,23 @@ def cached_precision(
 
 def sample_windows(manifest: Manifest, *, index_folder: Path) -> list[npt.NDArray[np.uint8]]:
     """Frames of the first few clips that can be decoded, each (window, crop, crop, 3)."""
+    from aqa_pipeline.media.clip import DecodeTask, read_clip  # brings the video decoder
+    from aqa_pipeline.media.sandbox import LimitedProcess
+
     located, _ = locate(manifest, index_folder=index_folder)
     windows: list[npt.NDArray[np.uint8]] = []
-    for item in located:
-        task = DecodeTask(
-            clip_id=item.clip.clip_id,
-            video=item.clip.video,
-            positions=item.positions,
-            pixels=PIXEL_PRESETS[manifest.protocol.pixels],
-            index_folder=index_folder,
-            strict_window=False,
-        )
-        try:
-            windows.append(decode_clip(task).frames)
-        except ClipError:
-            continue
-        if len(windows) == _SAMPLE_CLIPS:
-            break
+    with LimitedProcess() as process:
+        for item in located:
+            task = DecodeTask(
+                clip_id=item.clip.clip_id,
+                video=item.clip.video,
+                positions=item.positions,
+                pixels=PIXEL_PRESETS[manifest.protocol.pixels],
+                index_folder=index_folder,
+                strict_window=False,
+            )
+            with contextlib.suppress(ClipError):
+                windows.append(process.call(read_clip, task).frames)
+            if len(windows) == _SAMPLE_CLIPS:
+                break
     return windows

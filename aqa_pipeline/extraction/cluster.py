@@ -14,9 +14,8 @@ import multiprocessing
 from aqa_pipeline.cache.fingerprint import cache_folder
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extraction.extract import ExtractJob, prepare_job
+from aqa_pipeline.extraction.extract import ExtractJob, ExtractSummary, Progress, prepare_job
 from aqa_pipeline.extraction.shards import Shard
-from aqa_pipeline.extraction.work import ExtractSummary, Progress
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What this machine has of what the program needs, and what to type where it lacks.
+"""Self-test of a machine: each thing the program needs, and what to type where it lacks.
 
 Every check really does the thing (writes, renames, decodes, multiplies) instead of
 looking at version numbers alone. None of them changes anything that stays.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 import re
@@ -29,6 +28,7 @@ from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import AqaError, ClipError, SetupError
 from aqa_pipeline.hdf5 import DamagedFileError, new_hdf5, open_hdf5
 from aqa_pipeline.media.reader import VideoReader
+from aqa_pipeline.media.sandbox import LimitedProcess
 
 Status = Literal["ok", "!", "missing"]
 
@@ -171,14 +171,13 @@ def _threads() -> Check:
 
 
 def _processes() -> Check:
-    """Decoding runs in spawned processes, which need semaphores to talk to this one."""
-    context = multiprocessing.get_context("spawn")
+    """Decoding runs in processes with limits, which must start and answer."""
     try:
-        with context.Lock():
-            pass
-    except OSError as error:
+        with LimitedProcess() as process:
+            process.call(abs, -1)
+    except (OSError, ClipError) as error:
         raise SetupError(
-            f"no semaphores for worker processes ({error}); in a container, mount /dev/shm"
+            f"no worker process ({error}); raise the limits of this shell or container (ulimit -a)"
         ) from error
     return Check("processes", "ok", f"spawned, {sys.executable}")
 

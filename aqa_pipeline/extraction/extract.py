@@ -16,22 +16,63 @@ Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.encoder import Backbone, i3d_backbone
 from aqa_pipeline.backbone.weights import find_weights, weights_identity
-from aqa_pipeline.cache.fingerprint import Fingerprint, fingerprint_of
+from aqa_pipeline.cache.failures import Failure, FailureLog
+from aqa_pipeline.cache.fingerprint import Fingerprint, ensure_cache, fingerprint_of
 from aqa_pipeline.config import DEVICE, PRECISION, ExtractConfig
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.device import device_name
+from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extraction.choose_precision import find_precision
-from aqa_pipeline.extraction.plan import ExtractPlan, plan_extraction
+from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, plan_extraction
 from aqa_pipeline.extraction.shards import Shard, parse_shard
-from aqa_pipeline.extraction.work import ExtractSummary, Progress, default_workers, extract
 from aqa_pipeline.media.views import ViewSet, views_of
 from aqa_pipeline.project import Project
+
+_log = logging.getLogger(__name__)
+
+#: Called as ``progress(done, total)``.
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes
+    ----------
+    folder : Path
+    num_wanted, num_cached, num_extracted : int
+        Clips of the manifest, those cached before, those added now.
+    num_elsewhere : int
+        Clips that another process added meanwhile.
+    failures : list of Failure
+        Of this and earlier runs, for clips of this manifest.
+    clamped : dict of str to int
+        Clip id -> how many frames of its window were repeated.
+    seconds : float
+    """
+
+    folder: Path
+    num_wanted: int
+    num_cached: int
+    num_extracted: int = 0
+    num_elsewhere: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    clamped: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def num_done(self) -> int:
+        return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,3 +265,89 @@ def extract_dataset(
     from aqa_pipeline.extraction.cluster import extract_on_cluster  # brings dask
 
     return extract_on_cluster(job, scheduler=scheduler, progress=progress)
+
+
+def default_workers(device: str = "cpu") -> int:
+    """Decoding processes for this machine: the network, if it is on the CPU, needs most cores."""
+    cores = os.cpu_count() or 1
+    return max(1, min(8, cores // 4) if device == "cpu" else min(16, cores - 1))
+
+
+def extract(
+    plan: ExtractPlan,
+    *,
+    backbone: Backbone,
+    config: ExtractConfig,
+    progress: Progress = lambda done, total: None,
+) -> ExtractSummary:
+    """Carry out a plan.
+
+    Finished clips are flushed to the cache every so often and whenever the run ends, also
+    by an exception or a signal: a second call goes on where this one stopped.
+
+    Clips that another process has in hand are waited for, and taken over should it die.
+
+    Parameters
+    ----------
+    plan : ExtractPlan
+    backbone : callable
+        Gives the network, see :func:`i3d_backbone`.
+    config : ExtractConfig
+    progress : callable
+        Called as ``progress(done, total)``: clips, failed ones included.
+
+    Raises
+    ------
+    SetupError
+        The cache cannot be written (disk full, read-only), or the weights are damaged.
+    """
+    started = time.monotonic()
+    summary = ExtractSummary(
+        folder=plan.folder,
+        num_wanted=len(plan.manifest),
+        num_cached=plan.num_cached,
+        failures=list(plan.failed_before),
+    )
+    progress(summary.num_done, summary.num_wanted)
+    if plan.num_outdated:
+        _log.warning(
+            "%d clips are cached for another video file or window: extracted again",
+            plan.num_outdated,
+        )
+    _note_missing(plan, summary)
+    progress(summary.num_done, summary.num_wanted)
+    if plan.to_do:
+        from aqa_pipeline.extraction.work import Extraction  # brings the video decoder
+
+        Extraction(plan, summary, config, progress).run(backbone)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _note_missing(plan: ExtractPlan, summary: ExtractSummary) -> None:
+    if not plan.missing:
+        return
+    ensure_cache(plan.folder, plan.fingerprint)
+    log = FailureLog(plan.folder)
+    for gone in plan.missing:
+        failure = failure_of(gone.clip.clip_id, gone.error)
+        known = plan.known_failures.get(gone.clip.clip_id)
+        if known is None or (known.source_id, known.error) != ("", failure.error):
+            log.append(failure)
+        summary.failures.append(failure)
+        _log.warning("clip %s failed: %s", gone.clip.clip_id, gone.error)
+
+
+def failure_of(
+    clip_id: str, error: ClipError, item: ClipToDo | None = None, attempts: int = 1
+) -> Failure:
+    """The record of a clip that failed."""
+    return Failure(
+        clip_id=clip_id,
+        source_id=item.source_id if item else "",
+        frame_window=item.frame_window if item else (0, 0),
+        stage=error.stage,
+        error=str(error),
+        detail=error.detail,
+        attempts=attempts,
+    )

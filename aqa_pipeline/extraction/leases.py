@@ -1,19 +1,19 @@
-"""Who is extracting which clip just now, so that two writers of one cache share the work.
+"""Advisory leases on clips, so that concurrent writers of one cache share the work.
 
-Advice, not locks: a cache is right without any of it. What claims save is extracting a
-clip twice. A claim is a hard link to its writer's *sign of life*, a small file whose
+Advisory, not locks: a cache is right without any of it. What leases save is extracting a
+clip twice. A lease is a hard link to its writer's *heartbeat*, a small file whose
 modification time goes on as long as the writer lives:
 
-- making a link is one step, on NFS too: of two writers one gets the clip;
-- a writer that died, or lost its machine, stops touching the file, and all its claims
-  grow old with it. Another writer then takes the clip over by making the claim of the
-  next *generation*: again one step, so of two heirs one gets it.
+- making a link is one step, on NFS too: exactly one of two contenders gets the clip;
+- a writer that died, or lost its machine, stops touching the file, and all its leases
+  expire with it. Another writer then takes the clip over by making the lease of the
+  next *generation*: again one step, so exactly one of two contenders wins.
 
-A clip is claimed before the cache is looked at for the last time, and given back once it
-is durable in a segment or in the list of failures. A writer that gets a claim therefore
+A clip is leased before the cache is looked at for the last time, and given back once it
+is durable in a segment or in the list of failures. A writer that gets a lease therefore
 sees what the one before it did.
 
-Where there are no hard links, every claim succeeds, and work may be done twice.
+Where there are no hard links, every lease is granted, and work may be done twice.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from aqa_pipeline.atomic import host_name, is_running, storage_error, writer_name
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "claims"
+FOLDER = "claims"  #: a stored word
 BEAT_SECONDS = 10.0
 #: A network file system may show another machine's times a minute late.
 LEASE_SECONDS = 180.0
@@ -41,14 +40,14 @@ _FORGOTTEN_SECONDS = 86_400.0
 
 
 class Leases:
-    """The claims of one writer; a context manager.
+    """The leases of one writer; a context manager.
 
     Parameters
     ----------
     cache_folder : Path
         It must exist.
     lease_seconds : float
-        A writer that gave no sign of life for so long has lost its claims.
+        A writer without a heartbeat for so long has lost its leases.
 
     Raises
     ------
@@ -59,37 +58,32 @@ class Leases:
     def __init__(self, cache_folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._folder = cache_folder / FOLDER
         self._lease = lease_seconds
-        self._life = self._folder / f"{writer_name()}.alive"
+        self._heartbeat = self._folder / f"{writer_name()}.alive"
         self._held: dict[str, Path] = {}
         self._stopped = threading.Event()
-        self._beat = threading.Thread(target=self._beat_on, name="claims", daemon=True)
+        self._beat = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._works = False
 
     def __enter__(self) -> Self:
         try:
             self._folder.mkdir(exist_ok=True)
-            self._life.write_text(_who(), encoding="utf-8")
+            self._heartbeat.write_text(_who(), encoding="utf-8")
             self._forget_old()
         except OSError as error:
             # Better now than when the first segment is to be written.
-            raise storage_error(error, self._life) from error
+            raise storage_error(error, self._heartbeat) from error
         self._works = True
         self._beat.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self.release(list(self._held))
         with contextlib.suppress(OSError):
-            self._life.unlink(missing_ok=True)
+            self._heartbeat.unlink(missing_ok=True)
 
     def take(self, clip: str) -> bool:
-        """Claim a clip; False if another living writer has it.
+        """Lease a clip; False if another living writer has it.
 
         Parameters
         ----------
@@ -103,7 +97,7 @@ class Leases:
         while True:
             path = self._folder / f"{stem}.{generation}"
             try:
-                os.link(self._life, path)
+                os.link(self._heartbeat, path)
             except FileExistsError:
                 if not self._is_free(path):
                     return False
@@ -127,7 +121,7 @@ class Leases:
                     path.with_suffix(f".{generation}").unlink(missing_ok=True)
 
     def _is_free(self, path: Path) -> bool:
-        """Whether the writer of a claim is gone, or the claim is by now."""
+        """Whether the writer of a lease is gone, or the lease is by now."""
         try:
             who = path.read_text(encoding="utf-8")
             touched = path.stat().st_mtime
@@ -143,8 +137,8 @@ class Leases:
     def _now(self) -> float:
         """The file system's time: clocks of machines differ, its own does not."""
         try:
-            os.utime(self._life)
-            return self._life.stat().st_mtime
+            os.utime(self._heartbeat)
+            return self._heartbeat.stat().st_mtime
         except OSError:
             return 0.0
 
@@ -163,7 +157,7 @@ class Leases:
     def _give_up(self, error: OSError) -> None:
         self._works = False
         logger.info(
-            "%s: no claims here (%s); a second process on this cache may do work twice",
+            "%s: no leases here (%s); a second process on this cache may do work twice",
             self._folder,
             error.strerror or error,
         )

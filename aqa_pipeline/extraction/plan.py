@@ -1,4 +1,4 @@
-"""What an extraction would do: clips there, missing, failed, outdated; how much and how long.
+"""The plan of an extraction: clips there, missing, failed, outdated; its bytes and seconds.
 
 Nothing is decoded, and neither torch nor PyAV is imported: a finished cache of a thousand
 clips is recognised in about a second.

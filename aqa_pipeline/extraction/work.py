@@ -12,26 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode
-from aqa_pipeline.cache.failures import Failure, FailureLog, read_failures
+from aqa_pipeline.cache.failures import FailureLog, read_failures
 from aqa_pipeline.cache.fingerprint import ensure_cache, machine_facts
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
 from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.errors import ClipError
+from aqa_pipeline.extraction.extract import (
+    ExtractSummary,
+    Progress,
+    default_workers,
+    failure_of,
+)
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, lacking_views
 from aqa_pipeline.extraction.stream import encode_stream
-from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
+from aqa_pipeline.media.clip import DecodeTask
+from aqa_pipeline.media.decode_pool import Decoded, DecodePool, decode_runs
 from aqa_pipeline.media.views import cut_view
 
 _log = logging.getLogger(__name__)
@@ -39,112 +44,8 @@ _log = logging.getLogger(__name__)
 _CLAMPS_TOLD = 5  #: more clamped clips than this are only counted
 _POLL_SECONDS = 1.0  #: between two looks at what another process has in hand
 
-#: Called as ``progress(done, total)``.
-Progress = Callable[[int, int], None]
 
-
-@dataclass
-class ExtractSummary:
-    """What an extraction did.
-
-    Attributes
-    ----------
-    folder : Path
-    num_wanted, num_cached, num_extracted : int
-        Clips of the manifest, those cached before, those added now.
-    num_elsewhere : int
-        Clips that another process added meanwhile.
-    failures : list of Failure
-        Of this and earlier runs, for clips of this manifest.
-    clamped : dict of str to int
-        Clip id -> how many frames of its window were repeated.
-    seconds : float
-    """
-
-    folder: Path
-    num_wanted: int
-    num_cached: int
-    num_extracted: int = 0
-    num_elsewhere: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    clamped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @property
-    def num_done(self) -> int:
-        return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
-
-
-def default_workers(device: str = "cpu") -> int:
-    """Decoding processes for this machine: the network, if it is on the CPU, needs most cores."""
-    cores = os.cpu_count() or 1
-    return max(1, min(8, cores // 4) if device == "cpu" else min(16, cores - 1))
-
-
-def extract(
-    plan: ExtractPlan,
-    *,
-    backbone: Backbone,
-    config: ExtractConfig,
-    progress: Progress = lambda done, total: None,
-) -> ExtractSummary:
-    """Carry out a plan.
-
-    Finished clips are flushed to the cache every so often and whenever the run ends, also
-    by an exception or a signal: a second call goes on where this one stopped.
-
-    Clips that another process has in hand are waited for, and taken over should it die.
-
-    Parameters
-    ----------
-    plan : ExtractPlan
-    backbone : callable
-        Gives the network, see :func:`i3d_backbone`.
-    config : ExtractConfig
-    progress : callable
-        Called as ``progress(done, total)``: clips, failed ones included.
-
-    Raises
-    ------
-    SetupError
-        The cache cannot be written (disk full, read-only), or the weights are damaged.
-    """
-    started = time.monotonic()
-    summary = ExtractSummary(
-        folder=plan.folder,
-        num_wanted=len(plan.manifest),
-        num_cached=plan.num_cached,
-        failures=list(plan.failed_before),
-    )
-    progress(summary.num_done, summary.num_wanted)
-    if plan.num_outdated:
-        _log.warning(
-            "%d clips are cached for another video file or window: extracted again",
-            plan.num_outdated,
-        )
-    _note_missing(plan, summary)
-    progress(summary.num_done, summary.num_wanted)
-    if plan.to_do:
-        _Extraction(plan, summary, config, progress).run(backbone)
-    summary.seconds = time.monotonic() - started
-    return summary
-
-
-def _note_missing(plan: ExtractPlan, summary: ExtractSummary) -> None:
-    if not plan.missing:
-        return
-    ensure_cache(plan.folder, plan.fingerprint)
-    log = FailureLog(plan.folder)
-    for gone in plan.missing:
-        failure = _failure(gone.clip.clip_id, gone.error)
-        known = plan.known_failures.get(gone.clip.clip_id)
-        if known is None or (known.source_id, known.error) != ("", failure.error):
-            log.append(failure)
-        summary.failures.append(failure)
-        _log.warning("clip %s failed: %s", gone.clip.clip_id, gone.error)
-
-
-class _Extraction:
+class Extraction:
     """One process at work on a plan: what it has leased, written, and left to others."""
 
     def __init__(
@@ -169,7 +70,7 @@ class _Extraction:
         timeout = self._config.clip_timeout_seconds
         to_do: Sequence[ClipToDo] = self._plan.to_do
         # The writer ends first, so that what is done is on the disk before anything can
-        # take time; the claims end last, when nothing is left to be leased.
+        # take time; the leases end last, when nothing is left to be leased.
         with (
             self._leases,
             DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,
@@ -282,7 +183,7 @@ class _Extraction:
             if writer.add(row):
                 self._give_back()
         except ClipError as error:
-            failure = _failure(item.clip.clip_id, error, item, decoded.attempts)
+            failure = failure_of(item.clip.clip_id, error, item, decoded.attempts)
             self._log.append(failure)
             self._leases.release([item.key])
             self._summary.failures.append(failure)
@@ -312,20 +213,6 @@ def _clip_features(
         pts_seconds=decoded.clip.pts_seconds,
         features=np.stack(features),
         view_names=tuple(view.name for view in item.views),
-    )
-
-
-def _failure(
-    clip_id: str, error: ClipError, item: ClipToDo | None = None, attempts: int = 1
-) -> Failure:
-    return Failure(
-        clip_id=clip_id,
-        source_id=item.source_id if item else "",
-        frame_window=item.frame_window if item else (0, 0),
-        stage=error.stage,
-        error=str(error),
-        detail=error.detail,
-        attempts=attempts,
     )
 
 

@@ -20,8 +20,7 @@ from aqa_pipeline.config import FinetuneConfig, FinetuneMachine
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.extraction.extract import extract_dataset
-from aqa_pipeline.extraction.work import ExtractSummary, Progress
+from aqa_pipeline.extraction.extract import ExtractSummary, Progress, extract_dataset
 from aqa_pipeline.finetune.loop import HISTORY_COLUMNS
 from aqa_pipeline.finetune.part import TunedPart
 from aqa_pipeline.finetune.plan import PartPlan

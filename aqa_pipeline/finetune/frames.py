@@ -3,7 +3,7 @@
 Conventions
 -----------
 row
-    TrainerState of a clip in the list this was made with.
+    Position of a clip in the list this was made with.
 box
     What is decoded of a frame: the crop and ``jitter`` pixels on every side, uint8 RGB.
 used frames
@@ -29,7 +29,8 @@ from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.datasets.locate import LocatedClip
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.finetune.draws import ClipView
-from aqa_pipeline.media.decode_pool import DecodePool, DecodeTask
+from aqa_pipeline.media.clip import DecodeTask
+from aqa_pipeline.media.decode_pool import DecodePool
 from aqa_pipeline.media.snippets import snippet_index
 
 Frames = npt.NDArray[np.uint8]

@@ -39,7 +39,7 @@ from aqa_pipeline.finetune.draws import Augmentation, StepDraw, draw_epoch, num_
 from aqa_pipeline.finetune.frames import FrameStore, cut
 from aqa_pipeline.finetune.step import FramesOf, StepOutcome, TrainStep, learning_rate_factor
 from aqa_pipeline.finetune.upload import Uploads
-from aqa_pipeline.finetune.validation import Encoder, ValidationPlan
+from aqa_pipeline.finetune.validation import ClipFeatures, ValidationPlan
 from aqa_pipeline.runs.folder import history_table
 
 IntArray = npt.NDArray[np.int64]
@@ -120,7 +120,7 @@ class TuningLoop:
     Parameters
     ----------
     stepper : TrainStep
-    encoder : Encoder
+    encoder : ClipFeatures
     frames : FrameStore
     material : TrainingData
     augmentation : Augmentation
@@ -142,7 +142,7 @@ class TuningLoop:
     def __init__(
         self,
         stepper: TrainStep,
-        encoder: Encoder,
+        encoder: ClipFeatures,
         frames: FrameStore,
         material: TrainingData,
         *,
@@ -263,7 +263,7 @@ class TuningLoop:
                 self._stop_if_asked(held)
             self._tell(validating=(done, total))
 
-        features = self._encoder.encode(self._stepper.model.backbone, plan.needed, between=between)
+        features = self._encoder.encode(self._stepper.model.backbone, plan.needed, progress=between)
         position.num_passes += len(plan.needed)
         scores = plan.predict(self._stepper.model.head, features, self._material.clips)
         position.judged_scores.append(scores.tolist())

@@ -19,7 +19,7 @@ from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.extraction.work import default_workers
+from aqa_pipeline.extraction.extract import default_workers
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, SavedState, TrainerState
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.folded import lay_out_channels_last
@@ -35,7 +35,7 @@ from aqa_pipeline.finetune.model import (
 from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.finetune.start import fresh_head
 from aqa_pipeline.finetune.step import TrainStep
-from aqa_pipeline.finetune.validation import Encoder
+from aqa_pipeline.finetune.validation import ClipFeatures
 from aqa_pipeline.media.decode_pool import DecodePool
 
 _STEPS_ON_GPU = 3  #: whose frames are there at once: computed, ready, and just let go
@@ -115,7 +115,7 @@ def train_part(
             )
         )
         frames = FrameStore(tasks, pool=pool, memory_bytes=int(memory_bytes / ranks.local_world))
-        encoder = Encoder(
+        encoder = ClipFeatures(
             frames, snippets=snippets, pixels=pixels, jitter=plan.augmentation.jitter,
             device=device, ranks=ranks,
         )  # fmt: skip
@@ -130,7 +130,7 @@ def train_part(
                 # Of a state to be restored everything is replaced but shapes and groups.
                 np.ones((len(rows), len(snippets), backbone.classifier.in_channels), np.float32)
                 if saved
-                else encoder.encode(backbone, rows, between=_before(tell, plan)),
+                else encoder.encode(backbone, rows, progress=_before(tell, plan)),
                 score_range=protocol.score_range,
                 epsilon=protocol.epsilon,
                 seed=plan.fit_config.seed,

@@ -26,7 +26,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.extraction.work import Progress
+from aqa_pipeline.extraction.extract import Progress
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, check_settings, read_state
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.finish import (

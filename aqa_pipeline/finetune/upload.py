@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.finetune.draws import ClipView, StepDraw
-from aqa_pipeline.media.decode_pool import DecodeTask
+from aqa_pipeline.media.clip import DecodeTask
 
 Frames = npt.NDArray[np.uint8]
 

@@ -12,8 +12,7 @@ Source: Eq. 8-9.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -21,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from aqa_pipeline.backbone.encoder import Encode, Encoder
 from aqa_pipeline.backbone.fast import fast_form
 from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
-from aqa_pipeline.backbone.i3d import I3D, normalise
+from aqa_pipeline.backbone.i3d import I3D
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
+from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.draws import PLAIN_VIEW
 from aqa_pipeline.finetune.frames import FrameStore, cut
@@ -39,7 +40,6 @@ FloatArray = npt.NDArray[np.float64]
 FeatureArray = npt.NDArray[np.float32]
 
 _CLIPS_AT_ONCE_ON_GPU = 8  #: a CPU takes one, so that no feature depends on its neighbours
-_BATCHES_AT_ONCE = 2  #: on a GPU: one is computed while the next is cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class ValidationPlan:
         return clips.take(self.judged).to_score(label)
 
 
-class Encoder:
+class ClipFeatures:
     """Plain-view features of rows, by the quick form of the backbone as it is now.
 
     They are the features ``aqa extract`` would cache with these weights, in true float32.
@@ -163,7 +163,7 @@ class Encoder:
         backbone: I3D,
         rows: Sequence[int],
         *,
-        between: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> FeatureArray:
         """Features of rows, shape=(len(rows), S, D).
 
@@ -171,8 +171,8 @@ class Encoder:
         ----------
         backbone : I3D
         rows : sequence of int
-        between : callable
-            Told ``(clips done, clips in all)`` of this process; an exception ends it.
+        progress : callable
+            Called as ``progress(done, total)`` with this process's clips; an exception ends it.
 
         Raises
         ------
@@ -182,16 +182,24 @@ class Encoder:
         own = range(self._ranks.rank, len(rows), self._ranks.world)
         dim = backbone.classifier.in_channels
         features = np.zeros((len(rows), len(self._snippets), dim), np.float32)
-        encode = self._on_cpu if self.device.type == "cpu" else self._on_gpu
-        done = 0
-        between(0, len(own))
-        batches = encode(backbone, [rows[i] for i in own])
-        with computing_in(FLOAT32), closing(batches):
-            for values in batches:
-                numbers = own[done : done + len(values)]
-                features[list(numbers)] = values
-                done += len(values)
-                between(done, len(own))
+        progress(0, len(own))
+        with computing_in(FLOAT32):
+            encode = self._network(backbone)
+            at_once = getattr(encode, "clips_at_once", 1)
+            own_rows = [rows[i] for i in own]
+            needs = [own_rows[i : i + at_once] for i in range(0, len(own), at_once)]
+            with closing(self._clips.follow(needs)) as following:
+                plain = (
+                    self._plain(row, boxes[row])
+                    for need, boxes in zip(needs, following, strict=True)
+                    for row in need
+                )
+                encoded = encode_stream(plain, lambda frames: [frames], encode)
+                for done, (_, (values,)) in enumerate(encoded):
+                    features[own[done]] = values
+                    progress(done + 1, len(own))
+            if isinstance(encode, BatchedEncoder):
+                self._batch = encode.batch
         if self._ranks.world == 1:
             return features
         # Every row is zero but in one process: the sum is exact.
@@ -199,38 +207,23 @@ class Encoder:
         gathered: FeatureArray = everywhere.cpu().numpy()
         return gathered
 
-    def _on_cpu(
-        self, backbone: I3D, rows: Sequence[int]
-    ) -> Generator[Sequence[FeatureArray], None, None]:
-        network, snippets = fast_form(backbone), torch.from_numpy(self._snippets)
-        with closing(self._clips.follow([[row] for row in rows])) as following:
-            for row, boxes in zip(rows, following, strict=True):
-                frames = torch.from_numpy(self._plain(row, boxes[row]))
-                yield [network.features(normalise(frames[snippets], self._pixels)).numpy()]
+    def _network(self, backbone: I3D) -> Encode:
+        """The quick form of the backbone as it is now."""
+        if self.device.type == "cpu":
+            return Encoder(
+                fast_form(backbone), pixels=self._pixels, index=self._snippets, device=self.device
+            )
+        return self._batched(backbone)
 
-    def _on_gpu(
-        self, backbone: I3D, rows: Sequence[int]
-    ) -> Generator[Sequence[FeatureArray], None, None]:
-        network = fast_form(backbone, winograd=False)
-        encoder = BatchedEncoder(
-            network.features,
+    def _batched(self, backbone: I3D) -> BatchedEncoder:
+        return BatchedEncoder(
+            fast_form(backbone, winograd=False).features,
             pixels=self._pixels,
             index=self._snippets,
             window_frames=int(self._snippets.max()) + 1,
             device=self.device,
             batch=self._batch,
         )
-        at_once = max(1, self._batch // len(self._snippets))
-        needs = [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
-        pending: deque[Callable[[], Sequence[FeatureArray]]] = deque()
-        with closing(self._clips.follow(needs)) as following:
-            for need, boxes in zip(needs, following, strict=True):
-                pending.append(encoder.start([self._plain(row, boxes[row]) for row in need]))
-                if len(pending) == _BATCHES_AT_ONCE:
-                    yield pending.popleft()()
-            for wait in pending:
-                yield wait()
-        self._batch = encoder.batch
 
     def _plain(self, row: int, box: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return cut(box, self._clips.tasks[row], PLAIN_VIEW, jitter=self._jitter)

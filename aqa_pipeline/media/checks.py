@@ -1,6 +1,6 @@
-"""What is looked at before a video from anywhere is decoded: kind of file, kind of picture.
+"""Checks of a video from anywhere before it is decoded: kind of file, kind of picture.
 
-A video to be scored may come from a stranger. Reading it must not wait for ever (a pipe), open
+A video may come from a stranger. Reading it must not wait for ever (a pipe), open
 other files or addresses (a playlist), or need memory that the picture does not deserve. What
 these checks let through is decoded in a process with limits
 (:mod:`aqa_pipeline.media.sandbox`).
@@ -8,14 +8,13 @@ these checks let through is decoded in a process with limits
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from pathlib import Path
 
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.media.frame_folder import list_frames
-from aqa_pipeline.media.index import MAX_PICTURE_PIXELS, VideoIndex
+from aqa_pipeline.media.index import MAX_PICTURE_PIXELS, VideoIndex, read_index
 
 #: Between the sides of a picture: a panorama is let through, a line is not.
 _MAX_ASPECT = 10
@@ -50,8 +49,33 @@ _SIGNATURES = (
     (b"\x7fELF", "a program"),
 )
 
-#: Size in bytes and time of the last change, of a file; None of a folder.
+#: Size in bytes and time of the last change; None: it cannot be read.
 SourceState = tuple[int, int] | None
+
+
+def checked_index(
+    path: Path, *, index_folder: Path | None = None
+) -> tuple[VideoIndex, SourceState]:
+    """Index of a video that is one, see :func:`.read_index`, and its state for later.
+
+    Raises
+    ------
+    ClipError
+        ``open`` or ``index``: it is no video, or its pictures have a size that no clip has.
+    """
+    state = check_source(path)
+    index = read_index(path, index_folder=index_folder)
+    check_index(path, index)
+    return index, state
+
+
+def source_state(path: Path) -> SourceState:
+    """Size and time of a file or frame folder, to see later whether it is still the same."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def check_source(path: Path) -> SourceState:
@@ -80,7 +104,7 @@ def check_source(path: Path) -> SourceState:
         raise ClipError(f"{path}: cannot be read ({reason})", stage="open") from None
     if stat.S_ISDIR(found.st_mode):
         list_frames(path)
-        return None
+        return found.st_size, found.st_mtime_ns
     for is_kind, name in _KINDS:
         if is_kind(found.st_mode):
             raise ClipError(f"{path} is {name}, not a video file", stage="open")
@@ -88,7 +112,7 @@ def check_source(path: Path) -> SourceState:
         raise ClipError(f"{path} has zero bytes: copy or download it again", stage="open")
     try:
         with path.open("rb") as file:
-            meaning = plainly(file.read(64))
+            meaning = identify_non_video(file.read(64))
     except OSError as error:
         raise ClipError(f"{path}: cannot be read ({error.strerror})", stage="open") from None
     if meaning is not None:
@@ -96,9 +120,9 @@ def check_source(path: Path) -> SourceState:
     return found.st_size, found.st_mtime_ns
 
 
-def plainly(beginning: bytes) -> str | None:
-    """What a file that begins so plainly is instead of a video; None where it is not plain."""
-    start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+def identify_non_video(header: bytes) -> str | None:
+    """Describe a known non-video file from its first bytes, or return None."""
+    start = header.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((what for sign, what in _SIGNATURES if start.startswith(sign.lower())), None)
 
 
@@ -110,13 +134,7 @@ def check_unchanged(path: Path, before: SourceState) -> None:
     ClipError
         ``open``.
     """
-    if before is None:
-        return
-    try:
-        found = os.stat(path)
-    except OSError:
-        found = None
-    if found is None or (found.st_size, found.st_mtime_ns) != before:
+    if not path.is_dir() and source_state(path) != before:
         raise ClipError(
             f"{path} changed while it was read: wait until it is written, then try again",
             stage="open",

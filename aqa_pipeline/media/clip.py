@@ -1,16 +1,16 @@
-"""The frames of one clip of a video that nobody has seen before.
+"""One clip's frames out of a video that nobody has seen before.
 
-What a network needs of a video, decoded in whichever process is handy: nothing here imports
-torch, and request and result can be sent to another process and back.
-
-A clip's frames twice: as the network sees them, and large enough to be looked at.
-
-No torch here: this runs in a limited process (:mod:`aqa_pipeline.media.sandbox`).
+Everything that decodes clips comes through :func:`read_clip`, with one set of checks
+(:mod:`aqa_pipeline.media.checks`), in a process with limits
+(:mod:`aqa_pipeline.media.sandbox`): one alone for a video to be scored, several for a manifest
+(:mod:`aqa_pipeline.media.decode_pool`). Requests and results can be sent to another process and
+back. No torch here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +21,22 @@ import numpy.typing as npt
 
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.media.checks import check_index, check_source, check_unchanged
-from aqa_pipeline.media.reader import VideoIndex, VideoReader, read_index
+from aqa_pipeline.media.checks import SourceState, check_unchanged, checked_index, source_state
+from aqa_pipeline.media.index import VideoIndex
+from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.media.snippets import clamp_positions, window_positions
+from aqa_pipeline.media.views import shifted_union
+
+Frames = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
 
 _CHUNK_FRAMES = 64  #: that a stream hands over at once
+SHOWN_PIXELS = 224  #: side of a shown frame: that of most presets, so nothing is decoded twice
 
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """Which frames are wanted.
+    """A stretch of a video, out of which the protocol's rule cuts the window.
 
     Attributes
     ----------
@@ -49,16 +55,63 @@ class ClipRequest:
 
 
 @dataclass(frozen=True, eq=False)
+class DecodeTask:
+    """A clip of a manifest, whose window is known.
+
+    Attributes
+    ----------
+    clip_id : str
+    video : Path
+    positions : ndarray of int64, shape=(window_frames,)
+        Before clamping, see :mod:`aqa_pipeline.media.snippets`.
+    pixels : PixelPreset
+    index_folder : Path
+        Where indexes of video files are remembered.
+    strict_window : bool
+        Fail, instead of repeating frames, where the window reaches past the video;
+        shifted ones may.
+    shifts : tuple of int
+        Frames by which the window is moved: all these windows are decoded, each frame
+        once.
+    """
+
+    clip_id: str
+    video: Path
+    positions: IntArray
+    pixels: PixelPreset
+    index_folder: Path
+    strict_window: bool
+    shifts: tuple[int, ...] = (0,)
+
+    @property
+    def first(self) -> int:
+        """First position of the window: the order in which clips of one video are read."""
+        return int(self.positions[0])
+
+    @property
+    def union(self) -> IntArray:
+        """Positions of the frames that are decoded, ascending, shape=(m,)."""
+        return shifted_union(self.positions, self.shifts)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the frames that are decoded."""
+        return len(self.union) * self.pixels.crop**2 * 3
+
+
+@dataclass(frozen=True, eq=False)
 class ClipFrames:
     """One clip's frames, and where they stand in their video.
 
     Attributes
     ----------
     video : Path
-    frames : ndarray of uint8, shape=(window, crop, crop, 3)
-        RGB.
+    frames : ndarray of uint8, shape=(window or m, crop, crop, 3)
+        RGB: the window of a :class:`ClipRequest`; of a :class:`DecodeTask` the frames at its
+        ``union``. From a :class:`.DecodePool` they lie in shared memory, which is used again
+        once no array looks into it any more.
     frame_index : ndarray of int64, shape=(window,)
-        Position of each frame.
+        Position of each frame of the window that is not shifted.
     pts_seconds : ndarray of float64, shape=(window,)
         When each is shown; NaN for a folder of pictures.
     num_clamped : int
@@ -69,41 +122,30 @@ class ClipFrames:
     """
 
     video: Path
-    frames: npt.NDArray[np.uint8]
-    frame_index: npt.NDArray[np.int64]
+    frames: Frames
+    frame_index: IntArray
     pts_seconds: npt.NDArray[np.float64]
     num_clamped: int
     video_frames: int
 
 
-def read_clip(request: ClipRequest) -> ClipFrames:
-    """Decode one clip in this process; what it may cost is limited by the caller.
-
-    Raises
-    ------
-    ClipError
-        If it is no video, cannot be decoded, changes meanwhile, or has no such frames.
-    """
-    try:
-        return _read_clip(request)
-    except ClipError as error:
-        raise ClipError(
-            escape_unprintable(str(error)), stage=error.stage, detail=error.detail
-        ) from None
-
-
-@contextmanager
-def prefix_errors_with(video: str | Path) -> Iterator[None]:
+def name_video(error: ClipError, video: str | Path) -> ClipError:
     """Put the video's name before an error of a decoding process that died or took too long.
 
     The process does not know of which video it died.
     """
+    if error.stage not in ("timeout", "worker"):
+        return error
+    return ClipError(escape_unprintable(f"{video}: {error}"), stage=error.stage)
+
+
+@contextmanager
+def prefix_errors_with(video: str | Path) -> Iterator[None]:
+    """Raise the errors of a block as :func:`name_video` makes them."""
     try:
         yield
     except ClipError as error:
-        if error.stage in ("timeout", "worker"):
-            raise ClipError(escape_unprintable(f"{video}: {error}"), stage=error.stage) from None
-        raise
+        raise name_video(error, video) from None
 
 
 def escape_unprintable(text: str) -> str:
@@ -114,26 +156,80 @@ def escape_unprintable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _read_clip(request: ClipRequest) -> ClipFrames:
-    before = check_source(request.video)
-    index = read_index(request.video)
-    check_index(request.video, index)
-    positions = request_positions(request, index)
-    frame_index, num_clamped = clamp_positions(positions, video_frames=index.num_frames)
-    with VideoReader(request.video, PIXEL_PRESETS[request.protocol.pixels], index=index) as reader:
-        window = reader.read(frame_index)
-    check_unchanged(request.video, before)
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except ClipError as error:
+        raise ClipError(
+            escape_unprintable(str(error)), stage=error.stage, detail=error.detail
+        ) from None
+
+
+def read_clip(wanted: ClipRequest | DecodeTask) -> ClipFrames:
+    """Decode one clip in this process; what it may cost is limited by the caller.
+
+    The reader of the last video stays open, so that the next clip of it reads on.
+
+    Raises
+    ------
+    ClipError
+        If it is no video, cannot be decoded, changes meanwhile, or has no such frames.
+    """
+    with _one_line_errors():
+        if isinstance(wanted, DecodeTask):
+            reader = open_reader(wanted.video, wanted.pixels, index_folder=wanted.index_folder)
+            positions, read = wanted.positions, wanted.union
+        else:
+            reader = open_reader(wanted.video, PIXEL_PRESETS[wanted.protocol.pixels])
+            positions = read = request_positions(wanted, reader.index)
+        length = reader.index.num_frames
+        frame_index, num_clamped = clamp_positions(positions, video_frames=length)
+        if num_clamped and isinstance(wanted, DecodeTask) and wanted.strict_window:
+            raise ClipError(
+                f"{wanted.video}: the window is frames {positions[0]} to {positions[-1]}, "
+                f"the video has {length} frames (0 to {length - 1})",
+                stage="window",
+            )
+        frames = reader.read(clamp_positions(read, video_frames=length)[0]).frames
+        check_unchanged(wanted.video, _kept.state)
     return ClipFrames(
-        video=request.video,
-        frames=window.frames,
+        video=wanted.video,
+        frames=frames,
         frame_index=frame_index,
-        pts_seconds=window.pts_seconds,
+        pts_seconds=reader.index.pts_seconds(frame_index),
         num_clamped=num_clamped,
-        video_frames=index.num_frames,
+        video_frames=length,
     )
 
 
-def request_positions(request: ClipRequest, index: VideoIndex) -> npt.NDArray[np.int64]:
+class _KeptReader:
+    """The reader of the last video, as long as its file stays what it was."""
+
+    def __init__(self) -> None:
+        self.reader: VideoReader | None = None
+        self.wanted: tuple[str, Path, PixelPreset] | None = None
+        self.state: SourceState = None
+
+
+_kept = _KeptReader()
+
+
+def open_reader(
+    video: Path, pixels: PixelPreset, *, index_folder: Path | None = None
+) -> VideoReader:
+    """The reader of the last video where it is this one, else a new one after all checks."""
+    wanted = (os.getcwd(), video, pixels)  # a path may be meant from elsewhere by now
+    if _kept.reader is None or _kept.wanted != wanted or source_state(video) != _kept.state:
+        if _kept.reader is not None:
+            _kept.reader.close()
+            _kept.reader = None
+        index, _kept.state = checked_index(video, index_folder=index_folder)
+        _kept.reader, _kept.wanted = VideoReader(video, pixels, index=index), wanted
+    return _kept.reader
+
+
+def request_positions(request: ClipRequest, index: VideoIndex) -> IntArray:
     """Window of a request before clamping, shape=(window,).
 
     Raises
@@ -202,33 +298,18 @@ def stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
 
     Errors as :func:`read_clip`.
     """
-    try:
-        yield from _stream_clip(request)
-    except ClipError as error:
-        raise ClipError(
-            escape_unprintable(str(error)), stage=error.stage, detail=error.detail
-        ) from None
-
-
-def _stream_clip(request: ClipRequest) -> Iterator[StreamHead | FrameChunk]:
-    before = check_source(request.video)
-    index = read_index(request.video)
-    check_index(request.video, index)
-    start = request.start_frame or 0
-    end = min(index.num_frames, request.end_frame or index.num_frames)
-    yield StreamHead(start, end, index.num_frames)
-    with VideoReader(request.video, PIXEL_PRESETS[request.protocol.pixels], index=index) as reader:
-        for first in range(start, end, _CHUNK_FRAMES):
-            positions = np.arange(first, min(first + _CHUNK_FRAMES, end), dtype=np.int64)
-            window = reader.read(positions)
-            yield FrameChunk(first, window.frames, window.pts_seconds)
-    check_unchanged(request.video, before)
-
-
-Frames = npt.NDArray[np.uint8]
-
-
-SHOWN_PIXELS = 224  #: side of a shown frame: that of most presets, so nothing is decoded twice
+    with _one_line_errors():
+        index, before = checked_index(request.video)
+        start = request.start_frame or 0
+        end = min(index.num_frames, request.end_frame or index.num_frames)
+        yield StreamHead(start, end, index.num_frames)
+        pixels = PIXEL_PRESETS[request.protocol.pixels]
+        with VideoReader(request.video, pixels, index=index) as reader:
+            for first in range(start, end, _CHUNK_FRAMES):
+                positions = np.arange(first, min(first + _CHUNK_FRAMES, end), dtype=np.int64)
+                window = reader.read(positions)
+                yield FrameChunk(first, window.frames, window.pts_seconds)
+        check_unchanged(request.video, before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +353,8 @@ def read_shown_clip(request: ClipRequest) -> ShownClip:
     larger = shown_pixels(pixels)
     if larger is pixels:
         return ShownClip(clip, clip.frames)
-    with VideoReader(request.video, larger) as reader:
+    index = open_reader(request.video, pixels).index
+    with VideoReader(request.video, larger, index=index) as reader:
         return ShownClip(clip, reader.read(clip.frame_index).frames)
 
 

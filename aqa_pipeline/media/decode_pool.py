@@ -1,68 +1,41 @@
 """Decoding in other processes, each clip under a watchdog.
 
 A decoder can hang, crash, or be killed for its memory, and it must not take the run with
-it. Every worker is a pool of one process of its own (a *lane*): the pool kills and
-replaces that process when its clip takes too long, and the other lanes never notice. A
-process that died by itself may have held a lock of its pool, or sent half a message: then
-the pool is thrown away with it.
-A lane works through *runs* of neighbouring clips of one video, so that its reader goes
-forward instead of seeking, and at most a few decoded clips wait for the network.
+it. Every worker is a process with limits of its own
+(:class:`aqa_pipeline.media.sandbox.LimitedProcess`; a *lane*): when a clip breaks a limit, its
+process is replaced, and the other lanes never notice. A lane works through *runs* of
+neighbouring clips of one video, so that its reader goes forward instead of seeking, and at
+most a few decoded clips wait for the network.
 
 Frames come through shared memory (:mod:`aqa_pipeline.media.frame_slots`): a worker writes them
 into the slot that came with its task, and only what else there is to say of a clip goes
 through a pipe. A slot is used again when the frames are forgotten, or, if its worker died
 or was given up, when that is certain to have ended.
-
-Spawned processes, one container each, one decoder thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import wait
 from threading import Thread
-from types import TracebackType
-from typing import Any
+from typing import Self
 
-from pebble import ProcessExpired, ProcessPool
-
+from aqa_pipeline.config import ScoreConfig
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.media.decode_worker import (
-    DecodedClip,
-    DecodeTask,
-    SentClip,
-    decode_and_send,
-    decode_clip,
-    start_worker,
-)
-from aqa_pipeline.media.frame_slots import FrameSlots, Slot
-
-__all__ = [
-    "DecodePool",
-    "DecodeTask",
-    "Decoded",
-    "DecodedClip",
-    "decode_clip",
-    "decode_runs",
-]
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask, name_video, read_clip
+from aqa_pipeline.media.frame_slots import FrameSlots, Slot, SlotAddress, write_frames
+from aqa_pipeline.media.sandbox import Answer, LimitedProcess
 
 _log = logging.getLogger(__name__)
 
 _AHEAD = 2  #: clips a lane has in hand: one being decoded, one waiting
 _RUN_CLIPS = 16  #: clips after which a run is cut, so that lanes end together
 _ATTEMPTS = 2  #: a clip that hung or killed its worker is tried once more, alone
-_LOOK_SECONDS = 2.0  #: between two looks at whether a pool still works
-#: On top of the clip's time: for the start of a process, and the way there and back.
-_GRACE_SECONDS = 30.0
-_END_SECONDS = 10.0  #: a pool that does not end in this time is left to itself
+_END_SECONDS = 10.0  #: a process that does not end in this time is left to itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +43,14 @@ class Decoded:
     """The end of one task: a clip, or why there is none, after how many attempts."""
 
     task: DecodeTask
-    clip: DecodedClip | None
+    clip: ClipFrames | None
     error: ClipError | None
     attempts: int
 
 
 def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
     """Neighbouring clips of one video together, in ascending order of their windows."""
-    order = sorted(tasks, key=lambda t: (str(t.video), int(t.positions[0]), t.clip_id))
+    order = sorted(tasks, key=lambda t: (str(t.video), t.first, t.clip_id))
     runs: list[list[DecodeTask]] = []
     for task in order:
         if not runs or runs[-1][0].video != task.video or len(runs[-1]) == _RUN_CLIPS:
@@ -86,46 +59,30 @@ def decode_runs(tasks: Sequence[DecodeTask]) -> list[list[DecodeTask]]:
     return runs
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes and threads started inside never see Ctrl-C; this thread does, after it.
-
-    Ctrl-C reaches the whole process group, and the main process decides what stops when.
-    A worker cannot see to that itself: it would come too late for the seconds of its start.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # Its start would let the signal through again in the middle of ours.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @dataclass(eq=False)
 class _InHand:
-    """A task that a lane's pool has, and where its frames are to be written."""
+    """A task that a lane's process has, and where its frames are to be written."""
 
     task: DecodeTask
     attempt: int
-    future: Any
     slot: Slot | None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lane:
-    """One worker process, the tasks it has in hand, and the rest of its run.
+    """One process, the tasks it has in hand, and the rest of its run.
 
-    ``first_since`` is when the first task in hand became the first, in seconds.
+    ``since`` is when it began the first task in hand, as far as is known here, in seconds.
     """
 
-    pool: ProcessPool
-    first_since: float = 0.0
+    process: LimitedProcess
+    since: float = 0.0
     run: deque[DecodeTask] = field(default_factory=deque)
     in_hand: deque[_InHand] = field(default_factory=deque)
+
+    def seconds_left(self) -> float:
+        """Of the time that the first task in hand has."""
+        return max(0.0, self.since + self.process.limit_seconds - time.monotonic())
 
 
 class DecodePool:
@@ -138,9 +95,12 @@ class DecodePool:
     clip_timeout_seconds : float
         A clip that takes longer loses its process.
     decode : callable
-        What a worker does with a task; replaced in tests.
+        What a worker does with a task: a function of a module, which the caller's main
+        module is not.
     shares_memory : bool
         False: whatever frames there are come through the pipes.
+    memory_bytes : int
+        What decoding may take beyond the bare process.
     """
 
     def __init__(
@@ -148,28 +108,24 @@ class DecodePool:
         *,
         workers: int,
         clip_timeout_seconds: float,
-        decode: Callable[[DecodeTask], DecodedClip] = decode_clip,
+        decode: Callable[[DecodeTask], ClipFrames] = read_clip,
         shares_memory: bool = True,
+        memory_bytes: int = ScoreConfig.decode_memory_bytes,
     ) -> None:
-        self._timeout = clip_timeout_seconds
+        self._timeout, self._memory_bytes = clip_timeout_seconds, memory_bytes
         self._decode = decode
         self._slots = FrameSlots() if shares_memory else None
         self._has_told = False
-        self._lanes = [_Lane(self._new_pool()) for _ in range(workers)]
+        self._lanes = [_Lane(self._new_process()) for _ in range(workers)]
 
-    def __enter__(self) -> DecodePool:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + _END_SECONDS
         endings = []
         for lane in self._lanes:
-            endings.append(self._discard(lane.pool, [one.slot for one in lane.in_hand]))
+            endings.append(self._end(lane.process, [one.slot for one in lane.in_hand]))
             lane.in_hand.clear()
         for ending in endings:
             ending.join(max(0.0, deadline - time.monotonic()))
@@ -197,14 +153,16 @@ class DecodePool:
         while True:
             for lane in self._lanes:
                 self._fill(lane, waiting)
-            heads = {lane.in_hand[0].future: lane for lane in self._lanes if lane.in_hand}
-            if not heads:
+            busy = [lane for lane in self._lanes if lane.in_hand]
+            if not busy:
                 return
-            done, _ = wait(heads, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done or [f for f in heads if self._is_lost(heads[f])]:
-                outcome = self._take(heads[future])
-                if outcome is not None:
-                    yield outcome
+            seconds = min(lane.seconds_left() for lane in busy)
+            ready = wait([lane.process.connection for lane in busy], timeout=seconds)
+            for lane in busy:
+                if lane.process.connection in ready or not lane.seconds_left():
+                    outcome = self._take(lane)
+                    if outcome is not None:
+                        yield outcome
 
     def _fill(self, lane: _Lane, waiting: Iterator[Sequence[DecodeTask]]) -> None:
         while len(lane.in_hand) < _AHEAD:
@@ -215,72 +173,54 @@ class DecodePool:
             self._schedule(lane, lane.run.popleft(), attempt=1)
 
     def _schedule(self, lane: _Lane, task: DecodeTask, *, attempt: int) -> None:
+        slot = None if self._slots is None else self._slots.take(task.frame_bytes)
+        work = self._decode, task, None if slot is None else slot.address
+        try:
+            lane.process.send(decode_and_send, work)
+        except ClipError:  # it died with nothing in hand, or before it was seen
+            self._renew(lane)
+            lane.process.send(decode_and_send, work)
         if not lane.in_hand:
-            lane.first_since = time.monotonic()
-        slot = self._slots.take(task.frame_bytes) if self._slots is not None else None
-        args = [self._decode, task, None if slot is None else slot.address]
-        with _interrupts_held():  # the first task starts the process
-            try:
-                future = lane.pool.schedule(decode_and_send, args=args, timeout=self._timeout)
-            except RuntimeError:  # the process died with nothing in hand
-                self._renew(lane)
-                future = lane.pool.schedule(decode_and_send, args=args, timeout=self._timeout)
-        lane.in_hand.append(_InHand(task, attempt, future, slot))
+            lane.since = time.monotonic()
+        lane.in_hand.append(_InHand(task, attempt, slot))
 
-    def _renew(self, lane: _Lane, slot: Slot | None = None) -> None:
-        """A new pool for a lane, which does what the old one had in hand and not finished.
+    def _renew(self, lane: _Lane, *slots: Slot | None) -> None:
+        """A new process for a lane, which does what the old one had in hand.
 
-        ``slot``: one more that the old pool may still be writing into.
+        ``slots``: more that the old one may still be writing into.
         """
-        old, lane.pool = lane.pool, self._new_pool()
         in_hand, lane.in_hand = lane.in_hand, deque()
-        is_done = [one.future.done() and one.future.exception() is None for one in in_hand]
-        again = [one for one, done in zip(in_hand, is_done, strict=True) if not done]
-        self._discard(old, [slot, *(one.slot for one in again)])
-        for one, done in zip(in_hand, is_done, strict=True):
-            if done:
-                lane.in_hand.append(one)
-            else:
-                self._schedule(lane, one.task, attempt=one.attempt)
-
-    def _is_lost(self, lane: _Lane) -> bool:
-        """Whether a lane's first task will never be done: its pool broke, or lost a message."""
-        late = time.monotonic() - lane.first_since > self._timeout + _GRACE_SECONDS
-        return late or not lane.pool.active
+        self._end(lane.process, [*slots, *(one.slot for one in in_hand)])
+        lane.process = self._new_process()
+        for one in in_hand:
+            self._schedule(lane, one.task, attempt=one.attempt)
 
     def _take(self, lane: _Lane) -> Decoded | None:
-        """The lane's first clip, which is done; None when it is tried once more."""
-        one = lane.in_hand.popleft()
-        task, attempt, slot = one.task, one.attempt, one.slot
-        lane.first_since = time.monotonic()
+        """The lane's first clip; None when it has only begun, or is tried once more."""
+        one = lane.in_hand[0]
         try:
-            if not one.future.done():
-                raise BrokenProcessPool("it does not answer")
-            return Decoded(task, self._received(one.future.result(), slot), None, attempt)
-        except TimeoutError:  # its process has ended
-            self._give_back(slot)
-            error = ClipError(
-                f"{task.video}: decoding took longer than {self._timeout:g} s; "
-                "raise --clip-timeout if the machine is only slow",
-                stage="timeout",
-            )
-        except (ProcessExpired, BrokenProcessPool) as expired:
-            error = ClipError(
-                f"{task.video}: the decoding process died ({_death(expired)})", stage="worker"
-            )
-            self._renew(lane, slot)
-        except ClipError as failure:  # the video's fault: another attempt would fail alike
-            self._give_back(slot)
-            return Decoded(task, None, failure, attempt)
-        except Exception:
-            self._give_back(slot)
-            raise
-        if attempt < _ATTEMPTS:
-            self._schedule(lane, task, attempt=attempt + 1)
-            return None
-        return Decoded(task, None, error, attempt)
+            kind, answer = lane.process.receive(0.0)
+            lane.since = time.monotonic()
+            if kind == Answer.READY:
+                return None
+            clip = self._received(answer, one.slot) if kind == Answer.DONE else None
+        except ClipError as error:
+            lane.in_hand.popleft()
+            self._renew(lane, one.slot)
+            if one.attempt < _ATTEMPTS:
+                self._schedule(lane, one.task, attempt=one.attempt + 1)
+                return None
+            return Decoded(one.task, None, _named(error, one.task), one.attempt)
+        lane.in_hand.popleft()
+        if clip is not None:
+            return Decoded(one.task, clip, None, one.attempt)
+        self._give_back(one.slot)
+        if not isinstance(answer, ClipError):
+            raise answer
+        # The video's fault: another attempt would fail alike.
+        return Decoded(one.task, None, _named(answer, one.task), one.attempt)
 
-    def _received(self, sent: SentClip, slot: Slot | None) -> DecodedClip:
+    def _received(self, sent: SentClip, slot: Slot | None) -> ClipFrames:
         if sent.shape is None or slot is None or self._slots is None:
             self._give_back(slot)
             if sent.reason and not self._has_told:
@@ -290,41 +230,72 @@ class DecodePool:
         frames = self._slots.frames(slot, sent.shape)
         if frames is None:
             self._slots.give_up("they did not arrive there")
-            raise BrokenProcessPool("its frames did not arrive")
+            raise ClipError("its frames did not arrive", stage="worker")
         return replace(sent.clip, frames=frames)
 
     def _give_back(self, slot: Slot | None) -> None:
         if self._slots is not None:
             self._slots.give_back(slot)
 
-    def _new_pool(self) -> ProcessPool:
-        handle = None if self._slots is None else self._slots.handle
-        context = get_context("spawn")
-        return ProcessPool(1, context=context, initializer=start_worker, initargs=[handle])
+    def _new_process(self) -> LimitedProcess:
+        return LimitedProcess(
+            memory_bytes=self._memory_bytes,
+            seconds=self._timeout,
+            frames_fd=None if self._slots is None else self._slots.fd,
+            is_helper=True,
+        )
 
-    def _discard(self, pool: ProcessPool, slots: Sequence[Slot | None]) -> Thread:
-        """Kill a pool's process; what it may have written into is free when it has ended.
+    def _end(self, process: LimitedProcess, slots: Sequence[Slot | None]) -> Thread:
+        """Kill a process; what it may have written into is free when it has ended.
 
-        That is waited for apart: a broken pool may never end.
+        That is waited for apart: one that waits for a disk may take its time.
         """
-        pool.stop()  # type: ignore[no-untyped-call]
+        killed = process.kill()
 
         def end() -> None:
-            pool.join()
+            if killed is not None:
+                killed.wait()
             for slot in slots:
                 self._give_back(slot)
 
-        ending = Thread(target=end, name="end of a pool", daemon=True)
+        ending = Thread(target=end, name="end of a decoder", daemon=True)
         ending.start()
         return ending
 
 
-def _death(expired: ProcessExpired | BrokenProcessPool) -> str:
-    if isinstance(expired, BrokenProcessPool):
-        return str(expired) or "no exit code"
-    code = expired.exitcode
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = ", out of memory?" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    return f"exit code {code}"
+def _named(error: ClipError, task: DecodeTask) -> ClipError:
+    """The error with the video's name, and what to do where only time was short."""
+    if error.stage == "timeout":
+        hint = "raise --clip-timeout if the machine is only slow"
+        error = ClipError(f"{error}; {hint}", stage="timeout")
+    return name_video(error, task.video)
+
+
+# --- in a worker --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class SentClip:
+    """A clip as it comes through the pipe.
+
+    ``shape`` is that of the frames in the slot; None if they came with the clip, and
+    ``reason`` then says why.
+    """
+
+    clip: ClipFrames
+    shape: tuple[int, ...] | None
+    reason: str = ""
+
+
+def decode_and_send(
+    work: tuple[Callable[[DecodeTask], ClipFrames], DecodeTask, SlotAddress | None],
+) -> SentClip:
+    """Decode a task, and put the frames where the main process looks for them."""
+    decode, task, slot = work
+    clip = decode(task)
+    if slot is None or not clip.frames.nbytes:
+        return SentClip(clip, None)
+    reason = write_frames(slot, clip.frames)
+    if reason:
+        return SentClip(clip, None, reason)
+    return SentClip(replace(clip, frames=clip.frames[:0]), clip.frames.shape)

@@ -31,8 +31,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import reduction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,39 +82,6 @@ class Slot:
             page_unlock(self.memory_address)
 
 
-@dataclass(frozen=True)
-class SlotsHandle:
-    """The file of the slots, for a process that is being started (its ``initargs``).
-
-    Attributes
-    ----------
-    fd : int
-        -1 if what was inherited is another file.
-    identity : tuple of int
-        Device and inode.
-    """
-
-    fd: int
-    identity: tuple[int, int]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inherited, (reduction.DupFd(self.fd), self.identity)
-
-
-def _inherited(duplicate: Any, identity: tuple[int, int]) -> SlotsHandle:
-    with contextlib.suppress(OSError):
-        # The parent may have closed its file, and got the number again for another one.
-        fd = duplicate.detach()
-        if _identity(fd) == identity:
-            return SlotsHandle(fd, identity)
-    return SlotsHandle(-1, identity)
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
 # --- in the main process ----------------------------------------------------------------
 
 
@@ -128,11 +93,12 @@ class FrameSlots:
 
     Attributes
     ----------
-    handle : SlotsHandle or None
+    fd : int or None
+        The file, to be inherited by decoders.
     """
 
     def __init__(self) -> None:
-        self.handle: SlotsHandle | None = None
+        self.fd: int | None = None
         self._stamps = itertools.count(1)
         self._end = 0
         self._locks_pages = False
@@ -142,8 +108,7 @@ class FrameSlots:
         # Arrays die in any thread, and in the middle of anything: appending needs no lock.
         self._returned: deque[Slot] = deque()
         try:
-            fd = _nameless_file()
-            self.handle = SlotsHandle(fd, _identity(fd))
+            self.fd = _nameless_file()
         except (OSError, NotImplementedError) as error:
             self.give_up(str(error))
 
@@ -158,7 +123,7 @@ class FrameSlots:
 
     def take(self, nbytes: int) -> Slot | None:
         """A slot for so many bytes of frames, with a new stamp."""
-        if not self._lends or self.handle is None:
+        if not self._lends or self.fd is None:
             return None
         size = _whole_pages(nbytes + _STAMP.size)
         self._free += self._came_back()
@@ -171,7 +136,7 @@ class FrameSlots:
             if self._free:
                 self._remove(self._free.pop())
             try:
-                slot = self._new_slot(self.handle.fd, size)
+                slot = self._new_slot(self.fd, size)
             except (OSError, ValueError) as error:
                 self.give_up(f"{nbytes / 1e6:.0f} MB: {error}")
                 return None
@@ -218,9 +183,9 @@ class FrameSlots:
         for slot in self._free:
             slot.unlock()
         self._free.clear()
-        if self.handle is not None:
-            os.close(self.handle.fd)
-            self.handle = None
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     def _came_back(self) -> Iterator[Slot]:
         with contextlib.suppress(IndexError):
@@ -307,9 +272,9 @@ class _DecoderSide:
 _decoder_side = _DecoderSide()
 
 
-def open_in_decoder(handle: SlotsHandle | None) -> None:
-    """Be ready for :func:`write_frames`; never fails."""
-    _decoder_side.fd = -1 if handle is None else handle.fd
+def open_in_decoder(fd: int | None) -> None:
+    """Be ready for :func:`write_frames` into an inherited file."""
+    _decoder_side.fd = -1 if fd is None else fd
     _decoder_side.mapped.clear()
 
 

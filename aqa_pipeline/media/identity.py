@@ -1,4 +1,4 @@
-"""Which video this is, and how long, without opening it as a video.
+"""Identity of a video, its length, and its name, without opening it as a video.
 
 All that resuming an extraction needs to know of a video: PyAV is never imported here.
 
@@ -30,6 +30,15 @@ import numpy.typing as npt
 
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.media.frame_folder import folder_identity, list_frames
+
+#: Endings by which a video is known among other files; one that is named is opened whatever
+#: its ending.
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+        *(".wmv", ".flv", ".3gp", ".ogv", ".gif"),
+    }
+)
 
 
 @cache

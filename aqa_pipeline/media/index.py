@@ -1,4 +1,4 @@
-"""Which frames a video has, and when each is shown: a demux-only index, kept per file.
+"""Demux-only index of a video: its frames and when each is shown, remembered per file.
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""Which frames make a clip, and how a clip is cut into snippets.
+"""Positions of the frames of a clip, and of its snippets.
 
 Index arithmetic only; nothing here opens a file.
 

@@ -20,15 +20,10 @@ from aqa_pipeline.datasets.manifest import KNOWN, parse_clips
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.media.clip import ClipFrames, escape_unprintable
 from aqa_pipeline.media.frame_folder import list_frames
+from aqa_pipeline.media.identity import VIDEO_SUFFIXES
 from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.tables import Cells, read_cells
-
-#: What is taken for a video in a folder; a file that is named is opened whatever its ending.
-VIDEO_SUFFIXES = {
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
-    ".wmv", ".flv", ".3gp", ".ogv", ".gif",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

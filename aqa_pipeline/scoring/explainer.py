@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.backbone.maps import MapEncoder, features_of, map_encoder
+from aqa_pipeline.backbone.encoder import Encoder, features_of, map_encoder
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.core.featureset import FeatureSet
@@ -114,7 +114,7 @@ class Explainer:
     Parameters
     ----------
     scorer : Scorer
-    encoder : MapEncoder
+    encoder : Encoder
         The backbone of the scorer, giving whole maps.
     project : Project
         Where the exemplars' videos are looked for.
@@ -125,7 +125,7 @@ class Explainer:
     def __init__(
         self,
         scorer: Scorer,
-        encoder: MapEncoder,
+        encoder: Encoder,
         *,
         project: Project,
         layer_cam: LayerCam | None = None,

@@ -33,8 +33,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from aqa_pipeline.backbone.encoder import Encoder, FloatArray, Frames
 from aqa_pipeline.backbone.i3d import I3D
-from aqa_pipeline.backbone.maps import FloatArray, Frames, MapEncoder
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import SetupError, UsageError
@@ -207,13 +207,13 @@ class LayerCam:
     Attributes
     ----------
     network : I3D
-    encoder : MapEncoder
+    encoder : Encoder
         Makes the input.
     layer : str
     """
 
     network: I3D
-    encoder: MapEncoder
+    encoder: Encoder
     layer: str
 
     def __call__(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqa_pipeline.errors import AqaError
-from aqa_pipeline.media.checks import plainly
+from aqa_pipeline.media.checks import identify_non_video
 
 #: Bytes that are looked at before anything is kept: four packets of a transport stream.
 HEAD_BYTES = 4 * 188
@@ -146,7 +146,7 @@ async def receive(
 
 def _checked(head: bytes) -> bool:
     if container_of(head) is None:
-        instead = plainly(head)
+        instead = identify_non_video(head)
         if instead is not None:
             raise RefusedUpload(f"not a video but {instead}", status=415)
         raise RefusedUpload(

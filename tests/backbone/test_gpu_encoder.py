@@ -11,7 +11,6 @@ from torch import Tensor
 from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder, fitting_batch
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.extraction.stream import TakesSeveral
 
 WINDOW = 6
 INDEX = np.array([[0, 1, 2], [2, 3, 4], [3, 4, 5]])  # three snippets of three frames
@@ -268,4 +267,3 @@ def test_the_batch_is_found_from_free_memory(
 
 def test_a_batch_smaller_than_a_clip_still_takes_a_clip_at_once() -> None:
     assert [encoder(Network(), batch=b).clips_at_once for b in (1, 3, 5, 6, 9)] == [1, 1, 1, 2, 3]
-    assert isinstance(encoder(Network(), batch=1), TakesSeveral)

@@ -44,7 +44,7 @@ def test_every_kind_of_trouble_with_files(tmp_path: Path) -> None:
     write_folder(tmp_path / "short", 20)
     write_folder(tmp_path / "gap", 20)
     (tmp_path / "gap" / "00000007.png").unlink()
-    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "bad.mp4").write_bytes(b"\x89PNG\r\n\x1a\n")
     write_folder(tmp_path / "torn", 20)
     (tmp_path / "torn" / "00000015.png").write_bytes(b"")
     manifest = manifest_of(
@@ -74,6 +74,8 @@ def test_every_kind_of_trouble_with_files(tmp_path: Path) -> None:
     assert rows["clamped_window"][0][1].startswith("frames -6 to 9 of 40 in ")
     assert rows["clamped_window"][0][1].endswith("good.mp4: 6 of 16 are repeats")
     assert "number 7 missing" in rows["unreadable_video"][0][1]
+    told_of_a_picture = "is a picture: give a video, or a folder of numbered pictures"
+    assert rows["unreadable_video"][1][1] == f"{tmp_path / 'bad.mp4'} {told_of_a_picture}"
     assert (
         "the video has 20 frames" in rows["outside_video"][1][1]
         or "20" in (rows["outside_video"][1][1])
@@ -196,7 +198,8 @@ def test_a_clip_that_hangs_is_named(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from aqa_pipeline.errors import ClipError
-    from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask
+    from aqa_pipeline.media.clip import DecodeTask
+    from aqa_pipeline.media.decode_pool import Decoded, DecodePool
 
     write_folder(tmp_path / "v", 20)
 

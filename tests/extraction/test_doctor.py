@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -65,14 +66,14 @@ def test_packages_that_are_old_or_not_there(project: Path, monkeypatch: pytest.M
     real = importlib.metadata.version
 
     def version(name: str) -> str:
-        if name == "pebble":
+        if name == "joblib":
             raise importlib.metadata.PackageNotFoundError(name)
         return "2.9.1+cpu" if name == "torch" else real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = check("packages", project)
     assert found.status == "missing"
-    assert found.advice == "pip install 'pebble>=5.1' 'torch>=2.10'"
+    assert found.advice == "pip install 'joblib>=1.4' 'torch>=2.10'"
 
 
 def test_a_torch_that_cannot_multiply(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +191,12 @@ def test_little_space_is_worth_knowing(project: Path, monkeypatch: pytest.Monkey
     assert check("temporary files", project).status == "!"
 
 
-def test_no_semaphores(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Context:
-        def Lock(self) -> None:
-            raise OSError(38, "Function not implemented")
+def test_no_worker_process(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: Context())
-    assert "mount /dev/shm" in check("processes", project).found
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert "no worker process" in check("processes", project).found
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert "the reading process died (exit code 1)" in check("processes", project).found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,12 @@ from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import CacheError
+from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import estimate, plan_extraction
 from aqa_pipeline.extraction.shards import Shard
-from aqa_pipeline.extraction.work import ExtractSummary, default_workers, extract
 from aqa_pipeline.media.views import views_of
+from tests.support.fake_aqa import aqa_environment, write_fake_weights
 from tests.support.small_project import encode_numbers, fake_backbone, make_project
 from tests.support.videos import write_video
 
@@ -350,3 +353,41 @@ def test_decoding_begins_while_the_network_is_loaded(tmp_path: Path) -> None:
 
     assert extract(plan, backbone=backbone, config=CONFIG).num_extracted == 4
     assert claimed
+
+
+SCRIPT = """
+from aqa_pipeline.extraction.extract import extract_dataset
+from tests.support.fake_aqa import use_fake_network
+
+use_fake_network()
+told = []
+outcome = extract_dataset(
+    "manifests/small.csv", weights="w.safetensors", workers=2, progress=lambda *n: told.append(n)
+)
+print(outcome.num_extracted, len(outcome.failures), outcome.folder.is_dir(), told[-1])
+"""
+
+
+def test_a_script_of_a_few_lines_extracts_without_a_main_guard(tmp_path: Path) -> None:
+    """Decoders never run the script: with or without a guard it works, and once."""
+    make_project(tmp_path, clips_per_video=2)
+    write_fake_weights(tmp_path / "w.safetensors")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=aqa_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("4 0 True (4, 4)\n", "")
+
+
+def test_a_picture_named_as_a_video_is_called_one(tmp_path: Path) -> None:
+    manifest = make_project(tmp_path, clips_per_video=2)
+    (tmp_path / "videos" / "v0.mp4").write_bytes(b"\x89PNG\r\n\x1a\n")
+    summary = run(edit(manifest, end_frame=[None, *manifest.clips["end_frame"][1:]]), tmp_path)
+    told = "v0.mp4 is a picture: give a video, or a folder of numbered pictures"
+    assert [failure.error.endswith(told) for failure in summary.failures] == [True, True]

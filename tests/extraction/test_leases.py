@@ -24,10 +24,10 @@ def files(folder: Path, pattern: str = "*") -> list[str]:
 def test_a_clip_belongs_to_one_living_writer_until_it_is_given_back(tmp_path: Path) -> None:
     with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.take("a")
-        assert first.take("a"), "its own claim is no obstacle"
+        assert first.take("a"), "its own lease is no obstacle"
         assert not second.take("a")
         assert second.take("b")
-        first.release(["a", "never claimed"])
+        first.release(["a", "never leased"])
         assert second.take("a")
     assert files(tmp_path) == []
 
@@ -51,7 +51,7 @@ def test_what_a_killed_writer_had_is_free_at_once_on_its_machine(tmp_path: Path)
         assert other.take("a")
 
 
-def test_a_silent_writer_of_another_machine_loses_its_claims(
+def test_a_silent_writer_of_another_machine_loses_its_leases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 3600)
@@ -62,7 +62,7 @@ def test_a_silent_writer_of_another_machine_loses_its_claims(
         assert far.take("a")
         assert not here.take("a"), "its process id means nothing here"
         old = time.time() - 101
-        os.utime(far._life, (old, old))
+        os.utime(far._heartbeat, (old, old))
         assert here.take("a")
 
 
@@ -71,11 +71,11 @@ def test_a_living_writer_goes_on_giving_signs_of_life(
 ) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
     with Leases(tmp_path) as writer:
-        os.utime(writer._life, (1, 1))
+        os.utime(writer._heartbeat, (1, 1))
         deadline = time.monotonic() + 10
-        while writer._life.stat().st_mtime == 1 and time.monotonic() < deadline:
+        while writer._heartbeat.stat().st_mtime == 1 and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert writer._life.stat().st_mtime > 1
+        assert writer._heartbeat.stat().st_mtime > 1
 
 
 def test_without_hard_links_everybody_gets_everything(

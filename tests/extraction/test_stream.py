@@ -12,7 +12,8 @@ import pytest
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extraction.stream import encode_stream
-from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask
+from aqa_pipeline.media.decode_pool import Decoded
 
 Frames = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
@@ -30,12 +31,13 @@ def clip(number: int, *, fails: bool = False) -> Decoded:
     if fails:
         return Decoded(task, None, ClipError("damaged"), 1)
     frames = np.full((2, 1, 1, 3), number, np.uint8)
-    return Decoded(task, DecodedClip(frames, np.zeros(2), 0, 2), None, 1)
+    return Decoded(task, ClipFrames(task.video, frames, task.positions, np.zeros(2), 0, 2), None, 1)
 
 
 def views(decoded: Decoded) -> list[Frames]:
     """A second view, 100 higher, of odd clips."""
-    assert decoded.clip is not None
+    if decoded.clip is None:
+        return []
     frames = decoded.clip.frames
     return [frames, frames + np.uint8(100)] if frames[0, 0, 0, 0] % 2 else [frames]
 
@@ -46,6 +48,9 @@ class Several:
     def __init__(self, clips_at_once: int) -> None:
         self.clips_at_once = clips_at_once
         self.events: list[str] = []
+
+    def __call__(self, frames: Frames) -> Features:
+        return self.start([frames])()[0]
 
     def start(self, windows: Sequence[Frames]) -> Callable[[], list[Features]]:
         numbers = [int(frames[0, 0, 0, 0]) for frames in windows]

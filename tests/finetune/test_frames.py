@@ -14,7 +14,8 @@ from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.finetune.draws import PLAIN_VIEW, ClipView
 from aqa_pipeline.finetune.frames import FrameStore, crop_jitter, cut, decode_tasks, used_frames
-from aqa_pipeline.media.decode_pool import DecodedClip, DecodePool, DecodeTask, decode_clip
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask, read_clip
+from aqa_pipeline.media.decode_pool import DecodePool
 from tests.support.small_project import make_project
 from tests.support.videos import frame_numbers
 
@@ -53,23 +54,23 @@ def test_a_view_is_shifted_cropped_and_mirrored_alike_in_all_frames(
     tasks: list[DecodeTask],
 ) -> None:
     task = tasks[2]
-    box = decode_clip(task).frames
+    box = read_clip(task).frames
     assert box.shape == (9 + 4, 128, 128, 3)
     plain = cut(box, task, PLAIN_VIEW, jitter=8)
     assert frame_numbers(plain) == task.positions.tolist()
     as_extracted = replace(task, pixels=PIXEL_PRESETS["demo"], shifts=(0,))
-    assert np.array_equal(plain, decode_clip(as_extracted).frames)
+    assert np.array_equal(plain, read_clip(as_extracted).frames)
     shifted = cut(box, task, ClipView(shift=-2, down=3, right=-8, flip=True), jitter=8)
     rows = np.searchsorted(task.union, task.positions - 2)
     assert np.array_equal(shifted, box[rows, 11 : 11 + 112, 0:112][:, :, ::-1])
 
 
-def small(task: DecodeTask) -> DecodedClip:
+def small(task: DecodeTask) -> ClipFrames:
     """A clip of 300 bytes that says which it is."""
     if task.clip_id == "bad":
         raise ClipError("it does not open", stage="open")
     frames = np.full((1, 10, 10, 3), int(task.clip_id), np.uint8)
-    return DecodedClip(frames, np.zeros(1), 0, 1)
+    return ClipFrames(task.video, frames, task.positions, np.zeros(1), 0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from aqa_pipeline.finetune.folded import lay_out_channels_last
 from aqa_pipeline.finetune.frames import FrameStore
 from aqa_pipeline.finetune.model import PairModel, resolve_precision
 from aqa_pipeline.finetune.step import TrainStep
-from aqa_pipeline.finetune.validation import Encoder
+from aqa_pipeline.finetune.validation import ClipFeatures
 from tests.finetune.test_step import PAIRS, draw_of
 from tests.support.random_i3d import thin_i3d
 from tests.support.tuning_data import SNIPPETS, TINY, small_model
@@ -111,8 +110,8 @@ class Boxes(FrameStore):
         self._kept = dict(enumerate(frames))
 
 
-def encoder_of(frames: npt.NDArray[np.uint8]) -> Encoder:
-    return Encoder(
+def encoder_of(frames: npt.NDArray[np.uint8]) -> ClipFeatures:
+    return ClipFeatures(
         Boxes(frames),
         snippets=SNIPPETS,
         pixels=TINY,
@@ -122,9 +121,9 @@ def encoder_of(frames: npt.NDArray[np.uint8]) -> Encoder:
     )
 
 
-def by_gpu_form(encoder: Encoder, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-    with closing(encoder._on_gpu(thin_i3d(), rows)) as batches:
-        return np.concatenate([np.stack(values) for values in batches])
+def by_gpu_form(encoder: ClipFeatures, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    encoder._network = encoder._batched  # type: ignore[method-assign]
+    return encoder.encode(thin_i3d(), rows)
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
@@ -177,13 +176,13 @@ def test_validation_and_training_are_true_float32(monkeypatch: pytest.MonkeyPatc
     """Whatever the flags are outside; and they are put back."""
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     seen: list[tuple[str, bool]] = []
-    real = FastI3D.features
+    real = FastI3D._feature_map
 
-    def features(self: FastI3D, x: Tensor) -> Tensor:
+    def feature_map(self: FastI3D, parts: Iterable[Tensor]) -> Tensor:
         seen.append((conv.fp32_precision, torch.backends.cudnn.benchmark))
-        return real(self, x)
+        return real(self, parts)
 
-    monkeypatch.setattr(FastI3D, "features", features)
+    monkeypatch.setattr(FastI3D, "_feature_map", feature_map)
     before = conv.fp32_precision
     encoder = encoder_of(np.zeros((5, 9, 64, 64, 3), np.uint8))
     try:

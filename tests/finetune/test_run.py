@@ -26,7 +26,7 @@ from aqa_pipeline.finetune.folded import lay_out_channels_last
 from aqa_pipeline.finetune.loop import TuningLoop
 from aqa_pipeline.finetune.model import PairModel
 from aqa_pipeline.finetune.upload import Uploads
-from aqa_pipeline.finetune.validation import Encoder
+from aqa_pipeline.finetune.validation import ClipFeatures
 from aqa_pipeline.runs.folder import read_run
 from aqa_pipeline.scoring.backbone import own_weights
 from tests.support import thin_aqa
@@ -181,7 +181,7 @@ def test_a_gpus_ways_give_the_numbers_of_a_cpus(
         self._prefix, self._is_folded = [], True
 
     monkeypatch.setattr(PairModel, "__init__", folded)
-    monkeypatch.setattr(Encoder, "_on_cpu", Encoder._on_gpu)
+    monkeypatch.setattr(ClipFeatures, "_network", ClipFeatures._batched)
     done = thin_aqa.run(project, *FINETUNE, "--run", "gpu-ways")
     assert done.returncode == 0, done.stderr
     one, other = (

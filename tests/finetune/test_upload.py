@@ -15,7 +15,7 @@ from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.finetune.draws import ClipView, StepDraw
 from aqa_pipeline.finetune.frames import cut
 from aqa_pipeline.finetune.upload import Uploads
-from aqa_pipeline.media.decode_pool import DecodeTask
+from aqa_pipeline.media.clip import DecodeTask
 
 CPU = torch.device("cpu")
 JITTER, CROP = 3, 5

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.weights import convert_weights
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
-from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
+from aqa_pipeline.media.clip import DecodeTask, read_clip
 
 REHEARSAL = os.environ.get("AQA_GPU_REHEARSAL") == "1"
 PACK = Path(os.environ.get("AQA_GPU_PACK", ".gpu"))
@@ -97,7 +97,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     return Golden(
         protocol=Protocol("demo", pixels="demo"),
         weights=convert_weights(raw, scratch / "weights.safetensors"),
-        frames=[decode_clip(task).frames for task in tasks],
+        frames=[read_clip(task).frames for task in tasks],
         sums=known["sums"][:count],
         features=known["features"][:count],
     )

@@ -23,7 +23,8 @@ from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.device import device_name
 from aqa_pipeline.extraction.doctor import _device
 from aqa_pipeline.extraction.stream import encode_stream
-from aqa_pipeline.media.decode_pool import Decoded, DecodedClip, DecodeTask
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask
+from aqa_pipeline.media.decode_pool import Decoded
 from tests.gpu.conftest import REHEARSAL, Golden, Reading, largest_error, limited_memory
 
 pytestmark = pytest.mark.gpu
@@ -144,7 +145,9 @@ def test_every_clip_gets_its_own_features_while_others_are_on_their_way(
         for n, window in enumerate(windows):
             if random.random() < 0.2:
                 time.sleep(0.02)
-            yield Decoded(task, DecodedClip(window, np.zeros(103), n, 103), None, 1)
+            yield Decoded(
+                task, ClipFrames(task.video, window, task.positions, np.zeros(103), n, 103), None, 1
+            )
 
     def windows_of(one: Decoded) -> list[npt.NDArray[np.uint8]]:
         return [one.clip.frames] if one.clip else []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.media import clip as clip_frames
+from aqa_pipeline.media import checks
 from aqa_pipeline.media.clip import (
     ClipFrames,
     ClipRequest,
@@ -82,13 +82,13 @@ def test_an_8k_video_is_read_in_bounded_memory(process: LimitedProcess, tmp_path
 def test_a_file_that_grows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = good_video(tmp_path)
 
-    def read_and_append(video: Path) -> Any:
-        index = read_index(video)
+    def read_and_append(video: Path, **folder: Any) -> Any:
+        index = read_index(video, **folder)
         with video.open("ab") as file:
             file.write(bytes(100))
         return index
 
-    monkeypatch.setattr(clip_frames, "read_index", read_and_append)
+    monkeypatch.setattr(checks, "read_index", read_and_append)
     with pytest.raises(ClipError, match="changed while it was read"):
         read_clip(ClipRequest(path, PROTOCOL))
 

@@ -15,13 +15,8 @@ import pytest
 from aqa_pipeline.atomic import is_running
 from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
-from aqa_pipeline.media.decode_pool import (
-    DecodedClip,
-    DecodePool,
-    DecodeTask,
-    decode_clip,
-    decode_runs,
-)
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask, read_clip
+from aqa_pipeline.media.decode_pool import DecodePool, decode_runs
 from tests.support.places import ROOT
 from tests.support.videos import frame_numbers, write_video
 
@@ -41,11 +36,13 @@ def task(
     )
 
 
-def empty_clip() -> DecodedClip:
-    return DecodedClip(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3), 0, 3)
+def empty_clip() -> ClipFrames:
+    return ClipFrames(
+        Path("v.mp4"), np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), np.zeros(3), 0, 3
+    )
 
 
-def misbehaving_decoder(work: DecodeTask) -> DecodedClip:
+def misbehaving_decoder(work: DecodeTask) -> ClipFrames:
     """Does what the clip's name says. The video's folder remembers attempts."""
     attempts = work.video / work.clip_id
     attempts.write_text(attempts.read_text() + "x" if attempts.exists() else "x")
@@ -84,7 +81,7 @@ def test_a_hung_or_killed_worker_costs_one_clip_after_one_retry(tmp_path: Path) 
     assert (tmp_path / "is-killed").read_text() == "xx"
 
 
-class KillsItsSender(DecodedClip):
+class KillsItsSender(ClipFrames):
     """Dies while it is sent, with the pool's lock held and the message not there."""
 
     def __reduce__(self) -> str:
@@ -92,7 +89,7 @@ class KillsItsSender(DecodedClip):
         return ""
 
 
-def dying_decoder(work: DecodeTask) -> DecodedClip:
+def dying_decoder(work: DecodeTask) -> ClipFrames:
     attempts = work.video / work.clip_id
     first_time = not attempts.exists()
     attempts.write_text(str(os.getpid()))
@@ -126,7 +123,26 @@ def test_a_worker_that_dies_with_nothing_to_do_costs_nothing(tmp_path: Path) -> 
     assert all(result.clip is not None for result in done)
 
 
-def counting_decoder(work: DecodeTask) -> DecodedClip:
+def hungry_decoder(work: DecodeTask) -> ClipFrames:
+    np.ones(int(work.clip_id) * 2**20, np.uint8)
+    return empty_clip()
+
+
+def test_a_decoder_has_a_memory_limit_that_shared_frames_do_not_count_for(tmp_path: Path) -> None:
+    tasks = [task(mib, tmp_path, frames=50_000) for mib in ("1", "200", "2")]  # slots of 150 MB
+    with DecodePool(
+        workers=1, clip_timeout_seconds=30, decode=hungry_decoder, memory_bytes=100 * 2**20
+    ) as pool:
+        done = {result.task.clip_id: result for result in pool.decode([tasks])}
+    assert done["1"].clip is not None
+    assert done["2"].clip is not None
+    assert str(done["200"].error) == (
+        f"{tmp_path}: reading it takes more than 0.0976562 GiB of memory"
+    )
+    assert done["200"].attempts == 1
+
+
+def counting_decoder(work: DecodeTask) -> ClipFrames:
     (work.video / work.clip_id).touch()
     return empty_clip()
 
@@ -152,12 +168,12 @@ def test_runs_keep_neighbours_of_one_video_together_and_in_order() -> None:
 def test_a_window_past_the_end_is_clamped_or_refused(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", 20)
     asked = task("clip", path, first=15, frames=10)
-    clip = decode_clip(asked)
+    clip = read_clip(asked)
     assert frame_numbers(clip.frames) == [15, 16, 17, 18, 19, 19, 19, 19, 19, 19]
     assert (clip.num_clamped, clip.video_frames) == (5, 20)
     strict = DecodeTask(**{**vars(asked), "strict_window": True})
     with pytest.raises(ClipError, match=r"frames 15 to 24, the video has 20 frames \(0 to 19\)"):
-        decode_clip(strict)
+        read_clip(strict)
 
 
 def test_errors_cross_the_process_border_whole(tmp_path: Path) -> None:
@@ -181,7 +197,7 @@ if __name__ == "__main__":
 """
 
 
-def hang_and_tell(work: DecodeTask) -> DecodedClip:
+def hang_and_tell(work: DecodeTask) -> ClipFrames:
     (work.video / "pid").write_text(str(os.getpid()))
     time.sleep(100)
     return empty_clip()

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,9 @@ import pytest
 
 from aqa_pipeline.atomic import is_running
 from aqa_pipeline.config import PixelPreset
-from aqa_pipeline.media.decode_pool import (
-    Decoded,
-    DecodedClip,
-    DecodePool,
-    DecodeTask,
-    decode_clip,
-    decode_runs,
-)
+from aqa_pipeline.media.clip import ClipFrames, DecodeTask, read_clip
+from aqa_pipeline.media.decode_pool import Decoded, DecodePool, decode_runs
+from aqa_pipeline.media.sandbox import LimitedProcess
 from tests.media.test_decode_pool import KillsItsSender
 from tests.support.places import ROOT
 from tests.support.videos import frame_numbers, write_video
@@ -50,10 +45,12 @@ def expected(work: DecodeTask) -> Frames:
     return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
 
 
-def decoder(work: DecodeTask) -> DecodedClip:
+def decoder(work: DecodeTask) -> ClipFrames:
     """Frames that say which clip they are of, after a while; does harm at the first attempt."""
     _, behaviour = work.clip_id.split("-")
-    clip = DecodedClip(expected(work), np.zeros(len(work.positions)), 0, 100)
+    clip = ClipFrames(
+        work.video, expected(work), work.positions, np.zeros(len(work.positions)), 0, 100
+    )
     time.sleep(random.choice([0, 0, 0.002, 0.02]))
     marker = work.video / f"{work.clip_id}.{os.getpid()}"
     if list(work.video.glob(f"{work.clip_id}.*")):
@@ -115,36 +112,57 @@ def test_every_clip_has_its_own_frames_however_decoders_die_and_clips_are_kept(
         check(result)
 
 
-def stubborn_decoder(work: DecodeTask) -> DecodedClip:
-    """At the first attempt a process that does not end when it is asked to."""
-    marker = work.video / "stubborn"
+def waiting_decoder(work: DecodeTask) -> ClipFrames:
+    """At the first attempt a process that goes on until it is killed."""
+    marker = work.video / f"pid-of-{work.clip_id}"
     if not marker.exists():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        marker.write_text(str(os.getpid()))
-        os.rename(marker, marker.with_suffix(".pid"))
-        marker.touch()
+        marker.with_suffix(".new").write_text(str(os.getpid()))
+        os.rename(marker.with_suffix(".new"), marker)
         time.sleep(60)
-    return DecodedClip(expected(work), np.zeros(len(work.positions)), 0, 100)
+    return ClipFrames(
+        work.video, expected(work), work.positions, np.zeros(len(work.positions)), 0, 100
+    )
 
 
-def test_a_slot_is_not_lent_again_while_a_lost_decoder_may_write_into_it(tmp_path: Path) -> None:
-    with DecodePool(workers=1, clip_timeout_seconds=60, decode=stubborn_decoder) as pool:
+def test_a_slot_is_not_lent_again_while_a_lost_decoder_may_write_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = Event()
+    kill = LimitedProcess.kill
+
+    class Ending:
+        """A killed process that is not gone before it may be."""
+
+        def __init__(self, process: LimitedProcess) -> None:
+            self._process = process
+
+        def wait(self) -> None:
+            may_end.wait(30)
+            killed = kill(self._process)
+            assert killed is not None
+            killed.wait()
+
+    with DecodePool(workers=1, clip_timeout_seconds=60, decode=waiting_decoder) as pool:
         decoded = pool.decode([[task(1, tmp_path), task(2, tmp_path)]])
         deadline = time.monotonic() + 30
-        while not (tmp_path / "stubborn").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "pid-of-1-").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        worker = int((tmp_path / "stubborn.pid").read_text())
+        worker = int((tmp_path / "pid-of-1-").read_text())
         (lane,) = pool._lanes
         slots = {one.slot for one in lane.in_hand}
         assert pool._slots is not None
-        pool._renew(lane)  # as if its pool had broken
-        was_still_running = False
-        while not slots <= set(pool._slots._returned) and time.monotonic() < deadline:
-            was_still_running = was_still_running or is_running(worker)
-            time.sleep(0.01)
-        assert was_still_running
-        assert not is_running(worker)
+        process = lane.process
+        monkeypatch.setattr(process, "kill", lambda: Ending(process))
+        pool._renew(lane)  # as if it had broken a limit
+        time.sleep(0.2)
+        assert is_running(worker)
+        assert slots.isdisjoint(pool._slots._returned)
         assert slots.isdisjoint({one.slot for one in lane.in_hand})
+        may_end.set()
+        while not slots <= set(pool._slots._returned) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not is_running(worker)
+        (tmp_path / "pid-of-2-").touch()
         assert [result.task.clip_id for result in decoded if len(check(result))] == ["1-", "2-"]
 
 
@@ -188,7 +206,7 @@ def test_frames_of_real_videos_are_those_of_a_plain_loop(tmp_path: Path) -> None
         clip = found[work.clip_id].clip
         assert clip is not None
         assert lies_in_shared_memory(clip.frames)
-        assert np.array_equal(clip.frames, decode_clip(work).frames)
+        assert np.array_equal(clip.frames, read_clip(work).frames)
         assert frame_numbers(clip.frames) == np.clip(work.union, 0, 29).tolist()
 
 

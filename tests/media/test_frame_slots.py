@@ -29,7 +29,7 @@ def clip(number: int, nbytes: int = 5000) -> Frames:
 def slots() -> Iterator[FrameSlots]:
     """This process is main process and decoder at once; the two sides map the file apart."""
     slots = FrameSlots()
-    open_in_decoder(slots.handle)
+    open_in_decoder(slots.fd)
     yield slots
     open_in_decoder(None)
     slots.close()
@@ -68,13 +68,13 @@ def test_frames_arrive_and_a_slot_is_lent_again_only_when_nothing_looks_into_it(
 def test_a_larger_clip_gets_a_larger_slot_and_the_memory_of_the_small_one_goes_back(
     slots: FrameSlots,
 ) -> None:
-    assert slots.handle is not None
+    assert slots.fd is not None
     small = taken(slots, 1_000_000)
     slots.give_back(small)
-    held = os.fstat(slots.handle.fd).st_blocks
+    held = os.fstat(slots.fd).st_blocks
     large = taken(slots, 3_000_000)
     assert large.size >= 3_000_000
-    grown = os.fstat(slots.handle.fd).st_blocks - held
+    grown = os.fstat(slots.fd).st_blocks - held
     assert grown * 512 == large.size - small.size
     assert np.array_equal(sent(slots, large, clip(3, 3_000_000)), clip(3, 3_000_000))
 
@@ -101,28 +101,6 @@ def test_a_decoder_says_why_it_cannot_write(slots: FrameSlots) -> None:
     assert "did not inherit" in write_frames(slot.address, clip(1))
 
 
-class Inherited:
-    """What multiprocessing hands over: a number."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def detach(self) -> int:
-        return self.fd
-
-
-def test_a_number_that_has_become_another_file_is_not_written_to(
-    slots: FrameSlots, tmp_path: Path
-) -> None:
-    assert slots.handle is not None
-    identity = slots.handle.identity
-    assert frame_slots._inherited(Inherited(slots.handle.fd), identity).fd == slots.handle.fd
-    with (tmp_path / "mine").open("w+") as another:
-        assert frame_slots._inherited(Inherited(another.fileno()), identity).fd == -1
-        number = another.fileno()
-    assert frame_slots._inherited(Inherited(number), identity).fd == -1, "closed"
-
-
 def test_without_memory_files_a_file_without_a_name_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -133,10 +111,10 @@ def test_without_memory_files_a_file_without_a_name_does(
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     slots = FrameSlots()
-    open_in_decoder(slots.handle)
+    open_in_decoder(slots.fd)
     slot = taken(slots, 2_500_000)
     assert np.array_equal(sent(slots, slot, clip(4, 2_500_000)), clip(4, 2_500_000))
-    assert os.fstat(slots.handle.fd).st_blocks * 512 >= slot.size  # type: ignore[union-attr]
+    assert os.fstat(slots.fd).st_blocks * 512 >= slot.size  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     slots.close()
     open_in_decoder(None)
@@ -161,7 +139,7 @@ def test_a_hoarder_gets_copies(slots: FrameSlots) -> None:
     hoard = [sent(slots, taken(slots, 5000), clip(n)) for n in range(frame_slots._MOST_HELD + 10)]
     assert all(np.array_equal(frames, clip(n)) for n, frames in enumerate(hoard))
     assert len({frames.__array_interface__["data"][0] for frames in hoard}) == len(hoard)
-    assert os.fstat(slots.handle.fd).st_size <= (frame_slots._MOST_HELD + 1) * 8192  # type: ignore[union-attr]
+    assert os.fstat(slots.fd).st_size <= (frame_slots._MOST_HELD + 1) * 8192  # type: ignore[arg-type]
     del hoard[5]
     shared = sent(slots, taken(slots, 5000), clip(5))
     assert shared.base is not None
@@ -170,7 +148,7 @@ def test_a_hoarder_gets_copies(slots: FrameSlots) -> None:
 
 def test_frames_outlive_the_slots() -> None:
     slots = FrameSlots()
-    open_in_decoder(slots.handle)
+    open_in_decoder(slots.fd)
     frames = sent(slots, taken(slots, 5000), clip(1))
     slots.close()
     open_in_decoder(None)
@@ -193,7 +171,7 @@ def test_no_frames_ever_change_while_somebody_has_them(
     steps: list[tuple[str, int, int]],
 ) -> None:
     slots = FrameSlots()
-    open_in_decoder(slots.handle)
+    open_in_decoder(slots.fd)
     lent: list[tuple[Slot, Frames, bool]] = []
     read: list[tuple[Frames, Frames]] = []
     lost: list[Slot] = []  # a decoder that nobody can be sure of has them, and writes
@@ -246,7 +224,7 @@ def test_slots_are_page_locked_once_and_unlocked_when_nobody_needs_them(
     cuda = Cuda()
     monkeypatch.setattr(page_lock, "_cuda", lambda: cuda)
     slots = FrameSlots()
-    open_in_decoder(slots.handle)
+    open_in_decoder(slots.fd)
     early = sent(slots, taken(slots, 5000), clip(1))
     assert page_lock.pinned_tensor_of(early) is None
     slots.lock_pages()

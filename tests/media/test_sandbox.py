@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from aqa_pipeline.errors import ClipError, DataError
+from aqa_pipeline.media import sandbox
 from aqa_pipeline.media.sandbox import LimitedProcess
 from tests.support.places import ROOT
 
@@ -106,6 +109,20 @@ def test_a_hang_is_ended() -> None:
             own.call(sleep, 600)
         assert caught.value.stage == "timeout"
         assert time.monotonic() - started < 60
+        assert own.call(double, 1) == 2
+
+
+def stop_in_a_message(_: None) -> None:
+    (connection,) = (found for found in gc.get_objects() if isinstance(found, Connection))
+    os.write(connection.fileno(), (100).to_bytes(4, "big") + b"not a hundred bytes")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_half_a_message_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_MESSAGE_SECONDS", 0.5)
+    with LimitedProcess(seconds=20) as own:
+        with pytest.raises(ClipError, match=r"died \(killed by SIGKILL"):
+            own.call(stop_in_a_message, None)
         assert own.call(double, 1) == 2
 
 

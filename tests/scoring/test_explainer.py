@@ -188,7 +188,7 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     """All of the loading but the network itself, against ``Scorer.load``."""
     import torch
 
-    from aqa_pipeline.backbone.maps import MapEncoder
+    from aqa_pipeline.backbone.encoder import Encoder
     from aqa_pipeline.project import Project
     from aqa_pipeline.runs.folder import write_run
     from aqa_pipeline.scoring.backbone import RunBackbone
@@ -203,7 +203,7 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
 
     def network(path: Path, protocol: Protocol, device: torch.device, *, precision: str) -> Any:
         loaded.append((path, precision))
-        return MapEncoder(Averages(), protocol, device)
+        return Encoder.of(Averages(), protocol, device)  # type: ignore[arg-type]
 
     backbone = RunBackbone(tmp_path / "w", "float32")
     monkeypatch.setattr(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from aqa_pipeline.backbone.encoder import Encoder, features_of
 from aqa_pipeline.backbone.fast import fast_form, snippets_at_once
 from aqa_pipeline.backbone.i3d import I3D, normalise
-from aqa_pipeline.backbone.maps import MapEncoder, features_of
 from aqa_pipeline.config import PIXEL_PRESETS, Protocol
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.head import Head
@@ -137,7 +137,7 @@ def test_features_from_maps_are_the_backbones_own_to_the_bit(network: I3D) -> No
         name="x", window_frames=12, snippet_frames=9, snippet_starts=(0, 3), pixels="demo"
     )
     clip = np.random.default_rng(1).integers(0, 256, (12, 112, 112, 3), dtype=np.uint8)
-    encoder = MapEncoder(fast, protocol, torch.device("cpu"))
+    encoder = Encoder.of(fast, protocol, torch.device("cpu"))
     x = encoder.snippets(clip)
     parts = torch.split(x, snippets_at_once(9, 112, 112))  # as extraction calls it
     expected = fast.features_of_parts(parts).numpy()

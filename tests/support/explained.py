@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aqa_pipeline.backbone.maps import MapEncoder
+from aqa_pipeline.backbone.encoder import Encoder
 from aqa_pipeline.config import FitConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
@@ -46,6 +47,9 @@ class Averages:
         pooled = F.adaptive_avg_pool3d(x, (2, 4, 4))  # (S, 3, 2, 4, 4)
         return torch.cat([pooled, pooled.flip(3).square()], dim=1)
 
+    def features_of_parts(self, parts: Iterable[Tensor]) -> Tensor:
+        return self.feature_map(torch.cat(list(parts))).mean(dim=(2, 3, 4))
+
 
 def project_of(root: Path) -> tuple[Project, Manifest]:
     """Videos and manifest ``small`` with this module's protocol."""
@@ -54,7 +58,7 @@ def project_of(root: Path) -> tuple[Project, Manifest]:
     return Project(root), dataclasses.replace(manifest, protocol=PROTOCOL)
 
 
-def run_of(manifest: Manifest, encoder: MapEncoder, **config: object) -> Run:
+def run_of(manifest: Manifest, encoder: Encoder, **config: object) -> Run:
     """PaperFigure heads over the training clips of the manifest."""
     from aqa_pipeline.config import PIXEL_PRESETS
     from aqa_pipeline.datasets.locate import clip_positions
@@ -95,7 +99,7 @@ def explainer_of(root: Path, **config: object) -> Explainer:
     from tests.support.videos import write_video
 
     project, manifest = project_of(root)
-    encoder = MapEncoder(Averages(), PROTOCOL, torch.device("cpu"))
+    encoder = Encoder.of(Averages(), PROTOCOL, torch.device("cpu"))  # type: ignore[arg-type]
     run = run_of(manifest, encoder, **config)
     write_video(root / QUERY, 40, size=(160, 128))
     return Explainer(Scorer([run], encoder), encoder, project=project)
