@@ -1,7 +1,8 @@
 """Every default of the program, once.
 
-Frozen dataclasses and constants only: nothing here reads a file or imports more
-than the standard library, so that any module, and ``aqa --help``, may import it.
+Standard library only, so that ``aqa --help`` may import it. A field made by
+:func:`aqa_pipeline.option.option` can also be given on the command line, in ``aqa.toml`` and in
+the environment; its type, choices and default are the field's, the rest stands beside them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-DEVICE = "auto"  #: see :func:`aqa_pipeline.device.find_device`
+from aqa_pipeline.option import as_in, option
 
+DEVICE = "auto"  #: see :func:`aqa_pipeline.device.find_device`
 PRECISION = "auto"  #: see :mod:`aqa_pipeline.extraction.choose_precision`
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,35 +23,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PixelPreset:
     """From a decoded frame to the network's input.
 
-    The frame is resized, cropped at the centre to ``crop x crop`` pixels and kept as
+    The frame is resized, to ``short_side`` or to ``size``, cropped at the centre and kept as
     uint8; the network later takes ``(uint8 / 255 - mean) / std`` per channel, RGB.
-
-    Attributes
-    ----------
-    name : str
-    short_side : int or None
-        Resize so that the shorter side has this many pixels, keeping the aspect.
-    size : (int, int) or None
-        Or: resize to exactly this (width, height), aspect or not. One of the two is set.
-    crop : int
-        Side of the centre crop, in pixels.
-    mean, std : (float, float, float)
-        Per channel R, G, B, in units of full scale (0..1).
     """
 
     name: str
-    crop: int
-    short_side: int | None = None
-    size: tuple[int, int] | None = None
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop: int  #: side of the centre crop, in pixels
+    short_side: int | None = None  #: pixels of the shorter side; the aspect stays
+    size: tuple[int, int] | None = None  #: or exactly this (width, height)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  #: of R, G, B, in units of full scale
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
-#: ``kinetics`` is what the I3D weights were trained with (inputs in [-1, 1]).
-#: ``core`` is the published CoRe run: a swapped argument made frames 256 wide and 455
-#: high, and ImageNet statistics were used although the weights expect [-1, 1].
-#: ``demo`` is the small size at which the demo fits in minutes on two cores, ``tiny`` the
-#: smallest the network takes, for fine-tuning without a GPU.
+#: ``kinetics`` is what the I3D weights were trained with (inputs in [-1, 1]). ``core`` is the
+#: published CoRe run: a swapped argument made frames 256 wide and 455 high, and ImageNet
+#: statistics were used although the weights expect [-1, 1]. ``demo`` fits in minutes on two
+#: cores, ``tiny`` is the smallest the network takes, for fine-tuning without a GPU.
 PIXEL_PRESETS: dict[str, PixelPreset] = {
     preset.name: preset
     for preset in (
@@ -60,9 +49,8 @@ PIXEL_PRESETS: dict[str, PixelPreset] = {
     )
 }
 
-#: How a label is made from a score, and a score from a predicted label.
-#: ``none``: label = score. ``raw``: label = score / difficulty. ``range``: the class's
-#: range is mapped to 0..100.
+#: From a score to its label: ``none``: label = score. ``raw``: label = score / difficulty.
+#: ``range``: the class's range is mapped to 0..100.
 LabelTransform = Literal["none", "raw", "range"]
 
 
@@ -71,105 +59,111 @@ class Protocol:
     """How the clips of one data set are cut, labelled, compared and averaged.
 
     Lies beside the manifest as ``NAME.toml``, where a user reads and edits it.
-
-    Attributes
-    ----------
-    name : str
-        Name of the data set.
-    window_rule : {"last", "first", "even"}
-        See :func:`aqa_pipeline.media.snippets.window_positions`.
-    window_frames, snippet_frames : int
-        Lengths, in frames.
-    snippet_starts : tuple of int
-        First frame of each snippet inside the window.
-    pixels : str
-        Name of a pixel preset.
-    shift_frames : int
-        Training clips may be shifted by up to this many frames either way (views).
-    exemplar_key : tuple of str
-        Manifest columns in which query and exemplar must agree.
-    label_transform : {"none", "raw", "range"}
-    label_ranges : dict of str to (float, float)
-        For ``range``: category -> (lowest, highest score), in points. Empty: taken from
-        the training scores of each category (the honest default).
-    score_range : float or None
-        Largest score difference the groups cover, in label units. None: the range of the
-        training labels.
-    epsilon : float or None
-        Divides the exemplar's label before it enters the head (Eq. 4). None: the largest
-        training label.
-    score_range_without_difficulty : float or None
-        ``score_range`` and ``epsilon`` when the difficulty is not used (the starred methods
-        of the paper's tables). None: from the training scores.
-    per_category : bool
-        One head for each category, as for AQA-7 and the tasks of JIGSAWS.
-    fold_columns : tuple of str
-        Manifest columns that hold the split of each cross-validation fold; empty: the
-        column ``split``.
-    rho_average : {"fisher", "mean"}
-        How Spearman's rho is averaged over categories (folds: always the plain mean).
-    source : str
-        Where the facts of this protocol come from.
     """
 
-    name: str
+    name: str  #: of the data set
+    #: see :func:`aqa_pipeline.media.snippets.window_positions`
     window_rule: Literal["last", "first", "even"] = "last"
     window_frames: int = 103
     snippet_frames: int = 16
+    #: first frame of each snippet inside the window
     snippet_starts: tuple[int, ...] = (0, 10, 20, 30, 40, 50, 60, 70, 80, 86)
-    pixels: str = "kinetics"
-    shift_frames: int = 0
-    exemplar_key: tuple[str, ...] = ()
+    pixels: str = "kinetics"  #: name of a pixel preset
+    shift_frames: int = 0  #: training clips may be shifted by up to this many either way (views)
+    exemplar_key: tuple[str, ...] = ()  #: columns in which query and exemplar must agree
     label_transform: LabelTransform = "none"
+    #: for ``range``: category -> (lowest, highest score), in points; empty: taken from the
+    #: training scores of each category (the honest default)
     label_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    #: largest label difference the groups cover; None: the range of the training labels
     score_range: float | None = None
+    #: divides the exemplar's label (Eq. 4); None: the largest training label
     epsilon: float | None = None
+    #: ``score_range`` and ``epsilon`` when the difficulty is not used (the starred methods of
+    #: the paper's tables); None: from the training scores
     score_range_without_difficulty: float | None = None
-    per_category: bool = False
-    fold_columns: tuple[str, ...] = ()
-    rho_average: Literal["fisher", "mean"] = "fisher"
-    source: str = ""
+    per_category: bool = False  #: one head per category, as for AQA-7 and the tasks of JIGSAWS
+    fold_columns: tuple[str, ...] = ()  #: splits of cross-validation; empty: column ``split``
+    rho_average: Literal["fisher", "mean"] = "fisher"  #: over categories; folds: plain mean
+    source: str = ""  #: where the facts of this protocol come from
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
     """Stage 1: how clips are decoded, run through the backbone and stored."""
 
-    workers: int | None = None  #: decoding processes; None: chosen from the cores
-    clip_timeout_seconds: float = 120.0  #: a clip that takes longer is retried once, alone
-    flush_clips: int = 256  #: a segment is written after this many clips ...
-    flush_seconds: float = 60.0  #: ... or this many seconds, whichever comes first
-    strict_window: bool = False  #: a window past the end of the video is a failed clip
-    #: augmented copies of each clip, see :func:`aqa_pipeline.media.views.views_of`
-    views: Literal["none", "flip", "full"] = "none"
+    workers: int | None = option(  # None: chosen from the cores
+        None,
+        "Decoding processes; default: a quarter of the cores, beside a GPU all but one.",
+        at_least=1,
+    )
+    clip_timeout_seconds: float = option(
+        120.0,
+        "Seconds after which a clip's decoding is given up (after one retry).",
+        name="clip-timeout",
+        above=0,
+    )
+    flush_clips: int = option(256, "Write a segment after this many clips ...", at_least=1)
+    flush_seconds: float = option(60.0, "... or after this many seconds.", at_least=0)
+    strict_window: bool = option(
+        False, "A window past the end of its video is a failed clip.", only_on=True
+    )
+    #: see :func:`aqa_pipeline.media.views.views_of`
+    views: Literal["none", "flip", "full"] = option(
+        "none",
+        "Augmented copies to cache too: mirrored; or shifted as the protocol says and mirrored.",
+    )
 
 
 #: ``default``: the published head, its loss as a mean per pair. ``official``: the same with
 #: the published sum over leaves. ``paper``: Eq. 5 over ordered pairs, a sigmoid at the leaf and
 #: Eq. 6 as printed.
 Recipe = Literal["default", "official", "paper"]
+RangeOf = Literal["evaluated", "class"]
+ModelSelection = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """The regressor on top of the snippet features (Sec. 3.2 and 4.1).
 
-    The paper's own four methods: I3D + MLP is ``mlp`` and ``direct``, I3D + GART ``gart`` and
-    ``direct``, CoRe + MLP ``mlp`` and ``contrastive``, CoRe + GART ``gart`` and
-    ``contrastive``. Those it compares with: docs/paper-map.md.
+    The paper's own four methods are ``mlp`` or ``gart``, each ``direct`` (I3D + ...) or
+    ``contrastive`` (CoRe + ...). Those it compares with: docs/paper-map.md.
     """
 
-    #: the last four look at one clip alone: ``direct`` only
-    kind: Literal["gart", "mlp", "usdl", "musdl", "svr", "dct-svr"] = "gart"
-    mode: Literal["contrastive", "direct"] = "contrastive"  #: compare, or score from one clip
-    recipe: Recipe = "default"  #: bounds, leaf and loss of GART
-    num_groups: int = 16  #: leaves of the tree; the paper's text says 2^d = 32 at d = 5
-    hidden: int = 256  #: width of every node feature (Sec. 4.1)
-    #: mean over the snippets is the paper's
-    aggregation: Literal["mean", "ordered", "attention", "lstm"] = "ordered"
+    kind: Literal["gart", "mlp", "usdl", "musdl", "svr", "dct-svr"] = option(
+        "gart",
+        "Regression tree or 3-layer MLP; with --mode direct also a distribution over scores "
+        "(usdl) or over each judge's marks (musdl), and support vectors on the mean of the "
+        "snippets (svr) or on their slow changes (dct-svr).",
+        name="head",
+    )
+    mode: Literal["contrastive", "direct"] = option(
+        "contrastive", "Compare with exemplars (CoRe), or score from the clip alone (I3D)."
+    )
+    recipe: Recipe = option(
+        "default", "Groups and loss of the tree: ours, as published, or as printed in the paper."
+    )
+    num_groups: int = option(
+        16,
+        "Leaves of the tree, a power of two; the paper's depth 5 is 32, published as 16.",
+        at_least=2,
+    )
+    hidden: int = option(
+        256, "Width of every node of the tree, or of the MLP's layers.", at_least=1
+    )
+    aggregation: Literal["mean", "ordered", "attention", "lstm"] = option(
+        "ordered",
+        "How the snippets become one vector; mean is the paper's, the others know the order. "
+        "lstm with --head mlp --mode direct is the C3D-LSTM way.",
+    )
     reduced_dim: int = 64  #: width of a snippet inside ``ordered``
-    dropout: float = 0.0  #: share of the root feature that is dropped in training
-    standardise: bool = True  #: features to zero mean, unit variance (training part only)
+    dropout: float = option(
+        0.0, "Share of the root feature that is dropped in training.", at_least=0, below=1
+    )
+    standardise: bool = option(
+        True, "Features to zero mean and unit variance, by the clips a head learns from."
+    )
     #: spread of a score's target distribution, as a part of the label range (usdl) or of the
     #: marks' range (musdl)
     sigma: float = 0.05
@@ -203,32 +197,45 @@ class SvrGrid:
         return len(self.cost) * len(self.epsilon) * len(self.gamma)
 
 
-RangeOf = Literal["evaluated", "class"]
-
-
 @dataclass(frozen=True)
 class FitConfig:
     """Stage 2: how heads are trained and their epoch chosen."""
 
     # Batch, learning rate and epochs were chosen by cross-validation inside the demo's training
     # split; docs/performance.md has the figures.
-    epochs: int = 12
-    batch_size: int = 4  #: pairs a step; each is trained in both orders
-    learning_rate: float = 5e-4  #: Adam; Sec. 4.1 has 1e-3
-    weight_decay: float = 0.0
-    num_exemplars: int | None = 10  #: M of Eq. 9; None: every clip of the exemplar group
-    validation_fraction: float = 0.2  #: of the training split; chooses the epoch
-    seed: int = 0
-    num_seeds: int = 1  #: heads trained side by side, from seed, seed + 1, ...
-    #: ``default``: a validation part chooses the epoch. ``literature``: the test split does, and
-    #: label ranges are the published ones, as in every published program.
-    protocol: Literal["default", "literature"] = "default"
-    #: What R-l2 divides by: the range of the clips it is measured on, as published programs do,
-    #: or of every clip of the class.
-    relative_l2_range: RangeOf = "evaluated"
-    use_difficulty: bool = True  #: False: the starred methods of the paper's tables
-    #: Train on a drawn view of each clip, of all that the cache holds (``aqa extract --views``).
-    views: bool = False
+    epochs: int = option(12, "Passes over the training clips.", at_least=1)
+    batch_size: int = option(4, "Pairs a step; each is trained in both orders.", at_least=1)
+    #: Sec. 4.1 has 1e-3
+    learning_rate: float = option(5e-4, "Adam's learning rate.", name="lr", above=0)
+    weight_decay: float = option(0.0, "Of Adam; 0 in the paper.", at_least=0)
+    num_exemplars: int | None = option(  # M of Eq. 9
+        10, "Exemplars that vote on a test clip.", at_least=1, none="all"
+    )
+    validation_fraction: float = option(
+        0.2, "Part of the training split that chooses the epoch.", above=0, below=1
+    )
+    seed: int = option(0, "First seed.", at_least=0)
+    num_seeds: int = option(  # from seed, seed + 1, ...
+        1, "Heads trained side by side, each with a seed of its own.", name="seeds", at_least=1
+    )
+    #: ``test``: label ranges are the published ones, too
+    model_selection: ModelSelection = option(
+        "validation",
+        "Choose the epoch on a validation part, or on the test set as published programs do.",
+    )
+    relative_l2_range: RangeOf = option(
+        "evaluated",
+        "What R-l2 divides by: the range of the evaluated clips, or of all clips of the class.",
+        name="range",
+    )
+    use_difficulty: bool = option(
+        True,
+        "Use the difficulty as the protocol says, or never (the paper's starred methods).",
+        name="difficulty",
+    )
+    views: bool = option(
+        False, "Train on a drawn view of each clip, of all that `aqa extract --views` cached."
+    )
 
 
 @dataclass(frozen=True)
@@ -249,86 +256,145 @@ class ModelSettings:
 class SweepConfig:
     """How a sweep looks for the best settings of stage two."""
 
-    #: ``auto``: the grid where every dimension is listed and no number of trials is given
-    search: Literal["auto", "grid", "random", "tpe"] = "auto"
-    trials: int | None = None  #: None: the whole grid, or 32
-    seed: int = 0  #: of the draws of points; heads have :attr:`FitConfig.seed`
-    jobs: int | None = None  #: processes; None: one a core, or one for a GPU
-    stack: int | None = None  #: most models side by side; None: chosen from free memory
-    early_stop: bool = True  #: give up trials below the median at 1/4 and 1/2 of the epochs
+    search: Literal["auto", "grid", "random", "tpe"] = option(
+        "auto",
+        "auto: the grid where all values are listed and --trials is not given, else random. "
+        "tpe learns from the trials before (needs the extra optuna), and several processes may "
+        "share one --run.",
+    )
+    trials: int | None = option(
+        None, "How many settings to try; default: the whole grid, or 32.", at_least=1
+    )
+    seed: int = option(0, "Of the draws of settings.", name="search-seed", at_least=0)
+    jobs: int | None = option(
+        None, "Processes side by side; default: one a core, or one for a GPU.", at_least=1
+    )
+    stack: int | None = option(
+        None,
+        "Most heads trained side by side; default: what fits into free memory, up to 64.",
+        at_least=1,
+    )
+    early_stop: bool = option(
+        True, "Give up trials below the median at a quarter and at half of the epochs."
+    )
 
 
-#: Where fine-tuning begins: this part of the backbone and all after it learn. ``all`` is ``stem``.
-Unfreeze = Literal["all", "stem", "mixed_3", "mixed_4", "mixed_5"]
-
-#: The part of fine-tuning that is fitting a head. The learning rate is the head's (Sec. 4.1).
+#: The part of fine-tuning that is fitting a head; both learning rates are those of Sec. 4.1.
 FINETUNE_FIT = FitConfig(epochs=20, batch_size=4, learning_rate=1e-3)
+
+Unfreeze = Literal["all", "stem", "mixed_3", "mixed_4", "mixed_5"]
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Backbone and head trained together: what changes the numbers, beside :class:`FitConfig`."""
 
-    unfreeze: Unfreeze = "all"
-    backbone_learning_rate: float = 1e-4  #: Adam; Sec. 4.1
-    warmup_steps: int = 0  #: learning rates rise from 0 over these
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip_norm: float | None = None  #: longest gradient, all parameters together; None: any
-    #: ``auto``: bfloat16 or float16 on a GPU, as it can; float32 on a CPU
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    flip: bool = True  #: half of the clips are mirrored
-    shift_frames: int | None = None  #: a clip is shifted by up to this many; None: the protocol's
-    crop_jitter: int | None = None  #: pixels the crop may lie off the centre; None: to the edge
+    unfreeze: Unfreeze = option(
+        "all", "Train this part of the backbone and all after it; all is stem."
+    )
+    backbone_learning_rate: float = option(
+        1e-4, "Adam's learning rate for the backbone.", name="backbone-lr", above=0
+    )
+    warmup_steps: int = option(0, "Steps over which the learning rates rise.", at_least=0)
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", "Learning rates after the warm-up."
+    )
+    clip_norm: float | None = option(None, "Cut gradients to this length; default: never.", above=0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the backbone; auto: half on a GPU, float32 on a CPU."
+    )
+    flip: bool = option(True, "Mirror half of the clips.")
+    shift_frames: int | None = option(
+        None, "Shift training clips by up to this many frames; default: the protocol's.", at_least=0
+    )
+    crop_jitter: int | None = option(
+        None,
+        "Pixels the crop may lie off the centre; default: as the pixel preset has room.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
 class FinetuneMachine:
     """How fine-tuning uses the machine; the numbers change by rounding at most."""
 
-    #: pairs that go through the network together; None: as many as memory takes
-    micro_batch_pairs: int | None = None
-    checkpointing: bool = False  #: compute activations twice instead of keeping them
-    save_every: int = 50  #: steps between two saved states
-    workers: int | None = None  #: decoding processes; None: chosen from the cores
-    clip_timeout_seconds: float = ExtractConfig.clip_timeout_seconds
-    #: decoded frames kept between epochs, in GiB; None: a quarter of the free memory
-    frame_memory_gib: float | None = None
-    tensorboard: bool = False
+    micro_batch_pairs: int | None = option(
+        None,
+        "Pairs that go through the network together; auto: as many of a step as the memory "
+        "takes. The step's gradient is the same.",
+        name="pairs-at-once",
+        at_least=1,
+        none="auto",
+    )
+    checkpointing: bool = option(
+        False, "Compute activations twice instead of keeping them: less memory, more time."
+    )
+    save_every: int = option(
+        50, "Steps between two saved states; each epoch saves one too.", metavar="STEPS", at_least=1
+    )
+    workers: int | None = option(
+        None, "Decoding processes; default: a quarter of the cores, at least 1.", at_least=1
+    )
+    clip_timeout_seconds: float = as_in(ExtractConfig, "clip_timeout_seconds")
+    frame_memory_gib: float | None = option(
+        None,
+        "Keep decoded frames up to this size; default: a quarter of the free memory.",
+        name="frame-memory",
+        metavar="GIB",
+        at_least=0,
+    )
+    tensorboard: bool = option(
+        False, "Write curves for TensorBoard into the run folder.", only_on=True
+    )
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """The local page."""
 
-    host: str = "127.0.0.1"  #: this machine alone
-    port: int = 8000
-    max_megabytes: int = 200  #: of one upload
+    host: str = option(
+        "127.0.0.1",
+        "Address to listen on; any but the default lets others send videos to this machine.",
+    )
+    port: int = option(8000, "0: any.", at_least=0, at_most=65535)
+    max_megabytes: int = option(200, "Largest video that is taken.", name="max-mb", at_least=1)
 
 
 @dataclass(frozen=True)
 class ReproduceConfig:
     """What may be chosen for the paper's tables and figures; the rest is theirs."""
 
-    num_seeds: int = 5
-    epochs: int = FitConfig.epochs
-    recipe: Recipe = HeadConfig.recipe
-    protocol: Literal["default", "literature"] = FitConfig.protocol
+    num_seeds: int = option(
+        5,
+        "Heads of each method; mean and standard deviation are over them.",
+        name="seeds",
+        at_least=1,
+    )
+    epochs: int = as_in(FitConfig, "epochs")
+    recipe: Recipe = as_in(HeadConfig, "recipe")
+    model_selection: ModelSelection = as_in(FitConfig, "model_selection")
 
 
 @dataclass(frozen=True)
 class SplitConfig:
     """A seeded division into train and test, where the data bring none."""
 
-    test_fraction: float = 0.25
-    seed: int = 0
+    test_fraction: float = option(0.25, "Share of test clips.", above=0, below=1)
+    seed: int = option(0, "Of the draw.", at_least=0)
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     """Scoring videos that nobody has seen before."""
 
-    coverage: float = 0.9  #: share of true scores that the intervals are meant to hold
-    stride_frames: int = 10  #: from one window of a long video to the next
-    decode_seconds: float = 120.0  #: a video that takes longer to decode is refused
+    coverage: float = option(
+        0.9, "How often the interval is meant to hold the true score.", above=0, below=1
+    )
+    stride_frames: int = option(
+        10, "Frames from one window of --slide to the next.", name="stride", at_least=1
+    )
+    decode_seconds: float = option(
+        120.0, "Seconds after which decoding a video is given up.", name="clip-timeout", above=0
+    )
     #: that decoding may take beyond the bare process; an 8K video takes half a GiB
     decode_memory_bytes: int = 3 * 2**30

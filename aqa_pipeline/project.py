@@ -6,6 +6,7 @@ upwards, or the current folder when there is none.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,13 @@ class Project:
     root : Path
     settings : dict
         Contents of ``aqa.toml``: a table for each command, an entry for each option.
+    dataset : str or None
+        The data set that is meant where none is named.
     """
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
 
     @classmethod
     def find(cls, start: Path | None = None) -> Project:
@@ -58,6 +62,21 @@ class Project:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    def datasets(self) -> list[str]:
+        """The data sets that have a manifest."""
+        return sorted(path.stem for path in self.manifests.glob("*.csv"))
+
+    def run_names(self, dataset: str | None = None) -> list[str]:
+        """The run folders in ``runs/``; only those fitted on a data set if one is named."""
+        names = []
+        for folder in sorted(self.runs.glob("*/")):
+            configs = sorted(folder.glob("config.json"))
+            if not configs and (folder / "metrics.json").exists():  # of categories and folds
+                configs = sorted(folder.glob("*/**/config.json"))
+            if configs and (dataset is None or _dataset_of(configs[0]) == dataset):
+                names.append(folder.name)
+        return names
+
     def manifest_path(self, dataset: str) -> Path:
         """``manifests/NAME.csv`` of a data set."""
         return self.manifests / f"{dataset}.csv"
@@ -82,3 +101,11 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
+
+
+def _dataset_of(config: Path) -> str | None:
+    """The data set that a run was fitted on; None if its file does not say."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["dataset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

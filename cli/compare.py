@@ -11,9 +11,16 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import number, print_json, say_warning
-from .options import device_option, json_option, pass_project, weights_option
-from .predict import interval
-from .score_options import coverage_option, key_option, timeout_option
+from .options import (
+    coverage_option,
+    device_option,
+    json_option,
+    key_option,
+    pass_project,
+    timeout_option,
+    weights_option,
+)
+from .show import interval
 
 
 @click.command()

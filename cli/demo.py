@@ -11,8 +11,8 @@ from aqa_pipeline.errors import ClipError
 from aqa_pipeline.project import Project
 
 from .console import progress, say
-from .metrics import show_metrics
 from .options import device_option, json_option, pass_project, weights_option
+from .show import show_metrics
 
 
 @click.command()

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from aqa_pipeline.config import RangeOf
+from aqa_pipeline.config import FitConfig, RangeOf
 from aqa_pipeline.project import Project
 
-from .metrics import show_metrics
-from .options import device_option, json_option, pass_project
+from .fields import config_option
+from .options import device_option, json_option, pass_project, run_path
+from .show import show_metrics
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--dataset", metavar="NAME", default=None, help="Data set; default: the one it was fitted on."
 )
@@ -24,10 +25,10 @@ from .options import device_option, json_option, pass_project
     default=None,
     help="A manifest anywhere, instead of --dataset.",
 )
-@click.option(
-    "--range",
-    "range_of",
-    type=click.Choice(["evaluated", "class"]),
+@config_option(
+    FitConfig(),
+    "range",
+    into="range_of",
     default=None,
     help="What R-l2 divides by: the range of the evaluated clips, or of all clips of the class; "
     "default: as fitted.",
@@ -37,7 +38,7 @@ from .options import device_option, json_option, pass_project
 @pass_project
 def evaluate(
     project: Project,
-    run: Path,
+    run: Path | None,
     dataset: str | None,
     manifest: Path | None,
     range_of: RangeOf | None,
@@ -47,12 +48,13 @@ def evaluate(
     """Score the test split again with the run folder RUN (a path, or a name in runs/).
 
     On the data set it was fitted on, this gives the run's metrics.json to the last digit.
+    Without RUN it is the project's only run, or that of the data set.
     """
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.runs.evaluate import evaluate_folder
 
-    folder = project.run_path(run)
+    folder = run_path(project, run, dataset)
     metrics = evaluate_folder(
         folder,
         lambda name: read_manifest(manifest or project.manifest_path(dataset or name)),

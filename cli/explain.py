@@ -11,9 +11,16 @@ import click
 from aqa_pipeline.project import Project
 
 from .console import print_json, say, say_warning
-from .options import device_option, json_option, pass_project, weights_option
-from .predict import interval
-from .score_options import coverage_option, fact_options, timeout_option
+from .options import (
+    coverage_option,
+    device_option,
+    fact_options,
+    json_option,
+    pass_project,
+    timeout_option,
+    weights_option,
+)
+from .show import interval
 
 STAGES = {
     "decoding": "reading the video",

@@ -11,20 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
+from aqa_pipeline.config import (
+    FINETUNE_FIT,
+    FinetuneConfig,
+    FinetuneMachine,
+    FitConfig,
+    HeadConfig,
+)
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import Advance, print_json, print_table, progress, say
-from .finetune_options import data_options, head_options, machine_options, training_options
-from .metrics import show_metrics
+from .fields import config_options
 from .options import (
     device_option,
     dry_run_option,
+    exemplar_key_option,
     json_option,
+    manifest_options,
     manifest_path,
     pass_project,
+    weights_option,
 )
+from .show import show_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -35,15 +44,50 @@ if TYPE_CHECKING:
     from aqa_pipeline.finetune.plan import PartPlan
 
 #: What a run that is started from keeps as it is.
-_OF_THE_RUN = ("kind", "recipe", "num_groups", "aggregation", "use_difficulty", "exemplar_key",
-               "seed", "validation_fraction", "num_exemplars")  # fmt: skip
+_OF_THE_RUN = {
+    *("--head", "--recipe", "--num-groups", "--aggregation", "--difficulty", "--exemplar-key"),
+    *("--seed", "--validation-fraction", "--num-exemplars"),
+}
 
 
 @click.command()
-@data_options
-@training_options
-@head_options
-@machine_options
+@manifest_options
+@weights_option
+@click.option(
+    "--from",
+    "start",
+    metavar="RUN",
+    default=None,
+    help="Go on with the head of a fitted run (a path, or a name in runs/), its groups, seed and "
+    "validation part; default: a fresh head.",
+)
+@click.option(
+    "--run",
+    metavar="NAME",
+    default=None,
+    help="Run folder; default: the data set's name and -tuned.",
+)
+@config_options(
+    "unfreeze epochs batch-size lr backbone-lr weight-decay warmup-steps schedule clip-norm flip",
+    "shift-frames crop-jitter precision seed num-exemplars model-selection validation-fraction",
+    "head recipe num-groups aggregation difficulty",
+    exemplar_key_option,
+    "pairs-at-once checkpointing save-every workers frame-memory clip-timeout tensorboard",
+    changed={
+        "epochs": {"help": "Passes over the training clips; 200 in the published program."},
+        "batch-size": {"help": "Pairs a step, over all processes; each is trained in both orders."},
+        "lr": {"name": "head-lr", "help": "Adam's learning rate for the head."},
+        "seed": {"help": "Of all draws."},
+        "head": {"choices": ("gart", "mlp"), "help": "Regression tree or 3-layer MLP."},
+        "recipe": {"help": "Groups and loss of the tree, as in fit-head."},
+        "num-groups": {"help": "Leaves of the tree, a power of two."},
+        "aggregation": {"help": "How the snippets become one vector; mean is the paper's."},
+    },
+    head=HeadConfig(),
+    fit=FINETUNE_FIT,
+    config=FinetuneConfig(),
+    machine=FinetuneMachine(),
+)
 @click.option(
     "--then-extract",
     is_flag=True,
@@ -59,19 +103,21 @@ _OF_THE_RUN = ("kind", "recipe", "num_groups", "aggregation", "use_difficulty", 
 def finetune(
     ctx: click.Context,
     project: Project,
-    /,
     dataset: str | None,
     manifest: Path | None,
     weights: Path | None,
     start: str | None,
     run: str | None,
+    head: HeadConfig,
+    fit: FitConfig,
+    config: FinetuneConfig,
+    machine: FinetuneMachine,
     exemplar_key: tuple[str, ...],
     then_extract: bool,
     again: bool,
     device: str,
     dry_run: bool,
     as_json: bool,
-    **settings: Any,
 ) -> None:
     """Train backbone and head together, end to end, as the paper does.
 
@@ -96,14 +142,13 @@ def finetune(
     _check_start_options(ctx, start)
     folder = project.runs / (run or f"{clips.name}-tuned")
     weights_path = find_weights(weights)
-    config = FinetuneConfig(**_taken(settings, FinetuneConfig))
     plans = plan_finetune(
         clips,
         folder,
         cache_root=project.cache,
         weights=weights_path,
-        head_config=HeadConfig(**_taken(settings, HeadConfig)),
-        fit_config=FitConfig(**_taken(settings, FitConfig)),
+        head_config=head,
+        fit_config=fit,
         config=config,
         start=project.run_path(start) if start else None,
     )
@@ -120,7 +165,7 @@ def finetune(
                 cache_root=project.cache,
                 weights=weights_path,
                 config=config,
-                machine=FinetuneMachine(**_taken(settings, FinetuneMachine)),
+                machine=machine,
                 device=computing_on,
                 ranks=ranks,
                 again=again,
@@ -136,18 +181,12 @@ def finetune(
     _say_next(project, clips, plans)
 
 
-def _taken(settings: dict[str, Any], config: type) -> dict[str, Any]:
-    """The options that are fields of a configuration."""
-    names = {field.name for field in dataclasses.fields(config)}
-    return {name: value for name, value in settings.items() if name in names}
-
-
 def _check_start_options(ctx: click.Context, start: str | None) -> None:
     if start is None:
         return
     for param in ctx.command.params:
         typed = ctx.get_parameter_source(param.name or "") == click.core.ParameterSource.COMMANDLINE
-        if typed and param.name in _OF_THE_RUN:
+        if typed and param.opts[0] in _OF_THE_RUN:
             raise UsageError(
                 f"{param.opts[0]} contradicts --from {start}: the head keeps what it was fitted "
                 "with; leave out one of the two"

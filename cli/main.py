@@ -7,6 +7,7 @@ torch, numpy or pandas.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import signal
 import sys
@@ -20,8 +21,25 @@ from aqa_pipeline import __version__
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.project import SETTINGS_FILE, Project
 
-from .commands import add_all
+from .cache import cache
+from .compare import compare
 from .console import log_to_stderr, say_error
+from .demo import demo
+from .doctor import doctor
+from .evaluate import evaluate
+from .explain import explain
+from .extract import extract
+from .finetune import finetune
+from .fit_head import fit_head
+from .manifest import manifest
+from .options import option_for
+from .predict import predict
+from .report import report
+from .reproduce import reproduce
+from .serve import serve
+from .settings import check_environment, default_map, name_variables
+from .sweep import sweep
+from .weights import weights
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -52,6 +70,16 @@ class AqaGroup(click.Group):
         # With standalone_mode off, click hands back the code of ctx.exit().
         sys.exit(result if isinstance(result, int) else 0)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AqaError as error:
+            # The library says what it misses; which option gives it is known here.
+            command = self.commands.get(ctx.invoked_subcommand or "", self)
+            if option := option_for(error, command):
+                error.args = (f"{error}; type {option}",)
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # as they were added, not by the alphabet
 
@@ -63,41 +91,11 @@ class AqaGroup(click.Group):
         **extra: Any,
     ) -> click.Context:
         project = Project.find()
-        _check_settings(self, project)
-        extra.setdefault("default_map", project.settings)
+        check_environment(self, os.environ)
+        file = project.root / SETTINGS_FILE
+        extra.setdefault("default_map", default_map(self, project.settings, file))
         extra.setdefault("obj", project)
         return super().make_context(info_name, args, parent, **extra)
-
-
-def _check_settings(group: click.Group, project: Project, prefix: str = "") -> None:
-    """A misspelt option in aqa.toml must not be silently without effect."""
-    where = project.root / SETTINGS_FILE
-    for name, table in project.settings.items():
-        command = group.commands.get(name)
-        if command is None:
-            raise AqaSettingsError(
-                f"{where}: [{prefix}{name}] is not a command; found in `aqa --help`: "
-                f"{', '.join(group.commands)}"
-            )
-        if not isinstance(table, dict):
-            raise AqaSettingsError(f"{where}: {prefix}{name} must be a table: [{prefix}{name}]")
-        if isinstance(command, click.Group):
-            nested = Project(root=project.root, settings=table)
-            _check_settings(command, nested, prefix=f"{prefix}{name}.")
-            continue
-        known = [param.name for param in command.params if isinstance(param, click.Option)]
-        for key in table:
-            if key not in known:
-                raise AqaSettingsError(
-                    f"{where}: [{prefix}{name}] has no option {key!r}; it has "
-                    f"{', '.join(sorted(str(k) for k in known))}"
-                )
-
-
-class AqaSettingsError(AqaError):
-    """aqa.toml names a command or an option that does not exist."""
-
-    exit_code = 2
 
 
 class _Terminated(BaseException):
@@ -111,7 +109,6 @@ def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
 @click.group(
     cls=AqaGroup,
     context_settings={
-        "auto_envvar_prefix": "AQA",
         "show_default": True,
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
@@ -119,20 +116,46 @@ def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
 )
 @click.version_option(__version__, prog_name="aqa")
 @click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for debugging.")
-def cli(verbose: int) -> None:
+@click.option("--dataset", hidden=True, help="The data set that commands mean by default.")
+@click.pass_context
+def cli(ctx: click.Context, verbose: int, dataset: str | None) -> None:
     """Score how well an action was performed: a dive, a vault, a suture.
 
     Two stages: `aqa extract` turns every clip into features once, `aqa fit-head` learns
     to score them. Begin with `aqa demo`.
 
     Every option can also stand in aqa.toml ([extract] workers = 2) or in the environment
-    (AQA_EXTRACT_WORKERS=2). Paths cache/, manifests/ and runs/ are those of the folder
-    with the nearest aqa.toml, else of the current folder.
+    (AQA_EXTRACT_WORKERS=2), and dataset = "mtl_aqa" at its top (or AQA_DATASET) is the data
+    set of every command that names none. Paths cache/, manifests/ and runs/ are those of the
+    folder with the nearest aqa.toml, else of the current folder.
     """
     log_to_stderr(verbose)
+    ctx.obj = dataclasses.replace(ctx.obj, dataset=dataset)
 
 
-add_all(cli)
+#: In the order in which one meets them; the sentence is what `aqa --help` has room for.
+COMMANDS: tuple[tuple[click.Command, str], ...] = (
+    (demo, "Run everything once on a diving competition rendered here."),
+    (doctor, "Check this machine; say what to type."),
+    (weights, "Get, convert and look at I3D weights."),
+    (manifest, "Make, check, show and split manifests."),
+    (extract, "Turn every clip into features, once."),
+    (cache, "Look after feature caches; exchange features."),
+    (fit_head, "Train heads on cached features; test them once."),
+    (sweep, "Try many heads; keep the best."),
+    (finetune, "Train backbone and head together."),
+    (evaluate, "Score the test split again."),
+    (report, "Write one page on a run, or several side by side."),
+    (reproduce, "Make a table or figure of the paper."),
+    (predict, "Score new videos."),
+    (compare, "Say which of two clips is better, and how surely."),
+    (explain, "Say where a clip's score was won or lost."),
+    (serve, "Open a local page to drop clips on."),
+)
+for _command, _sentence in COMMANDS:
+    _command.short_help = _sentence
+    cli.add_command(_command)
+name_variables(cli)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from aqa_pipeline.config import FitConfig, SplitConfig
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
+from .fields import config_option
 from .manifest_import import import_group
 from .options import json_option, manifest_path, pass_project
 
@@ -43,12 +44,7 @@ def named(project: Project, name: str) -> Manifest:
 @manifest.command()
 @click.argument("name")
 @click.option("--fast", is_flag=True, help="Only look whether the videos exist; decode nothing.")
-@click.option(
-    "--num-exemplars",
-    type=click.IntRange(min=1),
-    default=FitConfig.num_exemplars,
-    help="Exemplars each test clip should find.",
-)
+@config_option(FitConfig(), "num-exemplars", none="", help="Exemplars each test clip should find.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -152,13 +148,8 @@ def _by_side(counts: dict[str, int]) -> list[str]:
 @manifest.command()
 @click.argument("name")
 @click.option("--group-by", metavar="COLUMN", help="Keep clips equal in this column together.")
-@click.option(
-    "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=SplitConfig.test_fraction,
-    help="Share of test clips.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=SplitConfig.seed, help="Of the draw.")
+@config_option(SplitConfig(), "test-fraction")
+@config_option(SplitConfig(), "seed")
 @click.option(
     "--column",
     metavar="COLUMN",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +12,11 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import print_json, say
-from .options import dry_run_option, json_option, pass_project
+from .fields import config_option
+from .options import all_of, dry_run_option, json_option, pass_project
 
 if TYPE_CHECKING:
     from aqa_pipeline.datasets.importing import ImportedManifest
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group("import")
@@ -29,36 +27,31 @@ def import_group() -> None:
     """
 
 
-def _annotations_option(command: Command) -> Command:
-    return click.option(
-        "--annotations",
+_annotations_option = click.option(
+    "--annotations",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of the official annotation files.",
+)
+
+_output_options = all_of(
+    click.option(
+        "--videos",
         type=click.Path(path_type=Path, file_okay=False),
-        required=True,
-        help="Folder of the official annotation files.",
-    )(command)
-
-
-def _output_options(command: Command) -> Command:
-    for option in (
-        json_option,
-        dry_run_option,
-        click.option("--force", is_flag=True, help="Replace a manifest and TOML that exist."),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, dir_okay=False),
-            default=None,
-            show_default="manifests/NAME.csv",
-            help="The manifest to write; its protocol goes beside it as .toml.",
-        ),
-        click.option(
-            "--videos",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=None,
-            help="Folder of the videos or frame folders.",
-        ),
-    ):
-        command = option(command)
-    return command
+        default=None,
+        help="Folder of the videos or frame folders.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=None,
+        show_default="manifests/NAME.csv",
+        help="The manifest to write; its protocol goes beside it as .toml.",
+    ),
+    click.option("--force", is_flag=True, help="Replace a manifest and TOML that exist."),
+    dry_run_option,
+    json_option,
+)
 
 
 def _finish(
@@ -121,9 +114,7 @@ def aqa7(project: Project, /, annotations: Path, videos: Path | None, **output: 
     show_default="published where splits.pkl is there, else seeded",
     help="Folds of the cross-validation.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=SplitConfig.seed, help="Of seeded folds."
-)
+@config_option(SplitConfig(), "seed", help="Of seeded folds.")
 @_output_options
 @pass_project
 def jigsaws(
@@ -164,13 +155,10 @@ def finediving(project: Project, /, annotations: Path, videos: Path | None, **ou
     help="A column under another name: --map score=Punkte. May be repeated.",
 )
 @click.option("--group-by", metavar="COLUMN", help="Keep clips equal in this column together.")
-@click.option(
-    "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=SplitConfig.test_fraction,
-    help="Share of test clips, where the table has no split.",
+@config_option(
+    SplitConfig(), "test-fraction", help="Share of test clips, where the table has no split."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=SplitConfig.seed, help="Of that split.")
+@config_option(SplitConfig(), "seed", help="Of that split.")
 @_output_options
 @pass_project
 def csv(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from aqa_pipeline.config import ScoreConfig
+from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
-from .console import number, print_json, print_table, progress, say_error, say_warning
-from .options import device_option, json_option, pass_project, weights_option
-from .score_options import coverage_option, fact_options, timeout_option
+from .console import number, print_json, print_table, progress, say, say_error, say_warning
+from .fields import config_option
+from .options import (
+    coverage_option,
+    device_option,
+    fact_options,
+    json_option,
+    pass_project,
+    timeout_option,
+    weights_option,
+)
+from .show import interval, show_slide
 
 _EXEMPLARS_SHOWN = 5  #: of those with the lowest, and of those with the highest vote
 
@@ -26,12 +37,7 @@ _EXEMPLARS_SHOWN = 5  #: of those with the lowest, and of those with the highest
 @fact_options
 @coverage_option
 @click.option("--slide", is_flag=True, help="Score every window of one long video.")
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=ScoreConfig.stride_frames,
-    help="Frames from one window of --slide to the next.",
-)
+@config_option(ScoreConfig(), "stride")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -88,16 +94,7 @@ def predict(
         folder, weights=weights, device=device, coverage=coverage, decode_seconds=clip_timeout
     ) as scorer:
         if slide:
-            from .slide import show_slide
-
-            show_slide(
-                scorer,
-                clips,
-                stride=stride,
-                plot=plot,
-                csv_file=csv_file,
-                as_json=as_json,
-            )
+            _slide(scorer, clips, stride=stride, plot=plot, csv_file=csv_file, as_json=as_json)
             return
         if len(clips) == 1:
             outcomes = list(score_clips(scorer, clips))
@@ -118,6 +115,44 @@ def predict(
         say_error(outcome.error)
     if failed:
         ctx.exit(3)
+
+
+def _slide(
+    scorer: Any,
+    clips: Sequence[Any],
+    *,
+    stride: int,
+    plot: Path | None,
+    csv_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Score every window of one video, and say which stand out."""
+    from aqa_pipeline.atomic import atomic_path
+    from aqa_pipeline.report.slide_plot import check_plot, write_plot
+
+    if len(clips) != 1:
+        raise UsageError(f"--slide takes one video, these are {len(clips)}")
+    if plot is not None:
+        check_plot(plot)
+    (clip,) = clips
+    with progress("predict", unit="windows") as advance:
+        slid = scorer.slide(
+            clip.video,
+            stride=stride,
+            start_frame=clip.start_frame,
+            end_frame=clip.end_frame,
+            advance=advance,
+            **clip.facts,
+        )
+    if csv_file is not None:
+        with atomic_path(csv_file) as temporary:
+            slid.table().to_csv(temporary, index=False)
+    if plot is not None:
+        write_plot(slid, plot)
+    show_slide(slid, clip.video, as_json=as_json)
+    for path in (csv_file, plot):
+        if path is not None:
+            say(f"wrote {path}")
 
 
 def _json(run: str, outcomes: list[Any]) -> dict[str, Any]:
@@ -184,14 +219,6 @@ def _show_many(outcomes: list[Any]) -> None:
     for outcome in outcomes:
         for warning in outcome.scored.warnings:
             say_warning(f"{_line(outcome.clip.name)}: {warning}")
-
-
-def interval(scored: Any) -> str:
-    """An interval for a table; a dash where there is none."""
-    if scored.interval is None:
-        return "-"
-    low, high = scored.interval
-    return f"{low:.2f} .. {high:.2f}"
 
 
 def _line(text: str) -> str:

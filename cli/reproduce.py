@@ -10,12 +10,14 @@ from aqa_pipeline.config import ReproduceConfig
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say_above_progress
+from .fields import config_options
 from .options import (
     cache_option,
     device_option,
     json_option,
     manifest_options,
     manifest_path,
+    open_cache,
     pass_project,
 )
 
@@ -26,30 +28,7 @@ WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", 
 @click.argument("what", type=click.Choice(WHAT))
 @manifest_options
 @cache_option
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=ReproduceConfig.num_seeds,
-    help="Heads of each method; mean and standard deviation are over them.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=ReproduceConfig.epochs,
-    help="Passes over the training clips.",
-)
-@click.option(
-    "--protocol",
-    type=click.Choice(["default", "literature"]),
-    default=ReproduceConfig.protocol,
-    help="Choose the epoch on a validation part, or on the test set as published programs do.",
-)
-@click.option(
-    "--recipe",
-    type=click.Choice(["default", "official", "paper"]),
-    default=ReproduceConfig.recipe,
-    help="Groups and loss of the tree: ours, as published, or as printed in the paper.",
-)
+@config_options("seeds epochs model-selection recipe", config=ReproduceConfig())
 @click.option("--again", is_flag=True, help="Fit anew what was fitted with the same settings.")
 @device_option
 @json_option
@@ -60,10 +39,7 @@ def reproduce(
     dataset: str | None,
     manifest: Path | None,
     cache_folder: Path | None,
-    seeds: int,
-    epochs: int,
-    protocol: str,
-    recipe: str,
+    config: ReproduceConfig,
     again: bool,
     device: str,
     as_json: bool,
@@ -75,30 +51,18 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.report.paper.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    cache = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
     with progress(f"reproduce {what}", unit="epochs") as advance:
         made = make(
             what,
             clips,
-            cache,
+            open_cache(project, clips, cache_folder),
             runs=project.runs,
-            config=ReproduceConfig(
-                num_seeds=seeds,
-                epochs=epochs,
-                recipe=recipe,  # type: ignore[arg-type]
-                protocol=protocol,  # type: ignore[arg-type]
-            ),
+            config=config,
             device=find_device(device),
             again=again,
             advance=advance,

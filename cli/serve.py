@@ -10,24 +10,19 @@ from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.project import Project
 
 from .console import say
-from .options import device_option, pass_project, weights_option
-from .score_options import coverage_option, timeout_option
+from .fields import config_options
+from .options import (
+    coverage_option,
+    device_option,
+    pass_project,
+    timeout_option,
+    weights_option,
+)
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), default=ServeConfig.port, help="0: any.")
-@click.option(
-    "--host",
-    default=ServeConfig.host,
-    help="Address to listen on; any but the default lets others send videos to this machine.",
-)
-@click.option(
-    "--max-mb",
-    type=click.IntRange(min=1),
-    default=ServeConfig.max_megabytes,
-    help="Largest video that is taken.",
-)
+@config_options("port host max-mb", config=ServeConfig())
 @coverage_option
 @timeout_option
 @weights_option
@@ -36,9 +31,7 @@ from .score_options import coverage_option, timeout_option
 def serve(
     project: Project,
     run: Path,
-    port: int,
-    host: str,
-    max_mb: int,
+    config: ServeConfig,
     coverage: float,
     clip_timeout: float,
     weights: Path | None,
@@ -53,7 +46,6 @@ def serve(
     from aqa_pipeline.scoring.explainer import load_explainer
     from aqa_pipeline.serve.server import listen, serve
 
-    config = ServeConfig(host=host, port=port, max_megabytes=max_mb)
     listening = listen(config)
     folder = project.run_path(run)
     say("loading the run and its backbone")

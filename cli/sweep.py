@@ -13,7 +13,6 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import number, print_json, print_table, progress, say, say_above_progress
-from .metrics import show_metrics
 from .options import (
     cache_option,
     cluster_options,
@@ -24,6 +23,7 @@ from .options import (
     manifest_path,
     pass_project,
 )
+from .show import show_metrics
 
 if TYPE_CHECKING:
     from aqa_pipeline.training.sweep.plan import SweepPlan

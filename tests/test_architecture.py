@@ -23,8 +23,8 @@ ROOMS = (
 RANK = {room: rank for rank, room in enumerate(ROOMS, start=1)}
 #: The ground floor imports itself only.
 GROUND = {
-    *("_version", "atomic", "config", "dask_client", "device", "errors", "hdf5", "pickles"),
-    *("project", "tables"),
+    *("_version", "atomic", "config", "dask_client", "device", "errors", "hdf5", "option"),
+    *("pickles", "project", "tables"),
 }
 #: Rooms that do not know each other, though their ranks would let them.
 STRANGERS = {("training", "scoring"), ("scoring", "finetune")}

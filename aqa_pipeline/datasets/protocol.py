@@ -36,7 +36,7 @@ _COMMENTS = {
         "range = score mapped to 0..100 by category."
     ),
     "label_ranges": (
-        "For range: [lowest, highest] score of each category. Used by --protocol literature;\n"
+        "For range: [lowest, highest] score of each category. Used by test-set model selection;\n"
         "the default takes them from the training scores."
     ),
     "score_range": "Largest label difference the groups cover; left out: training labels' range.",

@@ -137,7 +137,7 @@ def write_tuned_run(
     """Write the run folder and read the test split, once; returns its metrics."""
     manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
     at = tuned.position
-    literature = fit_config.protocol == "literature"
+    on_test = fit_config.model_selection == "test"
     train, test = (
         feature_set(
             rows, load_features(manifest, cache, rows["clip_id"].tolist()), manifest, plan.labels
@@ -153,7 +153,7 @@ def write_tuned_run(
         protocol=manifest.protocol,
         labels=plan.labels,
         fit_config=fit_config,
-        calibration=None if literature else _calibration(plan, tuned, train),
+        calibration=None if on_test else _calibration(plan, tuned, train),
         config={
             "dataset": manifest.name,
             "method": head.config.name,
@@ -161,7 +161,7 @@ def write_tuned_run(
             "selection": selection_sentence(fit_config, head.config),
             "validation_of": plan.validation_of,
             "exemplars_while_selecting": (
-                "whole training split" if literature else "fit part of the training split"
+                "whole training split" if on_test else "fit part of the training split"
             ),
             "exemplars_at_test": "whole training split",
             "best_epoch": [at.best_epoch],
@@ -190,7 +190,7 @@ def write_tuned_run(
             "device": str(device),
         },
     )
-    if literature:
+    if on_test:
         run.config["best_relative_l2_of_any_epoch"] = [at.best_relative_l2]
     write_run(run, history=history_table([tuple(r) for r in at.history], HISTORY_COLUMNS))
     predictions = predict_clips(run, test)

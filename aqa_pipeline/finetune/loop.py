@@ -1,6 +1,6 @@
 """The epochs of one fine-tuning: steps, validation, saving, and going on after a stop.
 
-The literature's way judges on the test split, as :mod:`aqa_pipeline.training.selection` says.
+Test-set model selection evaluates on the test split (:mod:`aqa_pipeline.training.selection`).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from aqa_pipeline.finetune.frames import crop_jitter
 from aqa_pipeline.finetune.loop import TrainingData
 from aqa_pipeline.finetune.start import FittedStart, check_start
 from aqa_pipeline.finetune.validation import ValidationPlan
+from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.training.stack import checked_labels
 from aqa_pipeline.training.validation import hold_out, validation_unit
 
@@ -61,9 +62,9 @@ class PartPlan:
         Of every row of the material.
     material : TrainingData
     held_out : ndarray of int64, shape=(m,)
-        Rows of the validation part; none under the literature's way.
+        Rows of the validation part; none in test-set model selection.
     validation_of : str or None
-        ``single clips`` or ``whole videos``; None under the literature's way.
+        ``single clips`` or ``whole videos``; None in test-set model selection.
     augmentation : Augmentation
     head_config : HeadConfig
     fit_config : FitConfig
@@ -118,12 +119,12 @@ def plan_part(
     UsageError, CacheError
         The options contradict each other or the run to start from.
     """
-    literature = fit_config.protocol == "literature"
+    on_test = fit_config.model_selection == "test"
     if start is not None:
-        if start.selection == "literature" and not literature:
+        if start.selection == "test" and not on_test:
             raise UsageError(
                 f"{start.folder}: its epoch was chosen on the test set and no clip was held out "
-                "of its training; type --protocol literature, or fit a head the default way"
+                "of its training; fine-tune with test-set model selection, or fit a head without it"
             )
         head_config = start.head.config
         fit_config = dataclasses.replace(
@@ -141,7 +142,7 @@ def plan_part(
             manifest, protocol=dataclasses.replace(manifest.protocol, **own)
         )
     sides = _sides(manifest, part)
-    labels = start.labels if start else _labels(manifest, sides, published_ranges=literature)
+    labels = start.labels if start else _labels(manifest, sides, published_ranges=on_test)
     train, test = (_unseen(rows, manifest, labels) for rows in sides)
     train = dataclasses.replace(
         train, video=videos_apart(sides.train["video"].tolist(), sides.test["video"].tolist())
@@ -154,7 +155,7 @@ def plan_part(
     unit = start.validation_of if start else validation_unit(train, fit_config)
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     located = _located(manifest, clips.clip_id, cache_root=cache_root)
-    judged = np.arange(len(train), len(clips)) if literature else held_out
+    judged = np.arange(len(train), len(clips)) if on_test else held_out
     pixels = PIXEL_PRESETS[manifest.protocol.pixels]
     shift = config.shift_frames
     augmentation = Augmentation(
@@ -175,7 +176,7 @@ def plan_part(
         located=located,
         material=TrainingData(clips, fit, groups, validation),
         held_out=held_out,
-        validation_of=None if literature else unit,
+        validation_of=None if on_test else unit,
         augmentation=augmentation,
         head_config=head_config,
         fit_config=fit_config,
@@ -186,9 +187,9 @@ def plan_part(
             "weights": weights_sha256,
             "from": _digest_of_head(start),
             "head": dataclasses.asdict(head_config),
-            **{f"fit {k}": v for k, v in dataclasses.asdict(fit_config).items()},
+            **{f"fit {name}": value for name, value in stored_fit(fit_config).items()},
             **dataclasses.asdict(config),
-            "clips": _digest(clips, located, range(len(clips) if literature else len(train))),
+            "clips": _digest(clips, located, range(len(clips) if on_test else len(train))),
         },
     )
 
@@ -233,8 +234,8 @@ def _division(
     train: FeatureSet, test: FeatureSet, config: FitConfig, start: FittedStart | None
 ) -> tuple[IntArray, IntArray]:
     """Rows to learn from and rows held out; with a fitted head, as it was divided."""
-    if start is None or config.protocol == "literature":
-        division = hold_out(train, config, test if config.protocol == "literature" else None)
+    if start is None or config.model_selection == "test":
+        division = hold_out(train, config, test if config.model_selection == "test" else None)
         return division.fit[0], division.held_out[0]
     held = set(start.held_out)
     is_held = np.array([clip_id in held for clip_id in train.clip_id])

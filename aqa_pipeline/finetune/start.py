@@ -44,7 +44,7 @@ class FittedStart:
         Clips of its validation part.
     weights_sha256 : str
         Of the backbone whose features it was fitted on.
-    selection : {"default", "literature"}
+    selection : {"validation", "test"}
         How its epoch was chosen.
     use_difficulty : bool
     num_exemplars : int or None
@@ -93,7 +93,7 @@ def read_start(folder: Path) -> FittedStart:
         labels=run.labels,
         held_out=tuple(run.config["validation_clips"][number]),
         weights_sha256=run.config["cache"]["weights_sha256"],
-        selection=run.fit_config.protocol,
+        selection=run.fit_config.model_selection,
         use_difficulty=run.fit_config.use_difficulty,
         num_exemplars=run.fit_config.num_exemplars,
         validation_of=run.config.get("validation_of"),

@@ -43,7 +43,7 @@ RANGE_NAMES: dict[RangeOf, str] = {"evaluated": "evaluated set", "class": "class
 def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
     """How the epoch was chosen, for every place that prints a number."""
     best = "best grid point" if head_config.is_svr else "best epoch"
-    if config.protocol == "literature":
+    if config.model_selection == "test":
         return f"{best} chosen on the test set (as in the literature)"
     return f"{best} chosen on a validation part of the training split; test read once"
 
@@ -170,7 +170,7 @@ def measure(
         },
     }
     if "best_relative_l2_of_any_epoch" in run.config:
-        # The literature reports its best rho and its best R-l2, each of an epoch of its own.
+        # Published programs report the best rho and the best R-l2, each of its own epoch.
         heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
     intervals = measure_intervals(run.calibration, predictions.clips, ensemble)
     if intervals is not None:

@@ -30,6 +30,7 @@ from aqa_pipeline.heads.outputs import trunk_from_settings
 from aqa_pipeline.heads.svr import SvrHead
 from aqa_pipeline.heads.voter import ExemplarVoter
 from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
+from aqa_pipeline.runs.config import fit_from_stored, stored_fit
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
@@ -116,7 +117,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
             "protocol": dataclasses.asdict(run.protocol),
             "labels": dataclasses.asdict(run.labels),
             "head": dataclasses.asdict(run.head.config),
-            "fit": dataclasses.asdict(run.fit_config),
+            "fit": stored_fit(run.fit_config),
             "num_snippets": exemplars.features.shape[1],
             "feature_dim": exemplars.features.shape[2],
             **run.head.settings(),
@@ -168,7 +169,7 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
             f"this program reads {FORMAT!r} version {FORMAT_VERSION}"
         )
     try:
-        fit_config = FitConfig(**config["fit"])
+        fit_config = fit_from_stored(config["fit"])
         head_config = HeadConfig(**config["head"])
         head = _empty_regressor(head_config, fit_config.num_seeds, config)
         protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})

@@ -240,7 +240,7 @@ class FeatureScorer:
             )
 
     def _without_interval(self, half: HalfWidth | None) -> Iterator[str]:
-        if half is None and any(run.fit_config.protocol == "literature" for run in self.runs):
+        if half is None and any(run.fit_config.model_selection == "test" for run in self.runs):
             yield (
                 "no interval: the run's epoch was chosen on the test split, as in published "
                 "programs, which holds no clip out"

@@ -142,11 +142,11 @@ def fit_head(
     Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's steps.
     """
     _check_mode(head_config)
-    literature = fit_config.protocol == "literature"
+    on_test = fit_config.model_selection == "test"
     if not fit_config.use_difficulty:
         manifest = dataclasses.replace(manifest, protocol=without_difficulty(manifest.protocol))
     protocol = manifest.protocol
-    clips = load_split(manifest, cache, part, published_ranges=literature)
+    clips = load_split(manifest, cache, part, published_ranges=on_test)
     views = None
     if fit_config.views:
         averaged = head_config.aggregation == "mean"
@@ -170,7 +170,7 @@ def fit_head(
         fit_config=fit_config,
         calibration=(
             None
-            if literature
+            if on_test
             else held_out_clips(clips.train, trained.validation_rows, trained.held_out_scores)
         ),
         config={
@@ -178,9 +178,9 @@ def fit_head(
             "method": head_config.name,
             "part": dataclasses.asdict(part),
             "selection": selection_sentence(fit_config, head_config),
-            "validation_of": None if literature else validation_unit(clips.train, fit_config),
+            "validation_of": None if on_test else validation_unit(clips.train, fit_config),
             "exemplars_while_selecting": (
-                "whole training split" if literature else "fit part of the training split"
+                "whole training split" if on_test else "fit part of the training split"
             ),
             "exemplars_at_test": "whole training split",
             "best_epoch": list(trained.best_epoch),
@@ -202,10 +202,10 @@ def fit_head(
             "device": str(device),
         },
     )
-    if literature:
+    if on_test:
         run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
-    with naming_shortage(device, smaller_heads(device)):
+    with naming_shortage(f"device {device}", smaller_heads(device)):
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))
@@ -231,7 +231,7 @@ def _train(
     views: npt.NDArray[np.float32] | None,
     advance: Advance,
 ) -> TrainedHeads[Any]:
-    test = clips.test if config.protocol == "literature" else None
+    test = clips.test if config.model_selection == "test" else None
     if head_config.is_svr:
         if views is not None:
             raise UsageError(f"{head_config.kind} sees each clip once; leave out --views")

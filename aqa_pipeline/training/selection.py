@@ -1,9 +1,9 @@
-"""Which epoch of each model is kept.
+"""Model selection: each model is kept at its best epoch.
 
-The honest way judges on a validation part of the training split, with exemplars from the
-clips that are fitted. The literature's way judges on the test split itself and reports the
-best rho and the best R-l2 of all epochs apart: it is here to be compared with, and every
-number that comes of it says so.
+By default models are evaluated on a validation part of the training split, with exemplars from
+the clips that are fitted. Test-set model selection, as in published programs, evaluates them on
+the test split itself and reports the best rho and the best R-l2 of all epochs apart: it is here
+to be compared with, and every number that comes of it says so.
 """
 
 from __future__ import annotations

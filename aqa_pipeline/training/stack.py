@@ -54,14 +54,14 @@ class Stack:
         See :class:`~aqa_pipeline.config.Protocol`.
     device : torch.device
     test : FeatureSet, optional
-        Only for the literature's way: nothing is held out, and these clips choose the
+        Only for test-set model selection: nothing is held out, and these clips choose the
         epoch.
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
         Training clips in the views that are drawn from; default: the plain one alone.
     num_exemplars : sequence of sequences of int or None, optional
         For each member, several M to judge it by; default: that of ``config``.
     vote_seed : int, optional
-        Of the exemplars drawn under the literature's way; default: that of ``config``.
+        Of the exemplars drawn in test-set model selection; default: that of ``config``.
     keep_states : bool
         Whether models are kept at their best epoch, or only numbers.
 
@@ -144,7 +144,7 @@ class Stack:
                 if num_exemplars is None
                 else [counts for counts in num_exemplars for _ in own_seeds]
             ),
-            # The literature's way votes as the finished run will: one draw for all heads.
+            # Test-set model selection votes as the finished run will: one draw for all heads.
             seeds=(
                 self.seeds
                 if test is None

@@ -37,7 +37,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 #: Columns of history.csv, one row a model and epoch. The last is the rho of the clips that
-#: choose the epoch: of the validation part, or of the test split under the literature's way.
+#: choose the epoch: of the validation part, or of the test split in test-set model selection.
 HISTORY_COLUMNS = ("seed", "epoch", "loss", "classification", "regression", "selection_rho")
 
 _log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class TrainedHeads(Generic[HeadT]):
     best_relative_l2 : tuple of float
         Lowest R-l2 of each model on those clips, at any epoch.
     validation_rows : ndarray of int64, shape=(K, n)
-        Positions of each model's validation part in the training split; n = 0 under the
-        literature's way.
+        Positions of each model's validation part in the training split; n = 0 in test-set
+        model selection.
     held_out_scores : ndarray of float64, shape=(K, n)
         What each model predicts for these clips, in points, at an epoch that they had no
         part in choosing (:mod:`aqa_pipeline.training.validation`).
@@ -104,7 +104,7 @@ def train_heads(
         See :class:`~aqa_pipeline.config.Protocol`.
     device : torch.device
     test : FeatureSet, optional
-        Only for the literature's way: nothing is held out, and these clips choose the
+        Only for test-set model selection: nothing is held out, and these clips choose the
         epoch.
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
         See :class:`~aqa_pipeline.training.stack.Stack`.

@@ -111,7 +111,7 @@ class ValidationSplit(NamedTuple):
     fit : ndarray of int64, shape=(K, n)
         Rows of the training split to learn from.
     held_out : ndarray of int64, shape=(K, m)
-        Of the others; m = 0 under the literature's way.
+        Of the others; m = 0 in test-set model selection.
     judged : list of FeatureSet
         Clips that choose: those held out, or the test split.
     """
@@ -131,7 +131,7 @@ def hold_out(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> V
         twice the clips asked for would be.
     config : FitConfig
     test : FeatureSet, optional
-        Only for the literature's way.
+        Only for test-set model selection.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def cross_fitted(
     truth = np.asarray(scores, dtype=np.float64)
     num_models, count = truth.shape
     chosen = np.full((num_models, count), np.nan)
-    if not count:  # the literature's way: nothing is held out
+    if not count:  # test-set model selection holds nothing out
         return chosen
     num_folds = min(count, _FOLDS)
     for k, seed in enumerate(seeds):

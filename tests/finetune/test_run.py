@@ -280,7 +280,7 @@ def test_it_goes_on_with_a_fitted_head(project: Path, finished: Path) -> None:
     assert changed == {"mixed_5b", "mixed_5c"}
 
 
-def test_the_literatures_way_says_so(project: Path) -> None:
+def test_test_set_model_selection_says_so(project: Path) -> None:
     done = thin_aqa.run(
         project, *FINETUNE, "--run", "literature", "--protocol", "literature",
         "--unfreeze", "mixed_5", "--epochs", "1", "--checkpointing", "--tensorboard",

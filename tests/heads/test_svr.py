@@ -119,7 +119,7 @@ def test_the_best_grid_point_of_the_validation_part_is_kept() -> None:
         assert spearman(judged.score, judged.to_score(label)) == pytest.approx(max(rhos))
 
 
-def test_in_the_literatures_way_the_test_split_chooses() -> None:
+def test_in_test_set_model_selection_the_test_split_chooses() -> None:
     clips = planted_clips(60, noise=6.0)
     test = clips.take(range(40, 60))
     outcome = trained(clips.take(range(40)), test=test)

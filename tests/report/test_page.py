@@ -203,7 +203,7 @@ def test_without_the_cache_the_rest_of_the_page_stays(project: Project, tmp_path
 
 def test_a_direct_mlp_has_neither_votes_nor_a_tree(tmp_path: Path) -> None:
     head = HeadConfig(kind="mlp", mode="direct", hidden=8, reduced_dim=4)
-    run = fit_run(tmp_path, "mlp", head=head, protocol="literature")
+    run = fit_run(tmp_path, "mlp", head=head, model_selection="test")
     page = report(Project(root=tmp_path), run, out=tmp_path / "r.html")
     assert "Best clip" in page.said
     assert "Metrics on the test split: best epoch chosen on the test set" in page.said
@@ -225,12 +225,12 @@ def test_predictions_that_are_not_defined_are_not_drawn(project: Project, tmp_pa
 
 
 def test_several_runs_are_compared_and_folded_away(project: Project, tmp_path: Path) -> None:
-    literature = copy_of(project.runs / "core", tmp_path)
-    metrics = json.loads((literature / "metrics.json").read_text())
+    published = copy_of(project.runs / "core", tmp_path)
+    metrics = json.loads((published / "metrics.json").read_text())
     metrics["selection"] = "best epoch chosen on the test set (as in the literature)"
-    (literature / "metrics.json").write_text(json.dumps(metrics))
+    (published / "metrics.json").write_text(json.dumps(metrics))
     elsewhere = Project(root=tmp_path)  # no votes to be drawn: quicker
-    page = report(elsewhere, project.runs / "core", literature, out=tmp_path / "r.html")
+    page = report(elsewhere, project.runs / "core", published, out=tmp_path / "r.html")
     assert "2 runs" in page.said
     assert "the epochs were not all chosen alike" in page.said
     folded = [d for d in page.all("details") if d.get("class") == "run"]

@@ -214,12 +214,12 @@ def test_too_high_a_coverage_for_the_clips_gives_no_interval(folder: Path) -> No
     assert "one of 99.9 % takes 999" in scored.warnings[-1]
 
 
-def test_the_literatures_way_holds_nothing_out(tmp_path: Path) -> None:
-    fit = dataclasses.replace(FIT, protocol="literature", epochs=1)
+def test_test_set_model_selection_holds_nothing_out(tmp_path: Path) -> None:
+    fit = dataclasses.replace(FIT, model_selection="test", epochs=1)
     _, folder = make_run(tmp_path, fit=fit)
     assert not (folder / "calibration.csv").exists()
     scored = load_scorer(folder).score_features(np.array([[1, 9, 5]], np.float32), difficulty=2.0)
-    assert "--protocol literature" in scored.warnings[-1]
+    assert "chosen on the test split" in scored.warnings[-1]
     assert "intervals" not in json.loads((folder / "metrics.json").read_text())
 
 

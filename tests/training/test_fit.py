@@ -273,9 +273,9 @@ def test_without_difficulty_any_two_clips_are_compared_by_their_scores(tmp_path:
     assert evaluated(tmp_path, manifest) == fitted
 
 
-def test_the_literature_protocol_chooses_on_the_test_set_and_says_so(tmp_path: Path) -> None:
+def test_test_set_model_selection_says_so(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
-    fitted = dataset(tmp_path, manifest, cache, protocol="literature", epochs=6)
+    fitted = dataset(tmp_path, manifest, cache, model_selection="test", epochs=6)
     assert fitted["selection"] == "best epoch chosen on the test set (as in the literature)"
     history = pd.read_csv(tmp_path / "runs" / "all" / "history.csv")
     best = history.groupby("seed")["selection_rho"].max()
@@ -328,7 +328,7 @@ def test_a_clip_is_judged_in_its_own_category_range(tmp_path: Path) -> None:
     honest = read_run(tmp_path / "runs" / "all" / "vault", device=CPU)
     label = honest.exemplars.label
     assert (label.min(), label.max()) == pytest.approx((0, 100)), "the training scores' range"
-    dataset(tmp_path, manifest, cache, protocol="literature")
+    dataset(tmp_path, manifest, cache, model_selection="test")
     published = read_run(tmp_path / "runs" / "all" / "vault", device=CPU)
     np.testing.assert_allclose(published.exemplars.label, published.exemplars.score / 0.9)
 

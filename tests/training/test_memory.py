@@ -19,12 +19,12 @@ from tests.training.test_train import CPU, SMALL, trained, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("protocol", ["default", "literature"])
+@pytest.mark.parametrize("model_selection", ["validation", "test"])
 def test_heads_that_do_not_fit_side_by_side_train_some_at_a_time(
-    protocol: Any, monkeypatch: pytest.MonkeyPatch
+    model_selection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = planted_clips(60)
-    test = clips.take(range(40, 60)) if protocol == "literature" else None
+    test = clips.take(range(40, 60)) if model_selection == "test" else None
     tried: list[int] = []
     real = Stack.run_epoch
 
@@ -36,7 +36,9 @@ def test_heads_that_do_not_fit_side_by_side_train_some_at_a_time(
 
     def run() -> tuple[TrainedHeads[Head], list[tuple[int, int]]]:
         told: list[tuple[int, int]] = []
-        config = FitConfig(epochs=3, batch_size=16, num_seeds=5, protocol=protocol, seed=4)
+        config = FitConfig(
+            epochs=3, batch_size=16, num_seeds=5, model_selection=model_selection, seed=4
+        )
         outcome = train_heads(
             clips.take(range(40)), head_config=SMALL, config=config, score_range=None,
             epsilon=30.0, device=CPU, test=test, advance=lambda *now: told.append(now),

@@ -127,7 +127,7 @@ def test_two_equal_machines_are_equal_files(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-def test_machines_choose_on_the_test_split_in_the_literatures_way(tmp_path: Path) -> None:
+def test_machines_choose_on_the_test_split_in_test_set_model_selection(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     manifest, cache = make_cache(tmp_path)
     fitted = fit_dataset(
@@ -135,7 +135,7 @@ def test_machines_choose_on_the_test_split_in_the_literatures_way(tmp_path: Path
         cache,
         tmp_path / "run",
         head_config=HeadConfig(kind="svr", mode="direct"),
-        fit_config=FitConfig(protocol="literature"),
+        fit_config=FitConfig(model_selection="test"),
         device=CPU,
     )
     assert fitted["selection"] == "best grid point chosen on the test set (as in the literature)"

@@ -79,7 +79,7 @@ def test_of_two_long_videos_neither_is_held_out_whole(caplog: pytest.LogCaptureF
     )
 
 
-def test_the_literatures_way_holds_nothing_out() -> None:
+def test_test_set_model_selection_holds_nothing_out() -> None:
     clips, test = in_videos(5, 5, 5), planted_clips(4, seed=1)
     division = hold_out(clips, FitConfig(), test)
     assert division.fit.tolist() == [list(range(15))]

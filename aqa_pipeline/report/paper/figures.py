@@ -109,8 +109,8 @@ def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 4: training pairs in groups of equal width and of equal mass. Nothing is fitted."""
     (part,) = parts_of(place.manifest)
     protocol = place.manifest.protocol
-    literature = fit.protocol == "literature"
-    train = load_split(place.manifest, place.cache, part, published_ranges=literature).train
+    on_test = fit.model_selection == "test"
+    train = load_split(place.manifest, place.cache, part, published_ranges=on_test).train
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     deltas = pair_deltas(train.label, groups)
     if not deltas.size:

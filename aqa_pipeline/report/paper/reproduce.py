@@ -155,7 +155,9 @@ def reproduce(
     head = dataclasses.replace(head_config, recipe=config.recipe)
     if config.recipe == "paper":
         head = dataclasses.replace(head, num_groups=groups_at_depth(PAPER_DEPTH, "paper"))
-    fit = FitConfig(epochs=config.epochs, num_seeds=config.num_seeds, protocol=config.protocol)
+    fit = FitConfig(
+        epochs=config.epochs, num_seeds=config.num_seeds, model_selection=config.model_selection
+    )
     place = PaperContext(
         manifest=manifest,
         cache=cache,

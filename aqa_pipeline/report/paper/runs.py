@@ -30,6 +30,7 @@ from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.report.paper.table import MeanStd
+from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.training.fit import fit_dataset
 
@@ -217,7 +218,7 @@ class PaperContext:
             {
                 "method": job.name,
                 "head": dataclasses.asdict(job.head),
-                "fit": dataclasses.asdict(job.fit),
+                "fit": stored_fit(job.fit),
                 "protocol": protocol,
                 "manifest_sha256": hashlib.sha256(clips).hexdigest(),
                 "cache": self.cache.folder.name,

@@ -15,6 +15,7 @@ import torch
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.config import FitConfig, HeadConfig, SweepConfig
 from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.training.memory import MOST_MODELS
 from aqa_pipeline.training.sweep.block import DataSource, shape_of
 from aqa_pipeline.training.sweep.search import ListedSearch, Search, TpeSearch
@@ -83,7 +84,7 @@ class SweepPlan:
             "space": self.space.as_dict(),
             "search": self.search,
             "head": dataclasses.asdict(self.head),
-            "fit": dataclasses.asdict(self.fit),
+            "fit": stored_fit(self.fit),
             "seed": self.config.seed,
         }
 

@@ -98,9 +98,9 @@ def test_finished_runs_are_used_again_until_a_setting_or_a_score_changes(tmp_pat
     assert fitted(changed, config=dataclasses.replace(QUICK, epochs=2)) == [True] * 3
 
 
-def test_the_literature_protocol_is_named(tmp_path: Path) -> None:
+def test_test_set_model_selection_is_named(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
-    config = dataclasses.replace(QUICK, protocol="literature")
+    config = dataclasses.replace(QUICK, model_selection="test")
     made = make(tmp_path, "table3", manifest, cache, config=config)
     chosen = "protocol: best epoch chosen on the test set (as in the literature)"
     assert chosen in made.notes

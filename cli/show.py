@@ -1,4 +1,4 @@
-"""How the metrics of a run are shown."""
+"""Tables and sentences of results: a run's metrics, a score's interval, a long video's windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from aqa_pipeline.project import Project
 
-from .console import number, print_json, print_table
+from .console import number, print_json, print_table, say_warning
 
 
 def show_metrics(
@@ -123,3 +123,62 @@ def _head_row(name: str, heads: dict[str, Any]) -> list[str]:
 
 def _plain_row(name: str, values: dict[str, float]) -> list[str]:
     return [name, number(values["rho"]), "", number(values["relative_l2"] * 100), ""]
+
+
+def interval(scored: Any) -> str:
+    """An interval for a table; a dash where there is none."""
+    if scored.interval is None:
+        return "-"
+    low, high = scored.interval
+    return f"{low:.2f} .. {high:.2f}"
+
+
+_NAMED = 5  #: windows that are named of each kind
+
+
+def show_slide(slid: Any, video: Path, *, as_json: bool) -> None:
+    """Print the windows that stand out of a long video, or all of them as JSON."""
+    highest, familiar = slid.highest(_NAMED), slid.most_familiar(_NAMED)
+    if as_json:
+        windows = slid.table().to_dict("records")
+        print_json(
+            {
+                "video": video,
+                "video_frames": slid.video_frames,
+                "window_frames": slid.window_frames,
+                "coverage": slid.coverage,
+                "usual_distance": slid.usual_distance,
+                "highest": [windows[i] for i in highest],
+                "most_like_training": [windows[i] for i in familiar],
+                "windows": windows,
+            }
+        )
+    else:
+        _show_windows(slid, highest, familiar)
+
+
+def _show_windows(slid: Any, highest: list[int], familiar: list[int]) -> None:
+    count = int(slid.is_familiar.sum())
+    click.echo(
+        f"{len(slid.starts)} windows of {slid.window_frames} frames; {count} look like the "
+        "training clips"
+    )
+    if not count:
+        say_warning("no window looks like the training clips: the scores may mean nothing")
+    kinds = (("highest score", highest), ("most like training", familiar))
+    rows = [_window_row(slid, i, kind) for kind, chosen in kinds for i in chosen]
+    print_table(["", "frames", "seconds", "score", "interval", "distance"], rows)
+    click.echo(f"training clips are within {slid.usual_distance:.2f} of another")
+
+
+def _window_row(slid: Any, i: int, kind: str) -> list[str]:
+    start, score, half = int(slid.starts[i]), float(slid.scores[i]), slid.half_width
+    around = "-" if half == float("inf") else f"{score - half:.2f} .. {score + half:.2f}"
+    return [
+        kind,
+        f"{start} .. {start + slid.window_frames - 1}",
+        number(float(slid.seconds[i]), 1),
+        number(score, 2),
+        around,
+        number(float(slid.distances[i]), 2),
+    ]
