@@ -56,7 +56,7 @@ def reproduce(
     from aqa_pipeline.report.paper.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    with progress(f"reproduce {what}", unit="epochs") as advance:
+    with progress(f"reproduce {what}", unit="epochs") as shown:
         made = make(
             what,
             clips,
@@ -65,8 +65,8 @@ def reproduce(
             config=config,
             device=find_device(device),
             again=again,
-            advance=advance,
-            announce=say_above_progress,
+            progress=shown,
+            log=say_above_progress,
         )
     files = [project.shown(path) for path in made.files]
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.resources import files
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -25,9 +24,11 @@ def environment() -> Environment:
     return made
 
 
-def template_text(name: str, *, package: str = "aqa_pipeline.report") -> str:
-    """A file of a package's ``templates`` folder, as it is."""
-    return files(package).joinpath("templates", name).read_text(encoding="utf-8")
+def template_text(name: str) -> str:
+    """A style sheet or script from a ``templates`` folder, as it is."""
+    made = environment()
+    assert made.loader is not None
+    return made.loader.get_source(made, name)[0]
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:

@@ -1,4 +1,4 @@
-"""A run, or several side by side, as one page that needs nothing else.
+"""Report of a run, or of several side by side: one page that needs nothing else.
 
 The page is one HTML file: figures are SVG inside it, pictures are data, there is no script,
 and its own policy forbids the browser to load anything. What a run does not have (a tree,
@@ -94,7 +94,7 @@ def write_report(
     out: Path,
     *,
     project: Project,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Write the page of one or more runs.
 
@@ -107,8 +107,8 @@ def write_report(
     project : Project
         Its manifests, caches and videos give votes, tree paths and pictures, where they
         are still there.
-    advance : callable
-        Told ``(runs done, runs in all)``.
+    progress : callable
+        Called as ``progress(done, total)``, in runs.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def write_report(
     total = sum(len(r.parts) if isinstance(r, ParentRecord) else 1 for r in records)
     done = itertools.count(1)
     sections = [
-        _section(record, f"run{number}", project, lambda: advance(next(done), total))
+        _section(record, f"run{number}", project, lambda: progress(next(done), total))
         for number, record in enumerate(records, start=1)
     ]
     page = (

@@ -241,10 +241,7 @@ class FeatureScorer:
 
     def _without_interval(self, half: HalfWidth | None) -> Iterator[str]:
         if half is None and any(run.fit_config.model_selection == "test" for run in self.runs):
-            yield (
-                "no interval: the run's epoch was chosen on the test split, as in published "
-                "programs, which holds no clip out"
-            )
+            yield "no interval: the run's epoch was chosen on the test split and no clip held out"
         elif half is None:
             yield "no interval: the run folder has no calibration.csv, which `aqa fit-head` writes"
         elif not np.isfinite(half.points):

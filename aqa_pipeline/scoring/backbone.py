@@ -1,4 +1,4 @@
-"""The backbone that made a run's features, for new videos."""
+"""Backbone that made a run's features, for new videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aqa_pipeline.errors import CacheError
 from aqa_pipeline.runs.folder import Run
 
 #: What to do where a device has no memory left for a backbone and its heads.
-LESS_MEMORY = "type --device cpu, or end what else uses the GPU"
+LESS_MEMORY = "score on the CPU, or end what else uses the GPU"
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def find_backbone(
     if found != wanted:
         raise CacheError(
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
-            f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
+            f"{run.folder} ({wanted[:12]}); give the right ones",
+            fact="weights",
         )
     return RunBackbone(path, precision)
 

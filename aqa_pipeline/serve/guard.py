@@ -1,4 +1,4 @@
-"""What every request passes and every answer carries.
+"""Checks of every request, headers of every answer.
 
 A page of any web site can make its visitor's browser send requests to this machine. So a
 request must name this server as its host (a foreign name that was made to point here is

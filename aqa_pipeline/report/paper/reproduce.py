@@ -112,8 +112,8 @@ def reproduce(
     device: torch.device,
     head_config: HeadConfig = HeadConfig(),  # noqa: B008 - frozen
     again: bool = False,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-    announce: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[str], None] = lambda sentence: None,
 ) -> Reproduction:
     """Make a table or figure of the paper, fitting the runs it needs.
 
@@ -131,10 +131,10 @@ def reproduce(
         Widths and aggregation of all heads; what tells the methods apart is the paper's.
     again : bool
         Fit anew what an earlier call fitted with these very settings.
-    advance : callable
-        Told ``(epochs done, epochs in all)`` over all runs.
-    announce : callable
-        Told in a sentence which run begins.
+    progress : callable
+        Called as ``progress(done, total)``, in epochs over all runs.
+    log : callable
+        Called with a sentence saying which run begins.
 
     Raises
     ------
@@ -164,8 +164,8 @@ def reproduce(
         folder=runs / "reproduce" / f"{what}-{manifest.name}",
         device=device,
         again=again,
-        advance=advance,
-        announce=announce,
+        progress=progress,
+        log=log,
     )
     if what in _TABLES:
         sheets = _TABLES[what](place, head, fit)

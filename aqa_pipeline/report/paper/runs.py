@@ -147,10 +147,10 @@ class PaperContext:
     device : torch.device
     again : bool
         Fit what is already there, too.
-    advance : callable
-        Told ``(epochs done, epochs in all)`` over all runs.
-    announce : callable
-        Told in a sentence what begins.
+    progress : callable
+        Called as ``progress(done, total)``, in epochs over all runs.
+    log : callable
+        Called with a sentence saying what begins.
     selections : set of str
         How the epochs were chosen in the runs that were asked for so far.
     """
@@ -160,8 +160,8 @@ class PaperContext:
     folder: Path
     device: torch.device
     again: bool = False
-    advance: Callable[[int, int], None] = lambda done, total: None
-    announce: Callable[[str], None] = lambda sentence: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    log: Callable[[str], None] = lambda sentence: None
     selections: set[str] = field(default_factory=set)
 
     def outcomes(self, jobs: Sequence[PaperRun]) -> list[PaperRunResult]:
@@ -179,7 +179,7 @@ class PaperContext:
         for number, job in enumerate(jobs, start=1):
             outcomes.append(self._outcome(job, parts, f"{number}/{len(jobs)}", before, total))
             before += len(parts) * job.fit.epochs
-            self.advance(before, total)
+            self.progress(before, total)
         self.selections.update(outcome.metrics["selection"] for outcome in outcomes)
         return outcomes
 
@@ -188,9 +188,9 @@ class PaperContext:
     ) -> PaperRunResult:
         folder, stamp = self.folder / job.folder_name, self._stamp(job)
         if not self.again and _text_of(folder / STAMP) == stamp:
-            self.announce(f"{number} {job.name}: as fitted before, in {folder}")
+            self.log(f"{number} {job.name}: as fitted before, in {folder}")
         else:
-            self.announce(f"{number} {job.name}")
+            self.log(f"{number} {job.name}")
             (folder / STAMP).unlink(missing_ok=True)
             fit_dataset(
                 self.manifest,
@@ -199,7 +199,7 @@ class PaperContext:
                 head_config=job.head,
                 fit_config=job.fit,
                 device=self.device,
-                advance=lambda done, _: self.advance(before + done, total),
+                advance=lambda done, _: self.progress(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
         return PaperRunResult(

@@ -83,7 +83,7 @@ def test_finished_runs_are_used_again_until_a_setting_or_a_score_changes(tmp_pat
 
     def fitted(manifest: Manifest = manifest, **options: Any) -> list[bool]:
         said: list[str] = []
-        make(tmp_path, "table3", manifest, cache, announce=said.append, **options)
+        make(tmp_path, "table3", manifest, cache, log=said.append, **options)
         return ["as fitted before" not in sentence for sentence in said]
 
     assert fitted() == [True] * 3
