@@ -86,10 +86,10 @@ class FeatureScorer:
         """
         names, labels = self.any_run.protocol.exemplar_key, self.any_run.labels
         if metadata.difficulty is None and ("difficulty" in names or labels.transform == "raw"):
-            known = self._known.difficulty
+            found = self._known.difficulty
             raise MissingFactError(
                 "this run scores by difficulty, which is not given (its training clips have "
-                f"{np.nanmin(known):g} to {np.nanmax(known):g})",
+                f"{np.nanmin(found):g} to {np.nanmax(found):g})",
                 fact="difficulty",
             )
         category = self.category(metadata)
@@ -227,7 +227,9 @@ class FeatureScorer:
         asked, found = run.fit_config.num_exemplars, len(prediction.exemplars)
         if prediction.fallback:
             voted = run.exemplars.key[int(prediction.exemplars[0])]
-            yield f"no known performance has {names} {_shown(key)}: those with {_shown(voted)} voted"
+            yield (
+                f"no known performance has {names} {_shown(key)}: those with {_shown(voted)} voted"
+            )
         elif run.head.is_contrastive and asked is not None and found < asked:
             yield f"only {found} of {asked} exemplars have its {names}"
         if distance < self._outliers.same:

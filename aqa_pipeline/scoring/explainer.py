@@ -8,7 +8,7 @@ folds, as the score is; tree path and exemplars are those of the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,7 +28,6 @@ from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.media.clip import (
     ClipFrames,
-    ClipRequest,
     ShownClip,
     escape_unprintable,
     prefix_errors_with,
@@ -200,11 +199,9 @@ class Explainer:
             cam, layer = self._layer_cam(frames, runs, own, rows), self._layer_cam.layer
         run = runs[0]
         protocol = run.protocol
-        clips = StandardizedClips(run.exemplars.features)
-        (distance,) = clips.distances(features[None])
+        (distance,) = StandardizedClips(run.exemplars.features).distances(features[None])
         exemplars = shown_exemplars(
             run,
-            clips,
             distance,
             rows[0] if len(rows[0]) else np.arange(len(run.exemplars)),
             score=scored.score,

@@ -181,7 +181,6 @@ class ShownExemplar:
 
 
 def choose(
-    clips: StandardizedClips,
     pool: FeatureSet,
     distance: FloatArray,
     rows: npt.ArrayLike,
@@ -193,8 +192,6 @@ def choose(
 
     Parameters
     ----------
-    clips : StandardizedClips
-        Of the pool's features.
     pool : FeatureSet
     distance : ndarray of float64, shape=(N,)
         Of the clip to the pool's.
@@ -213,12 +210,14 @@ def choose(
     """
     others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > SAME]
     by_distance = sorted(others, key=lambda i: distance[i])
-    while not is_exact and by_distance:
-        first = by_distance[0]
-        between = clips.distances(pool.features[first : first + 1])
-        if distance[first] >= same_below(between, is_exact=False):
-            break
-        del by_distance[0]
+    if not is_exact:
+        clips = StandardizedClips(pool.features)
+        while by_distance:
+            nearest = by_distance[0]
+            between = clips.distances(pool.features[nearest : nearest + 1])
+            if distance[nearest] >= same_below(between, is_exact=False):
+                break
+            del by_distance[0]
     if not by_distance:
         return []
     nearest = by_distance[0]
@@ -229,7 +228,6 @@ def choose(
 
 def shown_exemplars(
     run: Run,
-    clips: StandardizedClips,
     distance: FloatArray,
     rows: npt.ArrayLike,
     *,
@@ -242,7 +240,7 @@ def shown_exemplars(
     Parameters
     ----------
     run : Run
-    clips, distance, rows, score
+    distance, rows, score
         As for :func:`choose`, with the run's exemplars as the pool.
     project : Project
         Its manifest says where the run's clips are.
@@ -256,7 +254,7 @@ def shown_exemplars(
         _log.info("no pictures of exemplars: %s", error)
         reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
     shown: list[ShownExemplar] = []
-    for row in choose(clips, pool, distance, rows, score, is_exact=has_exact_features(run)):
+    for row in choose(pool, distance, rows, score, is_exact=has_exact_features(run)):
         frames, why = None, reason
         clip_id = pool.clip_id[row]
         if clip_id in requests:
