@@ -30,7 +30,7 @@ from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.report import figures
 from aqa_pipeline.report.paper.numbers import NOT_AVAILABLE
-from aqa_pipeline.report.paper.runs import PaperContext, PaperRunResult, method_job, read_part
+from aqa_pipeline.report.paper.runs import PaperContext, PaperRunResult, paper_run, read_part
 from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 from aqa_pipeline.report.paper.tables import R_L2, RHO, times_100, uses_difficulty
 from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, styled_figure, svg_text
@@ -105,16 +105,16 @@ def part_sentence(manifest: Manifest) -> str:
     return f"of the category {part.category}, column {part.split_column}"
 
 
-def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 4: training pairs in groups of equal width and of equal mass. Nothing is fitted."""
-    (part,) = parts_of(place.manifest)
-    protocol = place.manifest.protocol
+    (part,) = parts_of(context.manifest)
+    protocol = context.manifest.protocol
     on_test = fit.model_selection == "test"
-    train = load_split(place.manifest, place.cache, part, published_ranges=on_test).train
+    train = load_split(context.manifest, context.cache, part, published_ranges=on_test).train
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     deltas = pair_deltas(train.label, groups)
     if not deltas.size:
-        raise DataError(f"{place.manifest.path}: no two training clips share an exemplar group")
+        raise DataError(f"{context.manifest.path}: no two training clips share an exemplar group")
     trunk = fit_output_layer(
         dataclasses.replace(head, kind="gart", mode="contrastive"),
         [deltas],
@@ -144,14 +144,14 @@ def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     return PaperFigure([sheet], {"fig4": drawing}, {"fig4": sheet}, [_paper("Fig. 4")])
 
 
-def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig5(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 5: CoRe + GART at depths 2-7, and with 1, 2, 5, 10, 20 and all exemplars."""
     jobs = []
     for depth in DEPTHS:
         own = dataclasses.replace(head, num_groups=groups_at_depth(depth, head.recipe))
-        job = method_job("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
+        job = paper_run("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
         jobs.append(dataclasses.replace(job, name=f"depth {depth}", folder_name=f"depth{depth}"))
-    outcomes = place.outcomes(jobs)
+    outcomes = context.outcomes(jobs)
     rows: list[tuple[Cell, ...]] = [
         (str(depth), str(job.head.num_groups), NOT_AVAILABLE, outcome.overall("rho"),
          times_100(outcome.overall("relative_l2")))
@@ -160,15 +160,15 @@ def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     numbers = (f"{RHO} here", f"{R_L2} here")
     header = ("Depth", "Groups", "paper", *numbers)
     by_depth = ResultTable("(a) depth of the tree", header, tuple(rows), {numbers[1]: 3})
-    voted = _by_voters(place, outcomes[DEPTHS.index(PAPER_DEPTH)], fit)
+    voted = _by_voters(context, outcomes[DEPTHS.index(PAPER_DEPTH)], fit)
     drawings = {}
     for name, label, sheet in (
         ("fig5a", "depth of the tree", by_depth),
         ("fig5b", "number of exemplars", voted),
     ):
         for metric, column in zip(("rho", "relative_l2"), numbers, strict=True):
-            place_of = sheet.columns.index(column)
-            values = [v for row in sheet.rows if isinstance(v := row[place_of], MeanStd)]
+            column_index = sheet.columns.index(column)
+            values = [v for row in sheet.rows if isinstance(v := row[column_index], MeanStd)]
             drawings[f"{name}-{metric.replace('_', '-')}"] = curve(
                 [str(row[0]) for row in sheet.rows],
                 values,
@@ -190,8 +190,8 @@ def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     )
 
 
-def _by_voters(place: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> ResultTable:
-    run, clips = read_part(place, outcome)
+def _by_voters(context: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> ResultTable:
+    run, clips = read_part(context, outcome)
     rows: list[tuple[Cell, ...]] = []
     for count in VOTERS:
         rho, relative = [], []
@@ -215,9 +215,9 @@ def _by_voters(place: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> 
     return ResultTable("(b) exemplars that vote", header, tuple(rows), {header[-1]: 3})
 
 
-def fig6(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig6(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 6: predicted against judged scores of the baseline and of ours."""
-    tables = _predictions(place, head, fit)
+    tables = _predictions(context, head, fit)
     rows, drawings, data = [], {}, {}
     for (name, slug), table in tables.items():
         score, prediction = (table[c].to_numpy(float) for c in ("score", "prediction"))
@@ -242,9 +242,9 @@ def fig6(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     return PaperFigure([sheet], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
 
 
-def fig7(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig7(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 7: the share of test clips within an error threshold."""
-    tables = _predictions(place, head, fit)
+    tables = _predictions(context, head, fit)
     errors = {
         name: (table["prediction"] - table["score"]).abs().to_numpy(float)
         for (name, _), table in tables.items()
@@ -270,16 +270,16 @@ def fig7(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
 
 
 def _predictions(
-    place: PaperContext, head: HeadConfig, fit: FitConfig
+    context: PaperContext, head: HeadConfig, fit: FitConfig
 ) -> dict[tuple[str, str], pd.DataFrame]:
     jobs = [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=False),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
-    if uses_difficulty(place.manifest):
-        jobs.append(method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
+    if uses_difficulty(context.manifest):
+        jobs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
     tables = {}
-    for outcome in place.outcomes(jobs):
+    for outcome in context.outcomes(jobs):
         (part,) = outcome.parts
         path = part.folder(outcome.folder) / "predictions.csv"
         tables[outcome.job.name, outcome.job.folder_name] = pd.read_csv(
@@ -288,20 +288,20 @@ def _predictions(
     return tables
 
 
-def fig8(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig8(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 8: the tree's way for a pair far apart and for a pair close together."""
-    job = method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
-    (outcome,) = place.outcomes([job])
-    run, clips = read_part(place, outcome)
+    job = paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
+    (outcome,) = context.outcomes([job])
+    run, clips = read_part(context, outcome)
     pool = run.exemplars
     exemplars = predict_clips(run, clips).exemplars
     deltas = np.where(exemplars >= 0, np.abs(clips.label[:, None] - pool.label[exemplars]), np.nan)
     sheets, drawings, data = [], {}, {}
-    for slug, title, place_of in (
+    for slug, title, column_index in (
         ("large", "a large difference", np.nanargmax(deltas)),
         ("small", "a small difference", np.nanargmin(deltas)),
     ):
-        row, column = np.unravel_index(place_of, deltas.shape)
+        row, column = np.unravel_index(column_index, deltas.shape)
         other = int(exemplars[row, column])
         path = tree_path(
             run.head,

@@ -1,4 +1,4 @@
-"""The runs that a table or figure needs: fitted once, found again afterwards.
+"""Runs that a table or figure needs: fitted once, found again afterwards.
 
 A run folder is taken as it is while its stamp, ``reproduce.json``, says that it was fitted with
 these settings, on this manifest and on features of this fingerprint. The stamp is written last, so
@@ -58,7 +58,7 @@ class PaperRun:
     folder_name: str
 
 
-def method_job(
+def paper_run(
     kind: Literal["gart", "mlp"],
     mode: Literal["contrastive", "direct"],
     *,
@@ -66,7 +66,7 @@ def method_job(
     fit: FitConfig,
     use_difficulty: bool,
 ) -> PaperRun:
-    """The job of one of the paper's four methods, with or without the difficulty."""
+    """The run of one of the paper's four methods, with or without the difficulty."""
     own = dataclasses.replace(head, kind=kind, mode=mode)
     name = own.name if use_difficulty else f"{own.name}*"
     plain = re.sub(r"\W+", "-", own.name.lower())
@@ -136,7 +136,7 @@ def _spread(values: FloatArray) -> MeanStd:
 
 @dataclass(frozen=True, eq=False)
 class PaperContext:
-    """Where runs are made and how their progress is told.
+    """Inputs of the runs, and their folder.
 
     Attributes
     ----------
@@ -241,12 +241,12 @@ def _json(folder: Path) -> dict[str, Any]:
     return value
 
 
-def read_part(place: PaperContext, outcome: PaperRunResult) -> tuple[Run, FeatureSet]:
+def read_part(context: PaperContext, outcome: PaperRunResult) -> tuple[Run, FeatureSet]:
     """The run of a data set's only part, and its test clips."""
     (part,) = outcome.parts
-    run = read_run(part.folder(outcome.folder), device=place.device)
+    run = read_run(part.folder(outcome.folder), device=context.device)
     # The protocol of the run: without the difficulty, it is not the manifest's.
-    manifest = dataclasses.replace(place.manifest, protocol=run.protocol)
+    manifest = dataclasses.replace(context.manifest, protocol=run.protocol)
     rows = part.rows(manifest, "test")
-    features = load_features(manifest, place.cache, rows["clip_id"].tolist())
+    features = load_features(manifest, context.cache, rows["clip_id"].tolist())
     return run, feature_set(rows, features, manifest, run.labels)

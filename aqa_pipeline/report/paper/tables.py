@@ -32,7 +32,7 @@ from aqa_pipeline.report.paper.runs import (
     PaperContext,
     PaperRun,
     PaperRunResult,
-    method_job,
+    paper_run,
 )
 from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 
@@ -74,9 +74,9 @@ def by_category(manifest: Manifest, *, what: str) -> Manifest:
     )
 
 
-def table1(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table1(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 1: each category's rho and R-l2, heads of its own, without difficulty."""
-    outcomes = {o.job.name: o for o in place.outcomes(_starred(head, fit))}
+    outcomes = {o.job.name: o for o in context.outcomes(_starred(head, fit))}
     headings = table1_headings()
     names = _categories(next(iter(outcomes.values())))
     columns = [headings.get(name, name) for name in names]
@@ -97,9 +97,9 @@ def table1(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[Result
     return sheets
 
 
-def table4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
-    outcomes = place.outcomes(_starred(head, fit))
+    outcomes = context.outcomes(_starred(head, fit))
     names = _categories(outcomes[0])
     columns = [_TASK_HEADINGS.get(name, name) for name in names]
     halves: tuple[tuple[Metric, str, str, int], ...] = (
@@ -118,13 +118,13 @@ def table4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[Result
     return sheets
 
 
-def table2(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table2(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 2: without difficulty, and with it where the data set has one."""
     jobs = _starred(head, fit)
-    if uses_difficulty(place.manifest):
-        jobs.append(method_job("mlp", "direct", head=head, fit=fit, use_difficulty=True))
-        jobs.append(method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
-    outcomes = {outcome.job.name: outcome for outcome in place.outcomes(jobs)}
+    if uses_difficulty(context.manifest):
+        jobs.append(paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=True))
+        jobs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
+    outcomes = {outcome.job.name: outcome for outcome in context.outcomes(jobs)}
     header = ("", f"{RHO} paper", f"{RHO} here", f"{R_L2} paper", f"{R_L2} here", "Year")
     sheets = []
     for used, title in ((False, "Method (w/o DD)"), (True, "Method (w/ DD)")):
@@ -137,14 +137,14 @@ def table2(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[Result
     return sheets
 
 
-def table3(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table3(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 3: the baseline, its MLP replaced by GART, and then compared with exemplars."""
     jobs = [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=True),
-        method_job("gart", "direct", head=head, fit=fit, use_difficulty=True),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True),
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=True),
+        paper_run("gart", "direct", head=head, fit=fit, use_difficulty=True),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True),
     ]
-    outcomes = {outcome.job.name: outcome for outcome in place.outcomes(jobs)}
+    outcomes = {outcome.job.name: outcome for outcome in context.outcomes(jobs)}
     header = ("Method", "Ablation", f"{RHO} paper", f"{RHO} here", f"{R_L2} paper", f"{R_L2} here")
     rows = []
     for row in method_rows("table3"):
@@ -167,8 +167,8 @@ def order_sentence(sheet: ResultTable) -> str:
 
 def _starred(head: HeadConfig, fit: FitConfig) -> list[PaperRun]:
     return [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=False),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
 
 
