@@ -73,9 +73,9 @@ def reproduce(
         print_json({**made.as_dict(), "files": files})
         return
     click.echo(made.title)
-    for sheet in made.sheets:
+    for table in made.tables:
         click.echo()
-        print_table(sheet.columns, sheet.texts(), title=sheet.title)
+        print_table(table.columns, table.texts(), title=table.title)
     click.echo()
     for line in [*made.notes, *(f"written: {name}" for name in files)]:
         click.echo(line)

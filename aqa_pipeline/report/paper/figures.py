@@ -57,7 +57,7 @@ class PaperFigure:
 
     Attributes
     ----------
-    sheets : list of ResultTable
+    tables : list of ResultTable
         To be printed.
     drawings : dict of str to str
         File name without ending -> SVG for a page.
@@ -66,7 +66,7 @@ class PaperFigure:
     notes : list of str
     """
 
-    sheets: list[ResultTable]
+    tables: list[ResultTable]
     drawings: dict[str, str]
     data: dict[str, ResultTable]
     notes: list[str] = field(default_factory=list)
@@ -139,38 +139,38 @@ def fig4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
         for r in range(len(edges) - 1)
     ]
     header = ("Group", "(a) uniform", "pairs", "(b) equal mass", "pairs of (b)")
-    sheet = ResultTable(f"{len(both):,} ordered training pairs", header, tuple(rows))
+    table = ResultTable(f"{len(both):,} ordered training pairs", header, tuple(rows))
     drawing = figures.pairs_per_group(both, edges, noun="training pairs", key="fig4")
-    return PaperFigure([sheet], {"fig4": drawing}, {"fig4": sheet}, [_paper("Fig. 4")])
+    return PaperFigure([table], {"fig4": drawing}, {"fig4": table}, [_paper("Fig. 4")])
 
 
 def fig5(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 5: CoRe + GART at depths 2-7, and with 1, 2, 5, 10, 20 and all exemplars."""
-    jobs = []
+    runs = []
     for depth in DEPTHS:
         own = dataclasses.replace(head, num_groups=groups_at_depth(depth, head.recipe))
-        job = paper_run("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
-        jobs.append(dataclasses.replace(job, name=f"depth {depth}", folder_name=f"depth{depth}"))
-    outcomes = context.outcomes(jobs)
+        run = paper_run("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
+        runs.append(dataclasses.replace(run, name=f"depth {depth}", folder_name=f"depth{depth}"))
+    results = context.results(runs)
     rows: list[tuple[Cell, ...]] = [
-        (str(depth), str(job.head.num_groups), NOT_AVAILABLE, outcome.overall("rho"),
-         times_100(outcome.overall("relative_l2")))
-        for depth, job, outcome in zip(DEPTHS, jobs, outcomes, strict=True)
+        (str(depth), str(run.head.num_groups), NOT_AVAILABLE, result.overall("rho"),
+         times_100(result.overall("relative_l2")))
+        for depth, run, result in zip(DEPTHS, runs, results, strict=True)
     ]  # fmt: skip
     numbers = (f"{RHO} here", f"{R_L2} here")
     header = ("Depth", "Groups", "paper", *numbers)
     by_depth = ResultTable("(a) depth of the tree", header, tuple(rows), {numbers[1]: 3})
-    voted = _by_voters(context, outcomes[DEPTHS.index(PAPER_DEPTH)], fit)
+    voted = _by_voters(context, results[DEPTHS.index(PAPER_DEPTH)], fit)
     drawings = {}
-    for name, label, sheet in (
+    for name, label, table in (
         ("fig5a", "depth of the tree", by_depth),
         ("fig5b", "number of exemplars", voted),
     ):
         for metric, column in zip(("rho", "relative_l2"), numbers, strict=True):
-            column_index = sheet.columns.index(column)
-            values = [v for row in sheet.rows if isinstance(v := row[column_index], MeanStd)]
+            column_index = table.columns.index(column)
+            values = [v for row in table.rows if isinstance(v := row[column_index], MeanStd)]
             drawings[f"{name}-{metric.replace('_', '-')}"] = curve(
-                [str(row[0]) for row in sheet.rows],
+                [str(row[0]) for row in table.rows],
                 values,
                 xlabel=label,
                 ylabel=column.removesuffix(" here"),
@@ -190,8 +190,8 @@ def fig5(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
     )
 
 
-def _by_voters(context: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> ResultTable:
-    run, clips = read_part(context, outcome)
+def _by_voters(context: PaperContext, result: PaperRunResult, fit: FitConfig) -> ResultTable:
+    run, clips = read_part(context, result)
     rows: list[tuple[Cell, ...]] = []
     for count in VOTERS:
         rho, relative = [], []
@@ -217,15 +217,15 @@ def _by_voters(context: PaperContext, outcome: PaperRunResult, fit: FitConfig) -
 
 def fig6(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 6: predicted against judged scores of the baseline and of ours."""
-    tables = _predictions(context, head, fit)
+    frames = _predictions(context, head, fit)
     rows, drawings, data = [], {}, {}
-    for (name, slug), table in tables.items():
-        score, prediction = (table[c].to_numpy(float) for c in ("score", "prediction"))
-        heads = table.filter(regex=r"^prediction_seed").to_numpy(float).T
+    for (name, slug), frame in frames.items():
+        score, prediction = (frame[c].to_numpy(float) for c in ("score", "prediction"))
+        heads = frame.filter(regex=r"^prediction_seed").to_numpy(float).T
         drawings[f"fig6-{slug}"] = figures.scatter(
             score, prediction, per_head=heads, key=f"fig6-{slug}"
         )
-        cells = zip(table["clip_id"], score.tolist(), prediction.tolist(), strict=True)
+        cells = zip(frame["clip_id"], score.tolist(), prediction.tolist(), strict=True)
         data[f"fig6-{slug}"] = ResultTable(
             name, ("clip_id", "score", "prediction"), tuple(tuple(row) for row in cells)
         )
@@ -238,65 +238,63 @@ def fig6(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
             )
         )
     header = ("Method", RHO, R_L2, "mean error, points")
-    sheet = ResultTable("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
-    return PaperFigure([sheet], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
+    table = ResultTable("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
+    return PaperFigure([table], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
 
 
 def fig7(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 7: the share of test clips within an error threshold."""
-    tables = _predictions(context, head, fit)
+    frames = _predictions(context, head, fit)
     errors = {
-        name: (table["prediction"] - table["score"]).abs().to_numpy(float)
-        for (name, _), table in tables.items()
+        name: (frame["prediction"] - frame["score"]).abs().to_numpy(float)
+        for (name, _), frame in frames.items()
     }
-    scores = next(iter(tables.values()))["score"].to_numpy(float)
+    scores = next(iter(frames.values()))["score"].to_numpy(float)
     thresholds = [round(share * float(np.ptp(scores)), 1) for share in _SHARES]
     rows: list[tuple[Cell, ...]] = [
         (name, *(f"{100 * np.mean(error <= limit):.1f} %" for limit in thresholds))
         for name, error in errors.items()
     ]
     header = ("Method", *(f"within {limit:g}" for limit in thresholds))
-    sheet = ResultTable("Test clips within an error of so many points", header, tuple(rows))
+    table = ResultTable("Test clips within an error of so many points", header, tuple(rows))
     curves = tuple(
         (name, limit, (i + 1) / len(error))
         for name, error in errors.items()
         for i, limit in enumerate(np.sort(error).tolist())
     )
-    data = ResultTable(sheet.title, ("method", "threshold_points", "share"), curves)
+    data = ResultTable(table.title, ("method", "threshold_points", "share"), curves)
     drawing = figures.cumulative_score(errors, key="fig7")
     return PaperFigure(
-        [sheet], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")]
+        [table], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")]
     )
 
 
 def _predictions(
     context: PaperContext, head: HeadConfig, fit: FitConfig
 ) -> dict[tuple[str, str], pd.DataFrame]:
-    jobs = [
+    runs = [
         paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=False),
         paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
     if uses_difficulty(context.manifest):
-        jobs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
-    tables = {}
-    for outcome in context.outcomes(jobs):
-        (part,) = outcome.parts
-        path = part.folder(outcome.folder) / "predictions.csv"
-        tables[outcome.job.name, outcome.job.folder_name] = pd.read_csv(
-            path, dtype={"clip_id": str}
-        )
-    return tables
+        runs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
+    frames = {}
+    for result in context.results(runs):
+        (part,) = result.parts
+        path = part.folder(result.folder) / "predictions.csv"
+        frames[result.run.name, result.run.folder_name] = pd.read_csv(path, dtype={"clip_id": str})
+    return frames
 
 
 def fig8(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 8: the tree's way for a pair far apart and for a pair close together."""
-    job = paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
-    (outcome,) = context.outcomes([job])
-    run, clips = read_part(context, outcome)
+    wanted = paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
+    (result,) = context.results([wanted])
+    run, clips = read_part(context, result)
     pool = run.exemplars
     exemplars = predict_clips(run, clips).exemplars
     deltas = np.where(exemplars >= 0, np.abs(clips.label[:, None] - pool.label[exemplars]), np.nan)
-    sheets, drawings, data = [], {}, {}
+    tables, drawings, data = [], {}, {}
     for slug, title, column_index in (
         ("large", "a large difference", np.nanargmax(deltas)),
         ("small", "a small difference", np.nanargmin(deltas)),
@@ -310,17 +308,17 @@ def fig8(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
             exemplar_label=float(pool.label[other]),
         )
         truth = float(clips.label[row] - pool.label[other])
-        sheet = ResultTable(
+        table = ResultTable(
             f"{title}: input {clips.clip_id[row]}, exemplar {pool.clip_id[other]}; "
             f"difference {truth:.2f}, predicted {path.value:.2f} label points",
             ("Layer", "turns to", "probability", "of the way so far"),
             _path_rows(path),
         )
-        sheets.append(sheet)
-        data[f"fig8-{slug}"] = sheet
+        tables.append(table)
+        data[f"fig8-{slug}"] = table
         drawings[f"fig8-{slug}"] = figures.tree(path, key=f"fig8-{slug}")
     note = f"the head of seed {run.seeds[0]}, alone; pairs of its test clips and their exemplars"
-    return PaperFigure(sheets, drawings, data, [note, _paper("Fig. 8")])
+    return PaperFigure(tables, drawings, data, [note, _paper("Fig. 8")])
 
 
 def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:

@@ -70,7 +70,7 @@ class Reproduction:
     Attributes
     ----------
     title : str
-    sheets : tuple of ResultTable
+    tables : tuple of ResultTable
         To be printed one below the other.
     notes : tuple of str
         What belongs to every number: protocol, weights, features, settings.
@@ -81,7 +81,7 @@ class Reproduction:
     """
 
     title: str
-    sheets: tuple[ResultTable, ...]
+    tables: tuple[ResultTable, ...]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
     folder: Path
@@ -90,7 +90,7 @@ class Reproduction:
         """Plain values for JSON."""
         return {
             "title": self.title,
-            "sheets": [{"title": sheet.title, "rows": sheet.records()} for sheet in self.sheets],
+            "sheets": [{"title": table.title, "rows": table.records()} for table in self.tables],
             "notes": list(self.notes),
         }
 
@@ -161,35 +161,35 @@ def reproduce(
         log=log,
     )
     if what in _TABLES:
-        sheets = _TABLES[what](context, head, fit)
-        drawn = PaperFigure(sheets, {}, _named(what, sheets))
+        tables = _TABLES[what](context, head, fit)
+        figure = PaperFigure(tables, {}, _named(what, tables))
         if what == "table3":
-            drawn.notes.append(order_sentence(sheets[0]))
+            figure.notes.append(order_sentence(tables[0]))
     else:
-        drawn = _FIGURES[what](context, head, fit)
+        figure = _FIGURES[what](context, head, fit)
     return Reproduction(
         title=f"{_title(what)} of the paper, on {manifest.name}",
-        sheets=tuple(drawn.sheets),
-        notes=(*drawn.notes, *_provenance(what, context, head, fit)),
-        files=tuple(_write(context.folder, drawn)),
+        tables=tuple(figure.tables),
+        notes=(*figure.notes, *_provenance(what, context, head, fit)),
+        files=tuple(_write(context.folder, figure)),
         folder=context.folder,
     )
 
 
-def _named(what: str, sheets: list[ResultTable]) -> dict[str, ResultTable]:
-    if len(sheets) == 1:
-        return {what: sheets[0]}
-    return {f"{what}-{number}": sheet for number, sheet in enumerate(sheets, start=1)}
+def _named(what: str, tables: list[ResultTable]) -> dict[str, ResultTable]:
+    if len(tables) == 1:
+        return {what: tables[0]}
+    return {f"{what}-{number}": table for number, table in enumerate(tables, start=1)}
 
 
 def _title(what: str) -> str:
     return what.replace("table", "Table ").replace("fig", "Fig. ")
 
 
-def _write(folder: Path, drawn: PaperFigure) -> list[Path]:
+def _write(folder: Path, figure: PaperFigure) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"{name}.svg": svg_file(drawing) for name, drawing in drawn.drawings.items()}
-    texts |= {f"{name}.csv": sheet.csv() for name, sheet in drawn.data.items()}
+    texts = {f"{name}.svg": svg_file(drawing) for name, drawing in figure.drawings.items()}
+    texts |= {f"{name}.csv": table.csv() for name, table in figure.data.items()}
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
     return [folder / name for name in texts]

@@ -84,7 +84,7 @@ class PaperRunResult:
 
     Attributes
     ----------
-    job : PaperRun
+    run : PaperRun
     folder : Path
     parts : tuple of Part
     metrics : dict
@@ -94,7 +94,7 @@ class PaperRunResult:
     rho_average : {"fisher", "mean"}
     """
 
-    job: PaperRun
+    run: PaperRun
     folder: Path
     parts: tuple[Part, ...]
     metrics: dict[str, Any]
@@ -143,7 +143,7 @@ class PaperContext:
     manifest : Manifest
     cache : FeatureCache
     folder : Path
-        Holds a run folder for each job.
+        Holds a run folder for each run.
     device : torch.device
     again : bool
         Fit what is already there, too.
@@ -164,8 +164,8 @@ class PaperContext:
     log: Callable[[str], None] = lambda sentence: None
     selections: set[str] = field(default_factory=set)
 
-    def outcomes(self, jobs: Sequence[PaperRun]) -> list[PaperRunResult]:
-        """Fit every job that is not done yet, and read all of them.
+    def results(self, runs: Sequence[PaperRun]) -> list[PaperRunResult]:
+        """Fit every run that is not done yet, and read all of them.
 
         Raises
         ------
@@ -173,37 +173,37 @@ class PaperContext:
             As :func:`aqa_pipeline.training.fit.fit_dataset`.
         """
         parts = tuple(parts_of(self.manifest))
-        total = sum(len(parts) * job.fit.epochs for job in jobs)
+        total = sum(len(parts) * run.fit.epochs for run in runs)
         before = 0
-        outcomes = []
-        for number, job in enumerate(jobs, start=1):
-            outcomes.append(self._outcome(job, parts, f"{number}/{len(jobs)}", before, total))
-            before += len(parts) * job.fit.epochs
+        results = []
+        for number, run in enumerate(runs, start=1):
+            results.append(self._result(run, parts, f"{number}/{len(runs)}", before, total))
+            before += len(parts) * run.fit.epochs
             self.progress(before, total)
-        self.selections.update(outcome.metrics["selection"] for outcome in outcomes)
-        return outcomes
+        self.selections.update(result.metrics["selection"] for result in results)
+        return results
 
-    def _outcome(
-        self, job: PaperRun, parts: tuple[Part, ...], number: str, before: int, total: int
+    def _result(
+        self, run: PaperRun, parts: tuple[Part, ...], number: str, before: int, total: int
     ) -> PaperRunResult:
-        folder, stamp = self.folder / job.folder_name, self._stamp(job)
+        folder, stamp = self.folder / run.folder_name, self._stamp(run)
         if not self.again and _text_of(folder / STAMP) == stamp:
-            self.log(f"{number} {job.name}: as fitted before, in {folder}")
+            self.log(f"{number} {run.name}: as fitted before, in {folder}")
         else:
-            self.log(f"{number} {job.name}")
+            self.log(f"{number} {run.name}")
             (folder / STAMP).unlink(missing_ok=True)
             fit_dataset(
                 self.manifest,
                 self.cache,
                 folder,
-                head_config=job.head,
-                fit_config=job.fit,
+                head_config=run.head,
+                fit_config=run.fit,
                 device=self.device,
                 advance=lambda done, _: self.progress(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
         return PaperRunResult(
-            job=job,
+            run=run,
             folder=folder,
             parts=parts,
             metrics=_json(folder),
@@ -211,14 +211,14 @@ class PaperContext:
             rho_average=self.manifest.protocol.rho_average,
         )
 
-    def _stamp(self, job: PaperRun) -> str:
+    def _stamp(self, run: PaperRun) -> str:
         protocol = dataclasses.asdict(self.manifest.protocol)
         clips = self.manifest.clips.to_csv(index=False).encode()
         return as_json(
             {
-                "method": job.name,
-                "head": dataclasses.asdict(job.head),
-                "fit": stored_fit(job.fit),
+                "method": run.name,
+                "head": dataclasses.asdict(run.head),
+                "fit": stored_fit(run.fit),
                 "protocol": protocol,
                 "manifest_sha256": hashlib.sha256(clips).hexdigest(),
                 "cache": self.cache.folder.name,
@@ -241,10 +241,10 @@ def _json(folder: Path) -> dict[str, Any]:
     return value
 
 
-def read_part(context: PaperContext, outcome: PaperRunResult) -> tuple[Run, FeatureSet]:
+def read_part(context: PaperContext, result: PaperRunResult) -> tuple[Run, FeatureSet]:
     """The run of a data set's only part, and its test clips."""
-    (part,) = outcome.parts
-    run = read_run(part.folder(outcome.folder), device=context.device)
+    (part,) = result.parts
+    run = read_run(part.folder(result.folder), device=context.device)
     # The protocol of the run: without the difficulty, it is not the manifest's.
     manifest = dataclasses.replace(context.manifest, protocol=run.protocol)
     rows = part.rows(manifest, "test")
