@@ -28,7 +28,7 @@ from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.project import Project
 from aqa_pipeline.scoring.assessor import ClipMetadata
-from aqa_pipeline.scoring.explainer import load_explainer
+from aqa_pipeline.scoring.explainer import Explainer
 
 _VISIBLE = 12  #: grey levels by which a pixel must differ to belong to the diver
 
@@ -89,7 +89,7 @@ def main() -> None:
     rows = manifest.clips[manifest.clips["split"] == "test"].iloc[:count]
     totals = np.zeros(4)
     frames = 0
-    with load_explainer(run, project=project, layer=layer) as explainer:
+    with Explainer.load(run, project=project, layer=layer) as explainer:
         for _, row in rows.iterrows():
             found = explainer.explain(
                 manifest.video_path(row["video"]),

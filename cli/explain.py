@@ -74,10 +74,10 @@ def explain(
     """
     from aqa_pipeline.report.explanation_files import write_explanation
     from aqa_pipeline.scoring.assessor import ClipMetadata
-    from aqa_pipeline.scoring.explainer import load_explainer
+    from aqa_pipeline.scoring.explainer import Explainer
 
     folder = project.run_path(run)
-    with load_explainer(
+    with Explainer.load(
         folder,
         project=project,
         weights=weights,

@@ -22,7 +22,7 @@ from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.parts import Part
-from aqa_pipeline.device import find_device, naming_shortage
+from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
@@ -30,14 +30,12 @@ from aqa_pipeline.media.clip import (
     ClipFrames,
     ShownClip,
     escape_unprintable,
-    prefix_errors_with,
     read_shown_clip,
     read_shown_frames,
 )
-from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import check_coverage
-from aqa_pipeline.runs.folder import Run, read_run, run_folders
+from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.backbone import LESS_MEMORY, find_backbone
 from aqa_pipeline.scoring.grad_cam import (
@@ -49,7 +47,7 @@ from aqa_pipeline.scoring.grad_cam import (
 )
 from aqa_pipeline.scoring.heat_map import frame_heat
 from aqa_pipeline.scoring.result import ScoredClip
-from aqa_pipeline.scoring.scorer import Scorer
+from aqa_pipeline.scoring.scorer import Scorer, load_runs
 from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
 from aqa_pipeline.scoring.similarity import ShownExemplar, StandardizedClips, shown_exemplars
 
@@ -131,10 +129,49 @@ class Explainer:
     ) -> None:
         self.scorer, self._encoder, self._project = scorer, encoder, project
         self._layer_cam = layer_cam
-        self._reader = LimitedProcess(
-            memory_bytes=scorer.config.decode_memory_bytes, seconds=scorer.config.decode_seconds
+        scorer.start()
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        project: Project | None = None,
+        weights: Path | None = None,
+        device: str = DEVICE,
+        coverage: float = ScoreConfig.coverage,
+        decode_seconds: float = ScoreConfig.decode_seconds,
+        layer: str = LAST_LAYER,
+    ) -> Explainer:
+        """Load a run folder and its backbone; the latter once, for scores and heat alike.
+
+        Parameters
+        ----------
+        run, weights, device, coverage, decode_seconds
+            As for :meth:`aqa_pipeline.scoring.scorer.Scorer.load`, with its errors.
+        project : Project or None
+            None: that of the current folder.
+        layer : str
+            Whose map the heat is on; before the last one it takes captum and about four passes'
+            time.
+        """
+        if layer != LAST_LAYER:
+            require_captum()
+        check_coverage(coverage)
+        project = project or Project.find()
+        runs, found = load_runs(project.run_path(run), device)
+        with naming_shortage(found, LESS_MEMORY):
+            backbone = find_backbone(runs, weights, device=str(found))
+            encoder = map_encoder(
+                backbone.weights, runs[0].protocol, found, precision=backbone.precision
+            )
+            layer_cam = None
+            if layer != LAST_LAYER:
+                layer_cam = LayerCam(load_i3d(backbone.weights)[0].to(found), encoder, layer)
+        config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
+        return cls(
+            Scorer(runs, encoder, config=config), encoder, project=project, layer_cam=layer_cam
         )
-        self._reader.start()
 
     def explain(
         self,
@@ -167,8 +204,7 @@ class Explainer:
         scorer.check(metadata)
         stage("decoding")
         request = scorer.request(video, metadata)
-        with prefix_errors_with(request.video):
-            shown: ShownClip = self._reader.call(read_shown_clip, request)
+        shown: ShownClip = scorer.read(read_shown_clip, request)
         stage("network")
         with naming_shortage(scorer.any_run.head.device, LESS_MEMORY):
             return self._explain(
@@ -206,7 +242,7 @@ class Explainer:
             rows[0] if len(rows[0]) else np.arange(len(run.exemplars)),
             score=scored.score,
             project=self._project,
-            read=lambda wanted: self._reader.call(read_shown_frames, wanted),
+            read=lambda wanted: scorer.read(read_shown_frames, wanted),
         )
         return Explanation(
             name=name,
@@ -231,8 +267,7 @@ class Explainer:
         )
 
     def close(self) -> None:
-        """End the decoding processes."""
-        self._reader.close()
+        """End the decoding process."""
         self.scorer.close()
 
     def __enter__(self) -> Self:
@@ -240,54 +275,6 @@ class Explainer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def load_explainer(
-    folder: Path,
-    *,
-    project: Project,
-    weights: Path | None = None,
-    device: str = DEVICE,
-    coverage: float = ScoreConfig.coverage,
-    decode_seconds: float = ScoreConfig.decode_seconds,
-    layer: str = LAST_LAYER,
-) -> Explainer:
-    """Load a run folder and its backbone; the latter once, for scores and heat alike.
-
-    Parameters
-    ----------
-    folder : Path
-    project : Project
-    weights, device, coverage, decode_seconds
-        As for :meth:`aqa_pipeline.scoring.scorer.Scorer.load`.
-    layer : str
-        Whose map the heat is on; before the last one it takes captum and about four passes'
-        time.
-
-    Raises
-    ------
-    DataError
-        If it is no run folder.
-    CacheError
-        If the run was fitted on features that no video can be turned into here.
-    SetupError
-        If the weights, or captum, are missing.
-    """
-    config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
-    check_coverage(coverage)
-    found, layer_cam = find_device(device), None
-    if layer != LAST_LAYER:
-        require_captum()
-    with naming_shortage(found, LESS_MEMORY):
-        runs = [read_run(own, device=found) for own in run_folders(folder)]
-        backbone = find_backbone(runs, weights, device=str(found))
-        encoder = map_encoder(
-            backbone.weights, runs[0].protocol, found, precision=backbone.precision
-        )
-        if layer != LAST_LAYER:
-            layer_cam = LayerCam(load_i3d(backbone.weights)[0].to(found), encoder, layer)
-    scorer = Scorer(runs, encoder, config=config)
-    return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
 
 
 def _own_clip(run: Run, scored: ScoredClip) -> FeatureSet:

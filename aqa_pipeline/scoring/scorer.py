@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
@@ -120,11 +121,8 @@ class Scorer:
             If the weights are missing.
         """
         config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
-        folder = Project.find().run_path(run)
-        found = find_device(device)
-        with naming_shortage(found, LESS_MEMORY):
-            runs = [read_run(own, device=found) for own in run_folders(folder)]
         check_coverage(coverage)
+        runs, found = load_runs(Project.find().run_path(run), device)
         snippets = snippet_protocol(runs[0].protocol)
         scorer = cls(
             runs,
@@ -134,7 +132,7 @@ class Scorer:
                 runs, weights, protocol=snippets, device=str(found)
             ),
         )
-        scorer._reader.start()
+        scorer.start()
         return scorer
 
     def __repr__(self) -> str:
@@ -207,10 +205,13 @@ class Scorer:
 
     def decode(self, video: str | Path, metadata: ClipMetadata) -> ClipFrames:
         """The frames of one clip, decoded in a process with limits; errors as :meth:`score`."""
-        request = self.request(video, metadata)
-        with prefix_errors_with(request.video):
-            clip: ClipFrames = self._reader.call(read_clip, request)
+        clip: ClipFrames = self.read(read_clip, self.request(video, metadata))
         return clip
+
+    def read(self, task: Callable[[ClipRequest], Any], request: ClipRequest) -> Any:
+        """Give a request to a function of :mod:`aqa_pipeline.media.clip`, in that process."""
+        with prefix_errors_with(request.video):
+            return self._reader.call(task, request)
 
     def score_frames(self, clip: ClipFrames, metadata: ClipMetadata) -> ScoredClip:
         """Score a clip whose frames are decoded; errors as :meth:`score`."""
@@ -294,6 +295,10 @@ class Scorer:
             fact="category",
         )
 
+    def start(self) -> None:
+        """Start the decoding process, which the first video would otherwise wait for."""
+        self._reader.start()
+
     def close(self) -> None:
         """End the decoding process."""
         self._reader.close()
@@ -303,3 +308,10 @@ class Scorer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def load_runs(folder: Path, device: str) -> tuple[list[Run], torch.device]:
+    """The runs of a folder on the device of that name, see :meth:`Scorer.load`."""
+    found = find_device(device)
+    with naming_shortage(found, LESS_MEMORY):
+        return [read_run(own, device=found) for own in run_folders(folder)], found

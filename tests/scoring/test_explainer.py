@@ -193,7 +193,7 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     from aqa_pipeline.project import Project
     from aqa_pipeline.runs.folder import write_run
     from aqa_pipeline.scoring.backbone import RunBackbone
-    from aqa_pipeline.scoring.explainer import load_explainer
+    from aqa_pipeline.scoring.explainer import Explainer
     from tests.support.explained import Averages
 
     with explainer_of(tmp_path) as made:
@@ -211,10 +211,10 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
         "aqa_pipeline.scoring.explainer.find_backbone", lambda runs, weights, device: backbone
     )
     monkeypatch.setattr("aqa_pipeline.scoring.explainer.map_encoder", network)
-    with load_explainer(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
+    with Explainer.load(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
         found = explainer.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
     assert loaded == [(tmp_path / "w", "float32")]
     assert found.scored.score == expected.score
     assert found.scored.coverage == 0.8
     with pytest.raises(UsageError, match="coverage"):
-        load_explainer(run.folder, project=Project(tmp_path), coverage=1.5)
+        Explainer.load(run.folder, project=Project(tmp_path), coverage=1.5)
