@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from aqa_pipeline._version import __version__
 
 
 @cache
@@ -22,6 +25,11 @@ def environment() -> Environment:
     )
     made.filters["number"] = number
     return made
+
+
+def render(template: str, /, **values: Any) -> str:
+    """The page that a template makes of values; it also knows the program's version."""
+    return environment().get_template(template).render(version=__version__, **values)
 
 
 def template_text(name: str) -> str:

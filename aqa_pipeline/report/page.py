@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_text_atomically
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.project import Project
@@ -29,7 +28,7 @@ from aqa_pipeline.report.drawings import (
     training_drawings,
     tree_drawing,
 )
-from aqa_pipeline.report.html import environment
+from aqa_pipeline.report.html import render
 from aqa_pipeline.report.sweep import SweepPage, sweep_page
 from aqa_pipeline.runs.calibration import interval_sentence
 from aqa_pipeline.runs.record import ParentRecord, RunRecord, read_record
@@ -134,18 +133,12 @@ def write_report(
         _section(record, f"run{number}", project, lambda: progress(next(done), total))
         for number, record in enumerate(records, start=1)
     ]
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            sections=sections,
-            comparison=comparison_drawings(list(_leaves(records)), "all")
-            if len(sections) > 1
-            else [],
-            selections=sorted({section.record.selection for section in sections}),
-            is_parent=lambda section: isinstance(section, ParentSection),
-            version=__version__,
-        )
+    page = render(
+        "report.html",
+        sections=sections,
+        comparison=comparison_drawings(list(_leaves(records)), "all") if len(sections) > 1 else [],
+        selections=sorted({section.record.selection for section in sections}),
+        is_parent=lambda section: isinstance(section, ParentSection),
     )
     write_text_atomically(out, page)
     return [_headline(section) for section in sections]

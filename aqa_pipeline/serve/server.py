@@ -12,12 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from aqa_pipeline._version import __version__
 from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.project import Project
 from aqa_pipeline.report.explanation import fragment, page, view_of
-from aqa_pipeline.report.html import environment, template_text
+from aqa_pipeline.report.html import render, template_text
 from aqa_pipeline.report.page import write_report
 from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.explainer import Explainer
@@ -181,18 +180,14 @@ def _explained(explainer: Explainer, job: Job, stage: Stage) -> JobResult:
 def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
     scorer = explainer.scorer
     runs = [run for name in scorer.categories for run in scorer.runs(name)]
-    return (
-        environment()
-        .get_template("serve.html")
-        .render(
-            name=folder.absolute().name,
-            method=runs[0].head.config.name,
-            dataset=runs[0].config.get("dataset", ""),
-            num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
-            fields=form_fields(runs, categories=scorer.categories),
-            max_mb=config.max_megabytes,
-            version=__version__,
-        )
+    return render(
+        "serve.html",
+        name=folder.absolute().name,
+        method=runs[0].head.config.name,
+        dataset=runs[0].config.get("dataset", ""),
+        num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
+        fields=form_fields(runs, categories=scorer.categories),
+        max_mb=config.max_megabytes,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Mapping
 
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
@@ -76,9 +77,40 @@ def by_category(manifest: Manifest, *, what: str) -> Manifest:
 
 def table1(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 1: each category's rho and R-l2, heads of its own, without difficulty."""
-    results = {o.run.name: o for o in context.results(_starred(head, fit))}
-    headings = table1_headings()
-    names = _categories(next(iter(results.values())))
+    results = {result.run.name: result for result in context.results(_starred(head, fit))}
+
+    def rows(metric: Metric, names: list[str]) -> Iterator[tuple[Cell, ...]]:
+        for row in paper_table1(metric):
+            own = [row.values.get(name, math.nan) for name in names]
+            yield (row.label, "paper", *own, row.average, _year(row))
+            if not row.quoted:
+                yield (*_here(results[row.method], names, metric), "")
+
+    first = next(iter(results.values()))
+    return _by_metric(first, table1_headings(), rows, last=("Year",))
+
+
+def table4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+    """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
+    results = context.results(_starred(head, fit))
+
+    def rows(metric: Metric, names: list[str]) -> Iterator[tuple[Cell, ...]]:
+        for result in results:
+            yield (result.run.name, "paper", *[NOT_AVAILABLE] * (len(names) + 1))
+            yield _here(result, names, metric)
+
+    return _by_metric(results[0], _TASK_HEADINGS, rows)
+
+
+def _by_metric(
+    result: PaperRunResult,
+    headings: Mapping[str, str],
+    rows: Callable[[Metric, list[str]], Iterator[tuple[Cell, ...]]],
+    *,
+    last: tuple[str, ...] = (),
+) -> list[ResultTable]:
+    """A table of rho and one of R-l2, with a column for each category and their average."""
+    names = _categories(result)
     columns = [headings.get(name, name) for name in names]
     halves: tuple[tuple[Metric, str, str, int], ...] = (
         ("rho", "Sp. Corr", "Avg. Corr.", 4),
@@ -86,35 +118,9 @@ def table1(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[Resu
     )
     tables = []
     for metric, title, average, digits in halves:
-        rows: list[tuple[Cell, ...]] = []
-        for row in paper_table1(metric):
-            own = [row.values.get(name, math.nan) for name in names]
-            rows.append((row.label, "paper", *own, row.average, _year(row)))
-            if not row.quoted:
-                rows.append(_here(results[row.method], names, metric))
-        header = ("Method", "from", *columns, average, "Year")
-        tables.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
-    return tables
-
-
-def table4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
-    """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
-    results = context.results(_starred(head, fit))
-    names = _categories(results[0])
-    columns = [_TASK_HEADINGS.get(name, name) for name in names]
-    halves: tuple[tuple[Metric, str, str, int], ...] = (
-        ("rho", "Sp. Corr", "Avg. Corr.", 4),
-        ("relative_l2", R_L2, "Avg. R-l2", 2),
-    )
-    tables = []
-    for metric, title, average, digits in halves:
-        rows: list[tuple[Cell, ...]] = []
-        for result in results:
-            absent = [NOT_AVAILABLE] * (len(names) + 1)
-            rows.append((result.run.name, "paper", *absent))
-            rows.append(_here(result, names, metric)[:-1])
-        header = ("Method", "from", *columns, average)
-        tables.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
+        header = ("Method", "from", *columns, average, *last)
+        digits_of = dict.fromkeys(header, digits)
+        tables.append(ResultTable(title, header, tuple(rows(metric, names)), digits_of))
     return tables
 
 
@@ -184,7 +190,7 @@ def _here(result: PaperRunResult, names: list[str], metric: Metric) -> tuple[Cel
     values.append(result.overall(metric))
     if metric == "relative_l2":
         values = [times_100(value) for value in values]
-    return (result.run.name, "here", *values, "")
+    return (result.run.name, "here", *values)
 
 
 def _beside(row: MethodRow, results: dict[str, PaperRunResult]) -> tuple[Cell, ...]:
