@@ -1,4 +1,4 @@
-"""Three clips of a run looked at closely: the best, the median and the worst (Fig. 8).
+"""Case study of three clips of a run: the best, the median and the worst (Fig. 8).
 
 The run folder holds no test features; they come from the project's cache, pictures from its
 videos. Either may be out of reach, and then a sentence says why.

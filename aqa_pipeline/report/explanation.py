@@ -1,4 +1,4 @@
-"""An explanation as HTML: a fragment for a page that is there, or a page of its own.
+"""Explanation as HTML: a fragment for a page that is there, or a page of its own.
 
 Everything is inside: pictures and films are data, figures are SVG. The page of its own has
 one script, which keeps the films together, and a policy that names that script's hash and

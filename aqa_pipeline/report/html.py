@@ -1,4 +1,4 @@
-"""HTML pages: one Jinja environment, style sheets and scripts, and how numbers are written."""
+"""HTML pages: one Jinja environment, style sheets and scripts, numbers as text."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def write_report(
     Parameters
     ----------
     folders : sequence of Path
-        Run folders, or folders of runs (one a category or fold).
+        Run folders, or folders of runs (one per category or fold).
     out : Path
         Replaced in one step.
     project : Project
@@ -136,7 +136,9 @@ def write_report(
     page = render(
         "report.html",
         sections=sections,
-        comparison=comparison_drawings(list(_leaves(records)), "all") if len(sections) > 1 else [],
+        comparison=list(comparison_drawings(list(_leaves(records)), "all"))
+        if len(sections) > 1
+        else [],
         selections=sorted({section.record.selection for section in sections}),
         is_parent=lambda section: isinstance(section, ParentSection),
     )
@@ -192,7 +194,7 @@ def _section(
         record=record,
         headline=_plain_row("average", average),
         categories=[_plain_row(row["category"], row) for row in categories],
-        drawings=comparison_drawings(record.parts, anchor),
+        drawings=list(comparison_drawings(record.parts, anchor)),
         parts=parts,
         sweep=sweep_page(record.folder, anchor),
     )

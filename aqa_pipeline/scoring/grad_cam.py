@@ -1,4 +1,4 @@
-"""Where in the picture: Grad-CAM of the predicted score on the backbone's maps (Fig. 9).
+"""Grad-CAM of the predicted score on the backbone's maps (Fig. 9).
 
 Conventions
 -----------
@@ -223,7 +223,7 @@ class LayerCam:
         clips: Sequence[FeatureSet],
         exemplars: Sequence[npt.NDArray[np.int64]],
     ) -> FloatArray:
-        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
+        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars per run."""
         snippets = self.encoder.snippets(frames)
         with computing_in(FLOAT32):
             cams = [

@@ -155,7 +155,7 @@ class Scorer:
         return next(iter(self._assessors.values())).any_run
 
     def runs(self, category: str = "") -> list[Run]:
-        """The runs that score a category: one, or one a fold.
+        """The runs that score a category: one, or one per fold.
 
         Raises
         ------

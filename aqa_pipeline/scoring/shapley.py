@@ -1,4 +1,4 @@
-"""Where in the clip its score was won or lost: the contribution of each snippet.
+"""Shapley contribution of each snippet to the score of its clip.
 
 Conventions
 -----------

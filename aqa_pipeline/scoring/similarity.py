@@ -1,4 +1,4 @@
-"""Similarity of clips: is one unlike all training clips, and which exemplars are most like it?
+"""Similarity of clips: outliers among new ones, and the exemplars most like one.
 
 Conventions
 -----------

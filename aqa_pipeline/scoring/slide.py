@@ -72,7 +72,7 @@ class SlidingScores:
         return familiar
 
     def table(self) -> pd.DataFrame:
-        """One row a window, for a CSV."""
+        """One row per window, for a CSV."""
         has_interval = np.isfinite(self.half_width)
         half = self.half_width if has_interval else np.nan
         return pd.DataFrame(

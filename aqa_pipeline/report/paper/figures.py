@@ -81,7 +81,9 @@ def depth_sentence(recipe: Recipe) -> str:
     """Which of the two countings of depth holds."""
     if recipe == "paper":
         return "depth d has 2^d groups, as in the paper's text"
-    return "depth d has 2^(d-1) groups, as in the published program; --recipe paper has 2^d"
+    return (
+        "depth d has 2^(d-1) groups, as in the published program; recipe paper has 2^d"
+    )
 
 
 def one_part(manifest: Manifest) -> Manifest:
@@ -207,8 +209,8 @@ def _by_voters(context: PaperContext, result: PaperRunResult, fit: FitConfig) ->
             (
                 "all" if count is None else str(count),
                 NOT_AVAILABLE,
-                _spread(rho),
-                times_100(_spread(relative)),
+                MeanStd.of(rho),
+                times_100(MeanStd.of(relative)),
             )
         )
     header = ("M", "paper", f"{RHO} here", f"{R_L2} here")
@@ -332,10 +334,6 @@ def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
     rows.append(("leaf", f"{left:.2f} .. {right:.2f}", None, None))
     rows.append(("place", f"{path.place:.2f} of the interval", None, None))
     return tuple(rows)
-
-
-def _spread(values: list[float]) -> MeanStd:
-    return MeanStd(float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None)
 
 
 def _ensemble(fit: FitConfig) -> str:

@@ -1,4 +1,4 @@
-"""The numbers of the paper's Tables 1-3, from ``paper_numbers.toml`` beside this file.
+"""Numbers of the paper's Tables 1-3, from ``paper_numbers.toml`` beside this file.
 
 Conventions
 -----------

@@ -103,18 +103,18 @@ class PaperRunResult:
 
     def of_category(self, category: str | None, metric: Metric) -> MeanStd:
         """Mean and spread over the seeds; folds averaged first. R-l2 not times 100."""
-        return _spread(self._per_seed(category, metric))
+        return MeanStd.of(self._per_seed(category, metric))
 
     def overall(self, metric: Metric) -> MeanStd:
         """Of the data set, categories averaged as its protocol says."""
         categories = list(dict.fromkeys(part.category for part in self.parts))
         by_category = np.stack([self._per_seed(name, metric) for name in categories])
         if len(self.parts) == 1:
-            return _spread(by_category[0])
+            return MeanStd.of(by_category[0])
         fisher = metric == "rho" and self.rho_average == "fisher"
         per_seed = [fisher_mean(c) if fisher else float(np.nanmean(c)) for c in by_category.T]
         # The mean that metrics.json, `aqa evaluate` and the report show: of the seeds' means.
-        return MeanStd(_number(self.metrics["average"][metric]), _spread(np.array(per_seed)).std)
+        return MeanStd(_number(self.metrics["average"][metric]), MeanStd.of(per_seed).std)
 
     def _per_seed(self, category: str | None, metric: Metric) -> FloatArray:
         folds = [
@@ -128,10 +128,6 @@ class PaperRunResult:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value  # JSON has null for NaN
-
-
-def _spread(values: FloatArray) -> MeanStd:
-    return MeanStd(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True, eq=False)
