@@ -81,9 +81,7 @@ def depth_sentence(recipe: Recipe) -> str:
     """Which of the two countings of depth holds."""
     if recipe == "paper":
         return "depth d has 2^d groups, as in the paper's text"
-    return (
-        "depth d has 2^(d-1) groups, as in the published program; recipe paper has 2^d"
-    )
+    return "depth d has 2^(d-1) groups, as in the published program; recipe paper has 2^d"
 
 
 def one_part(manifest: Manifest) -> Manifest:
