@@ -259,8 +259,7 @@ class SweepConfig:
     search: Literal["auto", "grid", "random", "tpe"] = option(
         "auto",
         "auto: the grid where all values are listed and --trials is not given, else random. "
-        "tpe learns from the trials before (needs the extra optuna), and several processes may "
-        "share one --run.",
+        "tpe learns from the trials before, and several processes may share one --run.",
     )
     trials: int | None = option(
         None, "How many settings to try; default: the whole grid, or 32.", at_least=1

@@ -6,7 +6,6 @@ upwards, or the current folder when there is none.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +104,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _dataset_of(config: Path) -> str | None:
     """The data set that a run was fitted on; None if its file does not say."""
+    import json  # not for `aqa --help`
+
     try:
         return str(json.loads(config.read_text(encoding="utf-8"))["dataset"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -26,7 +26,8 @@ from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig, Protocol
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.extraction.extract import default_workers, extract, plan_extraction
+from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.work import default_workers, extract
 from aqa_pipeline.media.decode_pool import DecodeTask, decode_clip
 
 Row = dict[str, Any]

@@ -137,7 +137,7 @@ def measure(*, lanes: int, clips: int, device: str) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on stdout.")
 def main(lanes: tuple[int, ...], clips: int, device: str, as_json: bool) -> None:
     """Measure what a clip costs the main process on its way from a decoder."""
-    from aqa_pipeline.extraction.extract import default_workers
+    from aqa_pipeline.extraction.work import default_workers
 
     rows = [
         measure(lanes=count, clips=clips, device=device)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from aqa_pipeline.config import ExtractConfig, FitConfig, HeadConfig
+from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.project import Project
 
 from .console import progress, say
+from .fields import config_option
 from .options import device_option, json_option, pass_project, weights_option
 from .show import show_metrics
 
@@ -19,7 +20,7 @@ from .show import show_metrics
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Which competition.")
 @click.option("--train", type=click.IntRange(min=20), default=200, help="Dives to learn from.")
 @click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
-@click.option("--seeds", type=click.IntRange(min=1), default=5, help="Heads to train.")
+@config_option(FitConfig(num_seeds=5), "seeds", help="Heads to train.")
 @weights_option
 @device_option
 @json_option
@@ -44,51 +45,39 @@ def demo(
     from aqa_pipeline.device import share_cores
 
     share_cores()  # before torch is imported
-    from aqa_pipeline.backbone.weights import (
-        fetch_weights,
-        fetched_path,
-        find_weights,
-        weights_info,
-    )
-    from aqa_pipeline.cache.fingerprint import fingerprint_of
+    from aqa_pipeline.backbone.weights import fetch_weights, fetched_path
     from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.demo.competition import DemoConfig
-    from aqa_pipeline.datasets.demo.dataset import PROTOCOL, ceiling, write_demo
+    from aqa_pipeline.datasets.demo.dataset import ceiling, write_demo
     from aqa_pipeline.device import find_device
-    from aqa_pipeline.extraction.extract import (
-        default_workers,
-        extract,
-        i3d_backbone,
-        plan_extraction,
-    )
+    from aqa_pipeline.extraction.extract import extract_dataset
     from aqa_pipeline.training.fit import fit_dataset
 
     computing_on = find_device(device)
     if weights is None and not fetched_path().exists():
         say("fetching the I3D weights (47 MB)")
         fetch_weights()
-    weights_path = find_weights(weights)
     with progress("render", unit="broadcasts") as advance:
         manifest = write_demo(
             project.manifest_path("demo"),
             DemoConfig(seed=seed, num_train=train, num_test=test),
             progress=advance,
         )
-    fingerprint = fingerprint_of(PROTOCOL, weights_sha256=weights_info(weights_path).sha256)
-    plan = plan_extraction(manifest, cache_root=project.cache, fingerprint=fingerprint)
-    backbone = i3d_backbone(
-        weights_path, PROTOCOL, device=str(computing_on), num_clips=len(plan.to_do)
-    )
-    extract_config = ExtractConfig(workers=default_workers(computing_on.type))
     with progress("extract", unit="clips") as advance:
-        summary = extract(plan, backbone=backbone, config=extract_config, advance=advance)
+        summary = extract_dataset(
+            manifest,
+            cache_root=project.cache,
+            weights=weights,
+            device=str(computing_on),
+            progress=advance,
+        )
     if summary.failures:
         first = summary.failures[0]
         raise ClipError(f"{len(summary.failures)} clips failed, {first.clip_id}: {first.error}")
     with progress("fit-head", unit="epochs") as advance:
         metrics = fit_dataset(
             manifest,
-            FeatureCache.open(plan.folder),
+            FeatureCache.open(summary.folder),
             project.runs / "demo",
             head_config=HeadConfig(),
             # A difficulty has some twenty training dives: all of them may vote.

@@ -15,6 +15,7 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import print_json, print_table, progress, say
+from .fields import config_options
 from .options import (
     cluster_options,
     device_option,
@@ -27,8 +28,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from aqa_pipeline.extraction.extract import ExtractPlan, ExtractSummary
-    from aqa_pipeline.media.views import ViewSet
+    from aqa_pipeline.extraction.plan import ExtractPlan
+    from aqa_pipeline.extraction.work import ExtractSummary
 
 SOME_FAILED = 3
 _FAILURES_SHOWN = 10
@@ -44,39 +45,11 @@ _FAILURES_SHOWN = 10
     default=PRECISION,
     help="What a GPU computes in; auto: the quickest that agrees with float32 on some clips.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=ExtractConfig.workers,
-    help="Decoding processes; default: a quarter of the cores, beside a GPU all but one.",
-)
-@click.option(
-    "--clip-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=ExtractConfig.clip_timeout_seconds,
-    help="Seconds after which a clip's decoding is given up (after one retry).",
-)
-@click.option(
-    "--flush-clips",
-    type=click.IntRange(min=1),
-    default=ExtractConfig.flush_clips,
-    help="Write a segment after this many clips ...",
-)
-@click.option(
-    "--flush-seconds",
-    type=click.FloatRange(min=0),
-    default=ExtractConfig.flush_seconds,
-    help="... or after this many seconds.",
-)
-@click.option(
-    "--strict-window", is_flag=True, help="A window past the end of its video is a failed clip."
-)
-@click.option("--retry-failed", is_flag=True, help="Try clips again that failed before.")
-@click.option(
-    "--views",
-    type=click.Choice(["none", "flip", "full"]),
-    default=ExtractConfig.views,
-    help="Augmented copies to cache too: mirrored; or shifted as the protocol says and mirrored.",
+@config_options(
+    "workers clip-timeout flush-clips flush-seconds strict-window",
+    click.option("--retry-failed", is_flag=True, help="Try clips again that failed before."),
+    "views",
+    config=ExtractConfig(),
 )
 @click.option(
     "--shard",
@@ -95,13 +68,8 @@ def extract(
     weights: Path | None,
     device: str,
     precision: str,
-    workers: int | None,
-    clip_timeout: float,
-    flush_clips: int,
-    flush_seconds: float,
-    strict_window: bool,
+    config: ExtractConfig,
     retry_failed: bool,
-    views: ViewSet,
     shard: str | None,
     backend: str,
     scheduler: str | None,
@@ -114,87 +82,42 @@ def extract(
     interrupted goes on where it stopped, and several may work on one manifest at once. A
     clip that fails is written down and the others go on; then the exit code is 3.
     """
-    from aqa_pipeline.backbone.weights import find_weights, weights_identity
-    from aqa_pipeline.cache.fingerprint import fingerprint_of
     from aqa_pipeline.datasets.manifest import read_manifest
-    from aqa_pipeline.device import device_name, share_cores
-    from aqa_pipeline.extraction.choose_precision import find_precision
-    from aqa_pipeline.extraction.extract import default_workers, i3d_backbone
-    from aqa_pipeline.extraction.extract import extract as run_extraction
-    from aqa_pipeline.extraction.plan import plan_extraction
+    from aqa_pipeline.device import share_cores
+    from aqa_pipeline.extraction.extract import extract_dataset, prepare_job
+    from aqa_pipeline.extraction.plan import shard_of
     from aqa_pipeline.extraction.shards import parse_shard
-    from aqa_pipeline.media.views import views_of
 
     share_cores()
     if (backend == "dask") != (scheduler is not None):
         raise UsageError("--backend dask and --scheduler ADDRESS go together")
-    if backend == "dask" and shard:
+    if scheduler and shard:
         raise UsageError("--backend dask makes its own shards; leave out --shard")
     part = parse_shard(shard, os.environ) if shard else None
-    config = ExtractConfig(
-        workers=workers,
-        clip_timeout_seconds=clip_timeout,
-        flush_clips=flush_clips,
-        flush_seconds=flush_seconds,
-        strict_window=strict_window,
-        views=views,
-    )
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    protocol = clips.protocol
-    weights_path = find_weights(weights)
-    weights_sha256 = weights_identity(weights_path)
-    if scheduler:  # the workers have devices of their own, and no time to compare precisions
-        computed_in = "float32" if precision == "auto" else precision
-    else:
-        device = device_name(device)
-        computed_in = find_precision(
-            precision,
-            device=device,
-            manifest=clips,
-            cache_root=project.cache,
-            weights=weights_path,
-            weights_sha256=weights_sha256,
-            compares=not dry_run,
-        )
-    fingerprint = fingerprint_of(protocol, weights_sha256=weights_sha256, precision=computed_in)
-    if scheduler and not dry_run:
-        from aqa_pipeline.extraction.cluster import ClusterJob, extract_on_cluster
-
-        job = ClusterJob(
-            manifest_path=clips.path.absolute(),
-            cache_root=project.cache.absolute(),
-            weights=weights_path.absolute(),
-            fingerprint=fingerprint,
-            config=config,
-            retry_failed=retry_failed,
-            device=device,
-        )
-        with progress("extract", unit="shards") as advance:
-            summary = extract_on_cluster(job, scheduler=scheduler, advance=advance)
-    else:
-        plan = plan_extraction(
+    if part:
+        say(f"shard {part}: {len(shard_of(clips, part))} of {len(clips)} clips")
+    wanted: dict[str, Any] = {
+        "cache_root": project.cache,
+        "weights": weights,
+        "device": device,
+        "precision": precision,
+        "shard": part,
+        "retry_failed": retry_failed,
+    }
+    if dry_run:
+        on_cluster = scheduler is not None
+        job = prepare_job(clips, **wanted, config=config, on_cluster=on_cluster, compares=False)
+        _show_plan(project, job.plan(), as_json)
+        return
+    with progress("extract", unit="shards" if scheduler else "clips") as advance:
+        summary = extract_dataset(
             clips,
-            cache_root=project.cache,
-            fingerprint=fingerprint,
-            views=views_of(views, shift_frames=protocol.shift_frames),
-            shard=part,
-            retry_failed=retry_failed,
+            **wanted,
+            **dataclasses.asdict(config),
+            scheduler=scheduler,
+            progress=advance,
         )
-        if part:
-            say(f"shard {part}: {len(plan.manifest)} of {len(clips)} clips")
-        if dry_run:
-            _show_plan(project, plan, as_json)
-            return
-        backbone = i3d_backbone(
-            weights_path,
-            protocol,
-            device=device,
-            precision=computed_in,
-            num_clips=sum(len(item.views) for item in plan.to_do),
-        )
-        config = dataclasses.replace(config, workers=workers or default_workers(device))
-        with progress("extract", unit="clips") as advance:
-            summary = run_extraction(plan, backbone=backbone, config=config, advance=advance)
     _show_summary(project, summary, as_json)
     if summary.failures:
         raise click.exceptions.Exit(SOME_FAILED)

@@ -53,11 +53,10 @@ def config_options(
                 made = row(made)
                 continue
             for name in reversed(row.split()):
-                (argument,) = (a for a, config in configs.items() if name in _fields(config))
-                field, _ = _fields(configs[argument])[name]
-                changes = (changed or {}).get(name, {})
-                into = f"{argument}__{field.name}"
-                made = config_option(configs[argument], name, into=into, **changes)(made)
+                (argument,) = (a for a, c in configs.items() if name in _faces(c.__class__))
+                config, changes = configs[argument], (changed or {}).get(name, {})
+                into = f"{argument}__{_faces(config.__class__)[name][0]}"
+                made = config_option(config, name, into=into, **changes)(made)
         return typing.cast(Command, made)
 
     return decorate
@@ -82,10 +81,9 @@ def config_option(
         ``default``, and fields of :class:`aqa_pipeline.option.Option` that this command says
         otherwise.
     """
-    field, face = _fields(config)[name]
-    default = changes.pop("default", getattr(config, field.name))
+    field, kind, face = _faces(config.__class__)[name]
+    default = changes.pop("default", getattr(config, field))
     face = dataclasses.replace(face, **{"name": name, **changes})
-    kind = _type_of(config, field.name)
     flags = [f"--{face.name}"]
     settings: dict[str, Any] = {"default": default, "help": face.help}
     if kind is bool:
@@ -106,18 +104,18 @@ def config_option(
     return click.option(*flags, into or face.name.replace("-", "_"), **settings)
 
 
-def _fields(config: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
-    """Option -> field of a configuration, and its face."""
-    faces = [(f, f.metadata["option"]) for f in dataclasses.fields(config) if f.metadata]
-    return {face.name or f.name.replace("_", "-"): (f, face) for f, face in faces}
-
-
-def _type_of(config: Any, name: str) -> Any:
-    """The type of a field, beside None."""
-    hint = typing.get_type_hints(type(config))[name]
-    if typing.get_origin(hint) is Literal:
-        return hint
-    return next((kind for kind in typing.get_args(hint) if kind is not type(None)), hint)
+@functools.cache
+def _faces(config: type) -> dict[str, tuple[str, Any, Option]]:
+    """Option -> name and type (beside None) of its field, and its face."""
+    types = typing.get_type_hints(config)
+    faces = {}
+    for field in dataclasses.fields(config):
+        if face := field.metadata.get("option"):
+            kind = types[field.name]
+            if typing.get_origin(kind) is not Literal:
+                kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+            faces[face.name or field.name.replace("_", "-")] = field.name, kind, face
+    return faces
 
 
 def _number(kind: type, face: Option) -> Any:

@@ -258,7 +258,7 @@ def _extract_all(
             plan.folder / BACKBONE_FILE,
             cache_root=project.cache,
             device=device,
-            told=bars.extracting,
+            progress=bars.extracting,
         )
 
 

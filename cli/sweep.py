@@ -13,14 +13,17 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
 from .console import number, print_json, print_table, progress, say, say_above_progress
+from .fields import config_options
 from .options import (
     cache_option,
     cluster_options,
     device_option,
     dry_run_option,
+    exemplar_key_option,
     json_option,
     manifest_options,
     manifest_path,
+    open_cache,
     pass_project,
 )
 from .show import show_metrics
@@ -55,63 +58,17 @@ _TRIALS_SHOWN = 10
     help="Vary NAME, repeatable: lr=1e-4..1e-2:log, num_groups=8,16,32, or fix it: epochs=40. "
     "A grid takes lr=1e-4..1e-2:log:5, five values.",
 )
-@click.option(
-    "--search",
-    type=click.Choice(["auto", "grid", "random", "tpe"]),
-    default=SweepConfig.search,
-    help="auto: the grid where all values are listed and --trials is not given, else random. "
-    "tpe learns from the trials before (needs the extra optuna), and several processes may "
-    "share one --run.",
-)
-@click.option(
-    "--trials",
-    type=click.IntRange(min=1),
-    default=SweepConfig.trials,
-    help="How many settings to try; default: the whole grid, or 32.",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=FitConfig.num_seeds,
-    help="Heads of each trial; their mean is its score.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=FitConfig.seed, help="First seed of the heads."
-)
-@click.option(
-    "--search-seed",
-    type=click.IntRange(min=0),
-    default=SweepConfig.seed,
-    help="Of the draws of settings.",
-)
-@click.option(
-    "--exemplar-key",
-    metavar="COLUMN",
-    multiple=True,
-    help="Query and exemplar agree in this manifest column; repeatable. Default: the protocol's.",
-)
-@click.option(
-    "--validation-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=FitConfig.validation_fraction,
-    help="Part of the training split that judges the trials.",
-)
-@click.option(
-    "--stack",
-    type=click.IntRange(min=1),
-    default=SweepConfig.stack,
-    help="Most heads trained side by side; default: what fits into free memory, up to 64.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=SweepConfig.jobs,
-    help="Processes side by side; default: one a core, or one for a GPU.",
-)
-@click.option(
-    "--early-stop/--no-early-stop",
-    default=SweepConfig.early_stop,
-    help="Give up trials below the median at a quarter and at half of the epochs.",
+@config_options(
+    "search trials seeds seed search-seed",
+    exemplar_key_option,
+    "validation-fraction stack jobs early-stop",
+    changed={
+        "seeds": {"help": "Heads of each trial; their mean is its score."},
+        "seed": {"help": "First seed of the heads."},
+        "validation-fraction": {"help": "Part of the training split that judges the trials."},
+    },
+    fit=FitConfig(),
+    config=SweepConfig(),
 )
 @cluster_options
 @click.option("--again", is_flag=True, help="Throw away what an earlier sweep found in this run.")
@@ -127,16 +84,9 @@ def sweep(
     cache_folder: Path | None,
     space: Path | None,
     settings: tuple[str, ...],
-    search: str,
-    trials: int | None,
-    seeds: int,
-    seed: int,
-    search_seed: int,
+    fit: FitConfig,
+    config: SweepConfig,
     exemplar_key: tuple[str, ...],
-    validation_fraction: float,
-    stack: int | None,
-    jobs: int | None,
-    early_stop: bool,
     backend: str,
     scheduler: str | None,
     again: bool,
@@ -156,8 +106,6 @@ def sweep(
     """
     import shutil
 
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.training.sweep.block import DataSource
@@ -170,25 +118,14 @@ def sweep(
     parsed = parse_space(settings, space)
     path = manifest_path(project, dataset, manifest)
     clips = read_manifest(path)
-    cache = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
+    cache = open_cache(project, clips, cache_folder)
     plan = SweepPlan(
         source=DataSource(path.absolute(), cache.folder.absolute(), exemplar_key),
         folder=project.runs / (run or f"{clips.name}-sweep"),
         space=parsed,
         head=HeadConfig(),
-        fit=FitConfig(num_seeds=seeds, seed=seed, validation_fraction=validation_fraction),
-        config=SweepConfig(
-            search=search,  # type: ignore[arg-type]
-            trials=trials,
-            seed=search_seed,
-            jobs=jobs,
-            stack=stack,
-            early_stop=early_stop,
-        ),
+        fit=fit,
+        config=config,
         device=find_device(device),
         scheduler=scheduler,
     )

@@ -19,8 +19,14 @@ Written by `docs/make_cli_page.py` from the commands' own help.
 
 Results go to stdout, progress and warnings to stderr. Every option can also stand in
 `aqa.toml`, in a table named after the command (`[extract]`, `[manifest.check]`), or in the
-environment (`AQA_EXTRACT_WORKERS=2`). `cache/`, `manifests/` and `runs/` are those of the folder
-of the nearest `aqa.toml`, searched upwards, else of the current folder.
+environment (`AQA_EXTRACT_WORKERS=2`), under the name it has here: `--num-exemplars 5` is
+`num-exemplars = 5` (or `num_exemplars`) in `[fit-head]` and `AQA_FIT_HEAD_NUM_EXEMPLARS=5`;
+`--no-flip` is `flip = false`. What is typed beats the environment, and that the file; a name
+that does not exist is an error. `cache/`, `manifests/` and `runs/` are those of the folder of the
+nearest `aqa.toml`, searched upwards, else of the current folder.
+
+`--dataset` may be left out where the project has one data set, or `aqa.toml` says at its top
+which is meant, `dataset = "mtl_aqa"` (or `AQA_DATASET=mtl_aqa`).
 
 | exit code | meaning |
 |---|---|

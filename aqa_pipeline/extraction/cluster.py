@@ -1,7 +1,7 @@
 """Stage one on a dask cluster: one task is one shard, from the video to the segment.
 
 Decoding and the network run on the worker, so that no frame ever crosses the network:
-a worker is sent some paths and sends back counts. All machines see the manifest, the
+a worker is sent the manifest and some paths and sends back counts. All machines see the
 videos, the weights and the cache under the same paths.
 """
 
@@ -10,22 +10,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import multiprocessing
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from aqa_pipeline.backbone.weights import weights_identity
-from aqa_pipeline.cache.fingerprint import Fingerprint, cache_folder, fingerprint_of
-from aqa_pipeline.config import DEVICE, ExtractConfig
+from aqa_pipeline.cache.fingerprint import cache_folder
 from aqa_pipeline.dask_client import connect
-from aqa_pipeline.datasets.manifest import read_manifest
-from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extraction.choose_precision import find_precision
-from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract, i3d_backbone
-from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.extract import ExtractJob, prepare_job
 from aqa_pipeline.extraction.shards import Shard
-from aqa_pipeline.media.views import views_of
+from aqa_pipeline.extraction.work import ExtractSummary, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -33,46 +24,20 @@ logger = logging.getLogger(__name__)
 _SHARDS_A_WORKER = 2
 
 
-@dataclass(frozen=True)
-class ClusterJob:
-    """What a worker must know.
-
-    Attributes
-    ----------
-    manifest_path, cache_root, weights : Path
-        The same on every machine.
-    fingerprint : Fingerprint
-        What the machine that asks expects; a worker with other software or weights refuses.
-    config : ExtractConfig
-    retry_failed : bool
-    device : str
-        As a user names it; ``auto``: what each worker has.
-    """
-
-    manifest_path: Path
-    cache_root: Path
-    weights: Path
-    fingerprint: Fingerprint
-    config: ExtractConfig
-    retry_failed: bool = False
-    device: str = DEVICE
-
-
 def extract_on_cluster(
-    job: ClusterJob,
-    *,
-    scheduler: str,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    job: ExtractJob, *, scheduler: str, progress: Progress = lambda done, total: None
 ) -> ExtractSummary:
     """Extract a manifest on all workers of a cluster.
 
     Parameters
     ----------
-    job : ClusterJob
+    job : ExtractJob
+        Its fingerprint is what this machine expects: a worker with other software or weights
+        refuses.
     scheduler : str
         Address of the dask scheduler.
-    advance : callable
-        Told ``(shards done, shards in all)``.
+    progress : callable
+        Called as ``progress(done, total)``: shards.
 
     Raises
     ------
@@ -83,9 +48,13 @@ def extract_on_cluster(
     """
     from joblib import Parallel, delayed, parallel_config
 
+    manifest = dataclasses.replace(job.manifest, path=job.manifest.path.absolute())
+    job = dataclasses.replace(
+        job, manifest=manifest, cache_root=job.cache_root.absolute(), weights=job.weights.absolute()
+    )
     with connect(scheduler) as client:
         count = len(client.nthreads()) * _SHARDS_A_WORKER
-        advance(0, count)
+        progress(0, count)
         results = []
         with parallel_config(backend="dask", client=client):
             # A task is minutes long: no batches of them, and all are queued at once.
@@ -93,59 +62,38 @@ def extract_on_cluster(
             shards = [Shard(i, count) for i in range(1, count + 1)]
             for summary in parallel(delayed(extract_shard)(job, shard) for shard in shards):
                 results.append(summary)
-                advance(len(results), count)
+                progress(len(results), count)
     return _total(job, results)
 
 
-def extract_shard(job: ClusterJob, shard: Shard) -> ExtractSummary:
-    """One shard, on whatever machine this runs.
+def extract_shard(job: ExtractJob, shard: Shard) -> ExtractSummary:
+    """Extract one shard, on whatever machine this runs.
 
     Raises
     ------
     CacheError
         This machine would compute other numbers than ``job.fingerprint`` says.
     SetupError
-        As :func:`aqa_pipeline.extraction.extract.extract`.
+        As :func:`aqa_pipeline.extraction.extract.extract_dataset`.
     """
     _allow_children()
-    manifest = read_manifest(job.manifest_path)
-    weights_sha256 = weights_identity(job.weights)
-    device = device_name(job.device)
-    precision = find_precision(
-        job.fingerprint.precision,
-        device=device,
-        manifest=manifest,
+    own = prepare_job(
+        job.manifest,
         cache_root=job.cache_root,
         weights=job.weights,
-        weights_sha256=weights_sha256,
+        device=job.device,
+        precision=job.fingerprint.precision,
+        config=job.config,
+        shard=shard,
+        retry_failed=job.retry_failed,
     )
-    fingerprint = fingerprint_of(
-        manifest.protocol, weights_sha256=weights_sha256, precision=precision
-    )
-    differing = fingerprint.differences(job.fingerprint)
+    differing = own.fingerprint.differences(job.fingerprint)
     if differing:
         raise CacheError(
             "a worker of the cluster would compute other features (here = worker, there = this "
             f"machine: {'; '.join(differing)}); install the same version and weights everywhere"
         )
-    plan = plan_extraction(
-        manifest,
-        cache_root=job.cache_root,
-        fingerprint=fingerprint,
-        views=views_of(job.config.views, shift_frames=manifest.protocol.shift_frames),
-        shard=shard,
-        retry_failed=job.retry_failed,
-    )
-    backbone = i3d_backbone(
-        job.weights,
-        manifest.protocol,
-        device=device,
-        precision=precision,
-        num_clips=sum(len(item.views) for item in plan.to_do),
-    )
-    workers = job.config.workers or default_workers(device)
-    config = dataclasses.replace(job.config, workers=workers)
-    return extract(plan, backbone=backbone, config=config)
+    return own.run()
 
 
 def _allow_children() -> None:
@@ -154,11 +102,9 @@ def _allow_children() -> None:
     multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
 
 
-def _total(job: ClusterJob, results: list[ExtractSummary]) -> ExtractSummary:
-    name = job.manifest_path.stem
-    total = ExtractSummary(
-        folder=cache_folder(job.cache_root, name, job.fingerprint), num_wanted=0, num_cached=0
-    )
+def _total(job: ExtractJob, results: list[ExtractSummary]) -> ExtractSummary:
+    folder = cache_folder(job.cache_root, job.manifest.name, job.fingerprint)
+    total = ExtractSummary(folder=folder, num_wanted=0, num_cached=0)
     for part in results:
         total.num_wanted += part.num_wanted
         total.num_cached += part.num_cached

@@ -1,365 +1,226 @@
-"""Stage one: every clip of a manifest into the feature cache.
+"""Stage one as one call: a manifest into its feature cache.
 
-Decoding runs in other processes and the network in this one. On a CPU the network's
-batch is one clip's snippets, always the same shape, so that no feature depends on which
-clips were extracted beside it; a view is a clip of its own to the network.
+.. code-block:: python
 
-Any number of processes may work through one manifest at once: a clip that another one
-has claimed (:mod:`aqa_pipeline.extraction.leases`) is left to it.
+    from aqa_pipeline.extraction.extract import extract_dataset
+
+    outcome = extract_dataset("manifests/diving.csv", workers=4)
+    outcome.folder, outcome.num_extracted, outcome.failures
+
+Everything that extracts comes through here: `aqa extract`, a worker of a cluster, `aqa demo`
+and the end of a fine-tuning.
 
 Source: Sec. 4.1 (103 frames, 10 snippets of 16, I3D).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import dataclasses
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from aqa_pipeline.backbone.encoder import Backbone, Encode, i3d_backbone
-from aqa_pipeline.cache.failures import Failure, FailureLog, read_failures
-from aqa_pipeline.cache.fingerprint import ensure_cache, machine_facts
-from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.cache.writer import ClipFeatures, SegmentWriter
-from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
-from aqa_pipeline.errors import ClipError
-from aqa_pipeline.extraction.leases import Leases
-from aqa_pipeline.extraction.plan import ClipToDo, ExtractPlan, lacking_views, plan_extraction
-from aqa_pipeline.extraction.stream import encode_stream
-from aqa_pipeline.media.decode_pool import Decoded, DecodePool, DecodeTask, decode_runs
-from aqa_pipeline.media.views import cut_view
-
-__all__ = [
-    "Backbone",
-    "Encode",
-    "ExtractPlan",
-    "ExtractSummary",
-    "default_workers",
-    "extract",
-    "i3d_backbone",
-    "plan_extraction",
-]
-
-_log = logging.getLogger(__name__)
-
-_CLAMPS_TOLD = 5  #: more clamped clips than this are only counted
-_POLL_SECONDS = 1.0  #: between two looks at what another process has in hand
-
-#: Told ``(clips done, clips in all)``, failed ones included.
-Advance = Callable[[int, int], None]
+from aqa_pipeline.backbone.encoder import i3d_backbone
+from aqa_pipeline.backbone.weights import find_weights, weights_identity
+from aqa_pipeline.cache.fingerprint import Fingerprint, fingerprint_of
+from aqa_pipeline.config import DEVICE, PRECISION, ExtractConfig
+from aqa_pipeline.datasets.manifest import Manifest, read_manifest
+from aqa_pipeline.device import device_name
+from aqa_pipeline.extraction.choose_precision import find_precision
+from aqa_pipeline.extraction.plan import ExtractPlan, plan_extraction
+from aqa_pipeline.extraction.shards import Shard, parse_shard
+from aqa_pipeline.extraction.work import ExtractSummary, Progress, default_workers, extract
+from aqa_pipeline.media.views import ViewSet, views_of
+from aqa_pipeline.project import Project
 
 
-@dataclass
-class ExtractSummary:
-    """What an extraction did.
+@dataclass(frozen=True, eq=False)
+class ExtractJob:
+    """An extraction with all that was left open decided; can be sent to another machine.
 
     Attributes
     ----------
-    folder : Path
-    num_wanted, num_cached, num_extracted : int
-        Clips of the manifest, those cached before, those added now.
-    num_elsewhere : int
-        Clips that another process added meanwhile.
-    failures : list of Failure
-        Of this and earlier runs, for clips of this manifest.
-    clamped : dict of str to int
-        Clip id -> how many frames of its window were repeated.
-    seconds : float
+    manifest : Manifest
+    cache_root, weights : Path
+    device : str
+        On a cluster as a user names it, ``auto`` for what each worker has.
+    fingerprint : Fingerprint
+        Of the features it makes.
+    config : ExtractConfig
+    shard : Shard or None
+    retry_failed : bool
     """
 
-    folder: Path
-    num_wanted: int
-    num_cached: int
-    num_extracted: int = 0
-    num_elsewhere: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    clamped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    manifest: Manifest
+    cache_root: Path
+    weights: Path
+    device: str
+    fingerprint: Fingerprint
+    config: ExtractConfig
+    shard: Shard | None = None
+    retry_failed: bool = False
 
-    @property
-    def num_done(self) -> int:
-        return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
+    def plan(self) -> ExtractPlan:
+        """Compare the manifest with the cache; errors as :func:`.plan_extraction`."""
+        return plan_extraction(
+            self.manifest,
+            cache_root=self.cache_root,
+            fingerprint=self.fingerprint,
+            views=views_of(self.config.views, shift_frames=self.manifest.protocol.shift_frames),
+            shard=self.shard,
+            retry_failed=self.retry_failed,
+        )
+
+    def run(self, progress: Progress = lambda done, total: None) -> ExtractSummary:
+        """Plan and extract on this machine; errors as :func:`extract_dataset`."""
+        plan = self.plan()
+        backbone = i3d_backbone(
+            self.weights,
+            self.manifest.protocol,
+            device=self.device,
+            precision=self.fingerprint.precision,
+            num_clips=sum(len(item.views) for item in plan.to_do),
+        )
+        workers = self.config.workers or default_workers(self.device)
+        config = dataclasses.replace(self.config, workers=workers)
+        return extract(plan, backbone=backbone, config=config, progress=progress)
 
 
-def default_workers(device: str = "cpu") -> int:
-    """Decoding processes for this machine: the network, if it is on the CPU, needs most cores."""
-    cores = os.cpu_count() or 1
-    return max(1, min(8, cores // 4) if device == "cpu" else min(16, cores - 1))
-
-
-def extract(
-    plan: ExtractPlan,
+def prepare_job(
+    manifest: Manifest | str | Path,
     *,
-    backbone: Backbone,
-    config: ExtractConfig,
-    advance: Advance = lambda done, total: None,
-) -> ExtractSummary:
-    """Carry out a plan.
-
-    Finished clips are flushed to the cache every so often and whenever the run ends, also
-    by an exception or a signal: a second call goes on where this one stopped.
-
-    Clips that another process has in hand are waited for, and taken over should it die.
+    cache_root: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    config: ExtractConfig = ExtractConfig(),  # noqa: B008 - frozen
+    shard: Shard | str | None = None,
+    retry_failed: bool = False,
+    on_cluster: bool = False,
+    compares: bool = True,
+) -> ExtractJob:
+    """Decide what :func:`extract_dataset` leaves open; parameters and errors as there.
 
     Parameters
     ----------
-    plan : ExtractPlan
-    backbone : callable
-        Gives the network, see :func:`i3d_backbone`.
-    config : ExtractConfig
-    advance : callable
-        Told ``(clips done, clips in all)``, failed ones included.
+    on_cluster : bool
+        Devices are those of the workers, which have no time to compare precisions: ``auto``
+        is float32.
+    compares : bool
+        See :func:`.find_precision`.
+    """
+    clips = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
+    root = Project.find().cache if cache_root is None else Path(cache_root)
+    weights_path = find_weights(None if weights is None else Path(weights))
+    weights_sha256 = weights_identity(weights_path)
+    if on_cluster:
+        precision = "float32" if precision == "auto" else precision
+    else:
+        device = device_name(device)
+        precision = find_precision(
+            precision,
+            device=device,
+            manifest=clips,
+            cache_root=root,
+            weights=weights_path,
+            weights_sha256=weights_sha256,
+            compares=compares,
+        )
+    return ExtractJob(
+        manifest=clips,
+        cache_root=root,
+        weights=weights_path,
+        device=device,
+        fingerprint=fingerprint_of(
+            clips.protocol, weights_sha256=weights_sha256, precision=precision
+        ),
+        config=config,
+        shard=parse_shard(shard, os.environ) if isinstance(shard, str) else shard,
+        retry_failed=retry_failed,
+    )
+
+
+def extract_dataset(
+    manifest: Manifest | str | Path,
+    *,
+    cache_root: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = DEVICE,
+    precision: str = PRECISION,
+    workers: int | None = ExtractConfig.workers,
+    clip_timeout_seconds: float = ExtractConfig.clip_timeout_seconds,
+    flush_clips: int = ExtractConfig.flush_clips,
+    flush_seconds: float = ExtractConfig.flush_seconds,
+    strict_window: bool = ExtractConfig.strict_window,
+    views: ViewSet = ExtractConfig.views,
+    shard: Shard | str | None = None,
+    retry_failed: bool = False,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+) -> ExtractSummary:
+    """Extract the features of every clip of a manifest that the cache does not have.
+
+    Parameters
+    ----------
+    manifest : Manifest, str or Path
+        Read, or its file.
+    cache_root : str, Path or None
+        Where caches lie; None: ``cache/`` of the project.
+    weights : str, Path or None
+        None: what `aqa weights fetch` fetched.
+    device : str
+        See :func:`aqa_pipeline.device.find_device`.
+    precision : str
+        See :func:`aqa_pipeline.extraction.choose_precision.find_precision`.
+    workers, clip_timeout_seconds, flush_clips, flush_seconds, strict_window, views
+        See :class:`aqa_pipeline.config.ExtractConfig`.
+    shard : Shard, str or None
+        One part of the manifest alone, such as ``2/8``.
+    retry_failed : bool
+        Try clips again that failed before with the same video and window.
+    scheduler : str or None
+        Address of a dask scheduler whose workers extract, instead of this machine.
+    progress : callable or None
+        Called as ``progress(done, total)``: clips, failed ones included; on a cluster, shards.
+
+    Returns
+    -------
+    ExtractSummary
+        With the cache folder, and the clips that failed.
 
     Raises
     ------
+    DataError
+        The manifest cannot be used.
+    UsageError
+        Device, precision or shard are none.
     SetupError
-        The cache cannot be written (disk full, read-only), or the weights are damaged.
+        The weights are missing or damaged, the device lacks memory, the cache cannot be
+        written, or there is no such scheduler.
+    CacheError
+        The cache is damaged, or a worker of the cluster would compute other features.
     """
-    started = time.monotonic()
-    summary = ExtractSummary(
-        folder=plan.folder,
-        num_wanted=len(plan.manifest),
-        num_cached=plan.num_cached,
-        failures=list(plan.failed_before),
+    job = prepare_job(
+        manifest,
+        cache_root=cache_root,
+        weights=weights,
+        device=device,
+        precision=precision,
+        config=ExtractConfig(
+            workers=workers,
+            clip_timeout_seconds=clip_timeout_seconds,
+            flush_clips=flush_clips,
+            flush_seconds=flush_seconds,
+            strict_window=strict_window,
+            views=views,
+        ),
+        shard=shard,
+        retry_failed=retry_failed,
+        on_cluster=scheduler is not None,
     )
-    advance(summary.num_done, summary.num_wanted)
-    if plan.num_outdated:
-        _log.warning(
-            "%d clips are cached for another video file or window: extracted again",
-            plan.num_outdated,
-        )
-    _note_missing(plan, summary)
-    advance(summary.num_done, summary.num_wanted)
-    if plan.to_do:
-        _Extraction(plan, summary, config, advance).run(backbone)
-    summary.seconds = time.monotonic() - started
-    return summary
+    progress = progress or (lambda done, total: None)
+    if scheduler is None:
+        return job.run(progress)
+    from aqa_pipeline.extraction.cluster import extract_on_cluster  # brings dask
 
-
-def _note_missing(plan: ExtractPlan, summary: ExtractSummary) -> None:
-    if not plan.missing:
-        return
-    ensure_cache(plan.folder, plan.fingerprint)
-    log = FailureLog(plan.folder)
-    for gone in plan.missing:
-        failure = _failure(gone.clip.clip_id, gone.error)
-        known = plan.known_failures.get(gone.clip.clip_id)
-        if known is None or (known.source_id, known.error) != ("", failure.error):
-            log.append(failure)
-        summary.failures.append(failure)
-        _log.warning("clip %s failed: %s", gone.clip.clip_id, gone.error)
-
-
-class _Extraction:
-    """One process at work on a plan: what it has claimed, written, and left to others."""
-
-    def __init__(
-        self, plan: ExtractPlan, summary: ExtractSummary, config: ExtractConfig, advance: Advance
-    ) -> None:
-        self._plan = plan
-        self._summary = summary
-        self._config = config
-        self._advance = advance
-        self._items = {item.clip.clip_id: item for item in plan.to_do}
-        self._left_to_others: list[ClipToDo] = []
-        self._unwritten: list[str] = []  # keys of clips that only the writer's memory holds
-        ensure_cache(plan.folder, plan.fingerprint)
-        self._log = FailureLog(plan.folder)
-        self._claims = Leases(plan.folder)
-        self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
-        planned_with = plan.cache.segments if plan.cache else []
-        self._known_segments = {segment.path for segment in planned_with}
-
-    def run(self, backbone: Backbone) -> None:
-        workers = self._config.workers or default_workers()
-        timeout = self._config.clip_timeout_seconds
-        to_do: Sequence[ClipToDo] = self._plan.to_do
-        # The writer ends first, so that what is done is on the disk before anything can
-        # take time; the claims end last, when nothing is left to be claimed.
-        with (
-            self._claims,
-            DecodePool(workers=workers, clip_timeout_seconds=timeout) as pool,
-            contextlib.ExitStack() as stack,
-        ):
-            encode: Encode | None = None
-            while to_do:
-                self._left_to_others = []
-                decoded = pool.decode(self._claimed_runs(to_do))
-                if encode is None:  # the first clips are decoded while it is loaded
-                    encode = backbone()
-                    if getattr(encode, "uploads_frames", False):
-                        pool.lock_pages()
-                    writer = stack.enter_context(self._new_writer(encode))
-                for clip, features in encode_stream(decoded, self._windows, encode):
-                    self._take(clip, features, writer)
-                # Others may be waiting for what is only in memory here.
-                writer.flush()
-                self._give_back()
-                to_do = self._left_to_others
-                if to_do:
-                    _log.info("waiting for %d clips in the hands of other processes", len(to_do))
-                    time.sleep(_POLL_SECONDS)
-                    to_do = self._not_failed_elsewhere(to_do)
-
-    def _claimed_runs(self, to_do: Sequence[ClipToDo]) -> Iterator[list[DecodeTask]]:
-        """Runs of clips that are this process's to decode, claimed when they are asked for."""
-        for run in decode_runs([self._task(item) for item in to_do]):
-            claimed = []
-            for task in run:
-                item = self._items[task.clip_id]
-                if self._claims.take(item.key):
-                    claimed.append(item)
-                else:
-                    self._left_to_others.append(item)
-            # In this order: whoever had the clip before gave it back after writing it.
-            still_lacking = self._still_lacking(claimed)
-            if still_lacking:
-                yield [self._task(item) for item in still_lacking]
-
-    def _still_lacking(self, claimed: Sequence[ClipToDo]) -> list[ClipToDo]:
-        """What other processes have not written since the plan was made."""
-        self._cache.refresh()
-        segments = [s for s in self._cache.segments if s.path not in self._known_segments]
-        if not segments:
-            return list(claimed)
-        news = FeatureCache(self._cache.folder, self._cache.identity, segments)
-        rest = []
-        for item, lacking in zip(
-            claimed, lacking_views(news, claimed, self._plan.views), strict=True
-        ):
-            views = tuple(view for view in item.views if view in lacking)
-            if views:
-                self._items[item.clip.clip_id] = replace(item, views=views)
-                rest.append(self._items[item.clip.clip_id])
-            else:
-                self._claims.release([item.key])
-                self._summary.num_elsewhere += 1
-                self._tell()
-        return rest
-
-    def _not_failed_elsewhere(self, items: Sequence[ClipToDo]) -> list[ClipToDo]:
-        failures = read_failures(self._plan.folder)
-        rest = []
-        for item in items:
-            failure = failures.get(item.clip.clip_id)
-            is_new = failure != self._plan.known_failures.get(item.clip.clip_id)
-            if failure is not None and is_new and item.failed_as(failure):
-                self._summary.failures.append(failure)
-                self._tell()
-            else:
-                rest.append(item)
-        return rest
-
-    def _task(self, item: ClipToDo) -> DecodeTask:
-        return DecodeTask(
-            clip_id=item.clip.clip_id,
-            video=item.clip.video,
-            positions=item.positions,
-            pixels=PIXEL_PRESETS[self._plan.manifest.protocol.pixels],
-            index_folder=self._plan.index_folder,
-            strict_window=self._config.strict_window,
-            shifts=tuple(sorted({view.shift for view in item.views})),
-        )
-
-    def _windows(self, decoded: Decoded) -> list[npt.NDArray[np.uint8]]:
-        task, clip = decoded.task, decoded.clip
-        if clip is None:
-            return []
-        return [
-            cut_view(clip.frames, view, positions=task.positions, union=task.union)
-            for view in self._items[task.clip_id].views
-        ]
-
-    def _new_writer(self, encode: Encode) -> SegmentWriter:
-        machine = {**_facts(), **getattr(encode, "facts", {})}
-        plan = self._plan
-        return SegmentWriter(plan.folder, plan.fingerprint, config=self._config, machine=machine)
-
-    def _take(
-        self,
-        decoded: Decoded,
-        features: Sequence[npt.NDArray[np.float32]],
-        writer: SegmentWriter,
-    ) -> None:
-        item = self._items[decoded.task.clip_id]
-        try:
-            row = _clip_features(decoded, item, features)
-            self._unwritten.append(item.key)
-            if writer.add(row):
-                self._give_back()
-        except ClipError as error:
-            failure = _failure(item.clip.clip_id, error, item, decoded.attempts)
-            self._log.append(failure)
-            self._claims.release([item.key])
-            self._summary.failures.append(failure)
-            _log.warning("clip %s failed: %s", item.clip.clip_id, error)
-        else:
-            self._summary.num_extracted += 1
-            _note_clamped(self._summary, decoded)
-        self._tell()
-
-    def _give_back(self) -> None:
-        self._claims.release(self._unwritten)
-        self._unwritten.clear()
-
-    def _tell(self) -> None:
-        self._advance(self._summary.num_done, self._summary.num_wanted)
-
-
-def _clip_features(
-    decoded: Decoded, item: ClipToDo, features: Sequence[npt.NDArray[np.float32]]
-) -> ClipFeatures:
-    if decoded.clip is None:
-        raise decoded.error or ClipError(f"{item.clip.video}: not decoded", stage="decode")
-    return ClipFeatures(
-        clip_id=item.clip.clip_id,
-        source_id=item.source_id,
-        frame_index=item.positions,
-        pts_seconds=decoded.clip.pts_seconds,
-        features=np.stack(features),
-        view_names=tuple(view.name for view in item.views),
-    )
-
-
-def _failure(
-    clip_id: str, error: ClipError, item: ClipToDo | None = None, attempts: int = 1
-) -> Failure:
-    return Failure(
-        clip_id=clip_id,
-        source_id=item.source_id if item else "",
-        frame_window=item.frame_window if item else (0, 0),
-        stage=error.stage,
-        error=str(error),
-        detail=error.detail,
-        attempts=attempts,
-    )
-
-
-def _note_clamped(summary: ExtractSummary, decoded: Decoded) -> None:
-    clip, task = decoded.clip, decoded.task
-    if clip is None or not clip.num_clamped:
-        return
-    summary.clamped[task.clip_id] = clip.num_clamped
-    if len(summary.clamped) <= _CLAMPS_TOLD:
-        _log.warning(
-            "clip %s: %d of %d frames lie outside %s (%d frames); its first or last frame is "
-            "repeated",
-            task.clip_id,
-            clip.num_clamped,
-            len(task.positions),
-            task.video,
-            clip.video_frames,
-        )
-
-
-def _facts() -> dict[str, str | int | float | bool | None]:
-    import torch
-
-    return machine_facts(device="cpu", threads=torch.get_num_threads())
+    return extract_on_cluster(job, scheduler=scheduler, progress=progress)

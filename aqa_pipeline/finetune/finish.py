@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,16 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_json_atomically
-from aqa_pipeline.backbone.encoder import i3d_backbone
-from aqa_pipeline.backbone.weights import (
-    WeightsInfo,
-    weights_identity,
-    weights_sha256,
-    write_weights,
-)
-from aqa_pipeline.cache.fingerprint import fingerprint_of
+from aqa_pipeline.backbone.precision import FLOAT32
+from aqa_pipeline.backbone.weights import WeightsInfo, weights_sha256, write_weights
 from aqa_pipeline.cache.load import feature_set, load_features
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
+from aqa_pipeline.config import FinetuneConfig, FinetuneMachine
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.extraction.extract import ExtractSummary, default_workers, extract
-from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.extract import extract_dataset
+from aqa_pipeline.extraction.work import ExtractSummary, Progress
 from aqa_pipeline.finetune.loop import HISTORY_COLUMNS
 from aqa_pipeline.finetune.part import TunedPart
 from aqa_pipeline.finetune.plan import PartPlan
@@ -38,8 +31,6 @@ from aqa_pipeline.runs.folder import Run, history_table, write_predictions, writ
 from aqa_pipeline.training.validation import cross_fitted
 
 BACKBONE_FILE = "backbone.safetensors"
-
-Advance = Callable[[int, int], None]
 
 
 def write_backbone(plan: PartPlan, tuned: TunedPart, parent: WeightsInfo) -> Path:
@@ -68,7 +59,7 @@ def extract_part(
     cache_root: Path,
     device: torch.device,
     machine: FinetuneMachine,
-    told: Advance,
+    progress: Progress,
 ) -> FeatureCache:
     """The part's clips into the cache of the tuned backbone; what is there already stays.
 
@@ -85,7 +76,7 @@ def extract_part(
         cache_root=cache_root,
         device=device,
         machine=machine,
-        told=told,
+        progress=progress,
     )
     if summary.failures:
         first = summary.failures[0]
@@ -104,24 +95,19 @@ def extract_clips(
     cache_root: Path,
     device: torch.device,
     machine: FinetuneMachine = FinetuneMachine(),  # noqa: B008 - frozen
-    told: Advance = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> ExtractSummary:
-    """What ``aqa extract --weights backbone`` does; failed clips are tried again."""
-    protocol = manifest.protocol
-    plan = plan_extraction(
+    """Extract with the tuned backbone, in float32 as it was validated; failed clips again."""
+    return extract_dataset(
         manifest,
         cache_root=cache_root,
-        fingerprint=fingerprint_of(protocol, weights_sha256=weights_identity(backbone)),
+        weights=backbone,
+        device=str(device),
+        precision=FLOAT32,
+        workers=machine.workers,
+        clip_timeout_seconds=machine.clip_timeout_seconds,
         retry_failed=True,
-    )
-    return extract(
-        plan,
-        backbone=i3d_backbone(backbone, protocol, device=str(device), num_clips=len(plan.to_do)),
-        config=ExtractConfig(
-            workers=machine.workers or default_workers(device.type),
-            clip_timeout_seconds=machine.clip_timeout_seconds,
-        ),
-        advance=told,
+        progress=progress,
     )
 
 

@@ -19,7 +19,7 @@ from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import PIXEL_PRESETS, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.datasets.locate import video_index_folder
 from aqa_pipeline.errors import SetupError
-from aqa_pipeline.extraction.extract import default_workers
+from aqa_pipeline.extraction.work import default_workers
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, SavedState, TrainerState
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.folded import lay_out_channels_last

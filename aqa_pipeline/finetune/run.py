@@ -12,7 +12,7 @@ Source: Sec. 4.1 (Adam, 1e-3 for the head and 1e-4 for the backbone).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.extraction.work import Progress
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, check_settings, read_state
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.finish import (
@@ -39,8 +40,6 @@ from aqa_pipeline.finetune.part import require_tensorboard, train_part
 from aqa_pipeline.finetune.plan import PartPlan, plan_part
 from aqa_pipeline.finetune.start import read_start
 from aqa_pipeline.runs.evaluate import average_parts
-
-Advance = Callable[[int, int], None]
 
 _LOWER = "lower --pairs-at-once, or type --checkpointing, and go on with the same command"
 
@@ -105,7 +104,7 @@ def finetune_dataset(
     ranks: DistributedContext = DistributedContext(),  # noqa: B008 - frozen
     again: bool = False,
     tell: Tell = lambda progress: None,
-    extracting: Advance = lambda done, total: None,
+    extracting: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Train every part, extract its clips with the tuned backbone, write its run folder.
 
@@ -125,7 +124,7 @@ def finetune_dataset(
     tell : callable
         Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
     extracting : callable
-        Told ``(clips done, clips in all)`` of the extraction at the end of each part.
+        Called as ``extracting(done, total)`` with the clips extracted at the end of each part.
 
     Returns
     -------
@@ -177,7 +176,7 @@ def finetune_dataset(
         with naming_shortage(device, "end what else uses it and type the same command again"):
             cache = extract_part(
                 plan, backbone, cache_root=cache_root, device=device, machine=machine,
-                told=extracting,
+                progress=extracting,
             )  # fmt: skip
         if ranks.is_first:
             measured.append(

@@ -22,7 +22,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # Both are put back afterwards.
     monkeypatch.setattr("aqa_pipeline.extraction.extract.i3d_backbone", None)
-    monkeypatch.setattr("aqa_pipeline.extraction.extract._facts", None)
+    monkeypatch.setattr("aqa_pipeline.extraction.work._facts", None)
     use_fake_network()
     return tmp_path
 
@@ -58,7 +58,7 @@ def test_a_dry_run_on_a_gpu_computes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     def no_clip(*given: object, **named: object) -> None:
         raise AssertionError("a clip was decoded to compare precisions")
 
-    monkeypatch.setattr("aqa_pipeline.device.device_name", lambda name: "cuda:0")
+    monkeypatch.setattr("aqa_pipeline.extraction.extract.device_name", lambda name: "cuda:0")
     found = "aqa_pipeline.extraction.choose_precision"
     monkeypatch.setattr(f"{found}.supported_precisions", lambda device: ("fp16", "float32"))
     monkeypatch.setattr(f"{found}.sample_windows", no_clip)

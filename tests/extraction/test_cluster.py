@@ -13,7 +13,8 @@ from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.errors import CacheError, SetupError
-from aqa_pipeline.extraction.cluster import ClusterJob, extract_on_cluster
+from aqa_pipeline.extraction.cluster import extract_on_cluster
+from aqa_pipeline.extraction.extract import ExtractJob
 from tests.support.fake_aqa import run_aqa, use_fake_network, write_fake_weights
 from tests.support.places import ROOT
 from tests.support.small_project import make_project
@@ -42,21 +43,21 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_job(project: Path, *, weights_sha256: str | None = None) -> ClusterJob:
+def make_job(project: Path, *, weights_sha256: str | None = None) -> ExtractJob:
     from aqa_pipeline.datasets.manifest import read_manifest
 
     weights = project / "w.safetensors"
-    path = project / "manifests" / "small.csv"
+    manifest = read_manifest(project / "manifests" / "small.csv")
     sha256 = weights_sha256 or weights_identity(weights)
-    fingerprint = fingerprint_of(read_manifest(path).protocol, weights_sha256=sha256)
+    fingerprint = fingerprint_of(manifest.protocol, weights_sha256=sha256)
     config = ExtractConfig(workers=1)
-    return ClusterJob(path, project / "cache", weights, fingerprint, config)
+    return ExtractJob(manifest, project / "cache", weights, "auto", fingerprint, config)
 
 
 def test_every_clip_is_extracted_once_by_some_worker(project: Path, scheduler: str) -> None:
     told: list[tuple[int, int]] = []
     job = make_job(project)
-    summary = extract_on_cluster(job, scheduler=scheduler, advance=lambda *now: told.append(now))
+    summary = extract_on_cluster(job, scheduler=scheduler, progress=lambda *now: told.append(now))
     assert (summary.num_wanted, summary.num_extracted, summary.failures) == (12, 12, [])
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     segments = FeatureCache.open(summary.folder).segments

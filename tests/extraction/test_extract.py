@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.backbone.gpu_encoder import BatchedEncoder
 from aqa_pipeline.cache.failures import Failure, FailureLog
 from aqa_pipeline.cache.fingerprint import BACKBONE_DIM, ensure_cache, fingerprint_of
@@ -21,10 +22,10 @@ from aqa_pipeline.config import PIXEL_PRESETS, ExtractConfig
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.errors import CacheError
-from aqa_pipeline.extraction.extract import Encode, ExtractSummary, default_workers, extract
 from aqa_pipeline.extraction.leases import Leases
 from aqa_pipeline.extraction.plan import estimate, plan_extraction
 from aqa_pipeline.extraction.shards import Shard
+from aqa_pipeline.extraction.work import ExtractSummary, default_workers, extract
 from aqa_pipeline.media.views import views_of
 from tests.support.small_project import encode_numbers, fake_backbone, make_project
 from tests.support.videos import write_video
@@ -84,7 +85,7 @@ def test_an_interrupted_run_keeps_what_was_done_and_the_next_does_the_rest(tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(plan, backbone=fake_backbone, config=CONFIG, advance=interrupt)
+        extract(plan, backbone=fake_backbone, config=CONFIG, progress=interrupt)
     summary = run(manifest, tmp_path)
     assert (summary.num_cached, summary.num_extracted) == (3, 5)
     assert len(load(manifest, tmp_path)) == 8
@@ -212,7 +213,7 @@ def test_what_another_process_wrote_since_the_plan_is_not_extracted_again(tmp_pa
     run(manifest, tmp_path)
     told: list[tuple[int, int]] = []
     summary = extract(
-        plan, backbone=fake_backbone, config=CONFIG, advance=lambda *now: told.append(now)
+        plan, backbone=fake_backbone, config=CONFIG, progress=lambda *now: told.append(now)
     )
     assert (summary.num_cached, summary.num_elsewhere, summary.num_extracted) == (0, 4, 0)
     assert told[-1] == (4, 4)
@@ -237,7 +238,7 @@ def test_clips_in_another_process_hands_are_waited_for_and_its_failures_believed
                 )
                 other.release([fails.key, vanishes.key])
 
-        summary = extract(plan, backbone=fake_backbone, config=CONFIG, advance=other_process)
+        summary = extract(plan, backbone=fake_backbone, config=CONFIG, progress=other_process)
     assert summary.num_extracted == 3
     assert [failure.error for failure in summary.failures] == ["a bad packet"]
 

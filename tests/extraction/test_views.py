@@ -8,14 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.cache.load import wanted
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig
 from aqa_pipeline.datasets.locate import locate
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
-from aqa_pipeline.extraction.extract import Encode, ExtractSummary, extract
 from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.work import ExtractSummary, extract
 from aqa_pipeline.media.views import ViewSet, views_of
 from tests.support.small_project import encode_numbers, make_project
 

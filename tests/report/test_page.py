@@ -20,8 +20,8 @@ from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig, FitConfig, HeadConfig
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.extraction.extract import extract
 from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.work import extract
 from aqa_pipeline.project import Project
 from aqa_pipeline.report.page import write_report
 from aqa_pipeline.training.fit import fit_head

@@ -75,10 +75,12 @@ def slow_encode(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def use_fake_network() -> None:
     """From here on the real command loads the fake network, and does not ask torch anything."""
-    from aqa_pipeline.extraction import extract
+    from aqa_pipeline.extraction import extract, work
 
-    extract.i3d_backbone = lambda weights, protocol, **_: lambda: slow_encode
-    extract._facts = lambda: {"cpu": "fake"}
+    extract.i3d_backbone = (  # type: ignore[attr-defined]
+        lambda weights, protocol, **_: lambda: slow_encode
+    )
+    work._facts = lambda: {"cpu": "fake"}
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from aqa_pipeline.backbone.encoder import Encode
 from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest, write_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.extraction.extract import Encode
 from tests.support.videos import frame_numbers, write_video
 
 #: One snippet of 9 frames: what the smallest clip costs on the real network.

@@ -13,7 +13,8 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig, FitConfig, HeadConfig, Protocol, ScoreConfig
 from aqa_pipeline.datasets.manifest import Manifest, read_manifest
 from aqa_pipeline.datasets.protocol import write_protocol
-from aqa_pipeline.extraction.extract import extract, plan_extraction
+from aqa_pipeline.extraction.plan import plan_extraction
+from aqa_pipeline.extraction.work import extract
 from aqa_pipeline.runs.folder import read_run, run_folders
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.training.fit import fit_dataset
