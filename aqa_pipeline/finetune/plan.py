@@ -29,7 +29,7 @@ from aqa_pipeline.finetune.frames import crop_jitter
 from aqa_pipeline.finetune.loop import TrainingData
 from aqa_pipeline.finetune.start import FittedStart, check_start
 from aqa_pipeline.finetune.validation import ValidationPlan
-from aqa_pipeline.runs.config import stored_fit
+from aqa_pipeline.runs.config import stored_fit, stored_tensors
 from aqa_pipeline.training.stack import checked_labels
 from aqa_pipeline.training.validation import hold_out, validation_unit
 
@@ -272,6 +272,6 @@ def _digest_of_head(start: FittedStart | None) -> str | None:
     if start is None:
         return None
     digest = hashlib.sha256()
-    for name, value in sorted(start.head.state_dict().items()):
+    for name, value in sorted(stored_tensors(start.head.state_dict()).items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -27,10 +27,11 @@ from aqa_pipeline.datasets.locate import clip_positions, video_index_folder
 from aqa_pipeline.datasets.manifest import Clip, Manifest, read_manifest
 from aqa_pipeline.errors import AqaError, DataError
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.media.reader import VideoReader, read_index
 from aqa_pipeline.media.snippets import clamp_positions
 from aqa_pipeline.project import Project
-from aqa_pipeline.runs.evaluate import Predictions, predict_clips
+from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.runs.record import RunRecord
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,7 @@ from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads.voting import Votes
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import measure_intervals
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
 
@@ -48,64 +47,15 @@ def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
     return f"{best} chosen on a validation part of the training split; test read once"
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Scores predicted for Q clips by the K heads of a run.
-
-    Attributes
-    ----------
-    clips : FeatureSet
-    per_head : ndarray of float64, shape=(K, Q)
-        In points.
-    exemplars : ndarray of int64, shape=(Q, M)
-        Positions in the run's exemplars, -1 for none.
-    fallback : ndarray of bool, shape=(Q,)
-        No exemplar has the clip's key (difficulty, ...); the nearest key voted.
-    votes : Votes
-    """
-
-    clips: FeatureSet
-    per_head: FloatArray
-    exemplars: npt.NDArray[np.int64]
-    fallback: npt.NDArray[np.bool_]
-    votes: Votes
-
-    @property
-    def score(self) -> FloatArray:
-        """The run's prediction: the mean of its heads, shape=(Q,), in points."""
-        # One clip after the other: a sum over a table may add in another order than a sum over
-        # one of its columns.
-        return np.array([own.mean() for own in np.ascontiguousarray(self.per_head.T)])
-
-
 def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     """Score clips by comparing them with the run's exemplars, each clip on its own.
-
-    So a clip's prediction is the same to the bit whichever clips are scored beside it
-    (:mod:`aqa_pipeline.heads.voter`).
 
     Raises
     ------
     CacheError
         If the features have another shape than those the head was trained on.
     """
-    jury = run.jury()
-    verdicts = [
-        jury.predict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
-    ]
-    num_votes = max((len(predict.exemplars) for predict in verdicts), default=0)
-    opinions = num_votes if run.head.is_contrastive else 1
-    exemplars = np.full((len(clips), num_votes), -1, dtype=np.int64)
-    label = np.full((run.head.num_models, len(clips), opinions), np.nan)
-    mean = np.full((run.head.num_models, len(clips)), np.nan)
-    leaf = np.full(label.shape, -1, dtype=np.int64)
-    for i, predict in enumerate(verdicts):
-        exemplars[i, : len(predict.exemplars)] = predict.exemplars
-        label[:, i, : predict.label.shape[1]] = predict.label
-        mean[:, i] = predict.mean()
-        leaf[:, i, : predict.leaf.shape[1]] = predict.leaf
-    fallback = np.array([predict.fallback for predict in verdicts], dtype=bool)
-    return Predictions(clips, clips.to_score(mean), exemplars, fallback, Votes(label, leaf))
+    return run.voter().predict_clips(clips)
 
 
 def measure(

@@ -26,11 +26,17 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head, Regressor
-from aqa_pipeline.heads.outputs import trunk_from_settings
+from aqa_pipeline.heads.outputs import output_from_settings
 from aqa_pipeline.heads.svr import SvrHead
-from aqa_pipeline.heads.voter import ExemplarVoter
+from aqa_pipeline.heads.voting import ExemplarVoter
 from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
-from aqa_pipeline.runs.config import fit_from_stored, stored_fit
+from aqa_pipeline.runs.config import (
+    STORED_OUTPUT,
+    fit_from_stored,
+    stored_fit,
+    stored_tensors,
+    tensors_from_stored,
+)
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
 
 FORMAT, FORMAT_VERSION = "aqa-run", 1
@@ -69,7 +75,7 @@ class Run:
     def seeds(self) -> list[int]:
         return [self.fit_config.seed + k for k in range(self.fit_config.num_seeds)]
 
-    def jury(self) -> ExemplarVoter:
+    def voter(self) -> ExemplarVoter:
         """Its exemplars, encoded once, ready to vote on clips."""
         return ExemplarVoter(
             self.head,
@@ -92,7 +98,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     with atomic_path(folder / "head.safetensors") as temporary:
         save_file(
-            {name: value.contiguous() for name, value in run.head.state_dict().items()},
+            {n: t.contiguous() for n, t in stored_tensors(run.head.state_dict()).items()},
             temporary,
             metadata={"format": FORMAT},
         )
@@ -120,7 +126,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
             "fit": stored_fit(run.fit_config),
             "num_snippets": exemplars.features.shape[1],
             "feature_dim": exemplars.features.shape[2],
-            **run.head.settings(),
+            **{STORED_OUTPUT if n == "output" else n: v for n, v in run.head.settings().items()},
         },
     )
 
@@ -180,7 +186,7 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     try:
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+        head.load_state_dict(tensors_from_stored(load_file(folder / "head.safetensors")))
     except FileNotFoundError:
         raise DataError(f"{folder}: head.safetensors is missing; train the head again") from None
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -208,7 +214,7 @@ def _empty_regressor(head_config: HeadConfig, num_models: int, config: dict[str,
     return Head(
         head_config,
         **shape,
-        trunk=trunk_from_settings(head_config, config["trunk"], generators),
+        output=output_from_settings(head_config, config[STORED_OUTPUT], generators),
         epsilon=config["epsilon"],
         generators=generators,
     )

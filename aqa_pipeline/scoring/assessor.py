@@ -11,7 +11,7 @@ import numpy.typing as npt
 from aqa_pipeline.core.featureset import FeatureSet, Key
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads.voter import ClipPrediction
+from aqa_pipeline.heads.voting import ClipPrediction
 from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.runs.calibration import HalfWidth, Intervals, merged
 from aqa_pipeline.runs.conformal import fewest_residuals
@@ -55,7 +55,7 @@ class FeatureScorer:
 
     def __init__(self, runs: Sequence[Run], coverage: float) -> None:
         self.runs, self.coverage = list(runs), coverage
-        self._juries = [run.jury() for run in runs]
+        self._voters = [run.voter() for run in runs]
         self._known = _distinct([run.exemplars for run in runs])
         self._familiarity = OutlierDetector(
             self._known.features, is_exact=all(has_exact_features(run) for run in runs)
@@ -132,7 +132,7 @@ class FeatureScorer:
         key = self.key(facts)
         difficulty = np.nan if facts.difficulty is None else facts.difficulty
         scale, offset = self._label_scale(facts)
-        verdicts = [jury.predict(features, key) for jury in self._juries]
+        verdicts = [jury.predict(features, key) for jury in self._voters]
         per_head = np.concatenate([offset + scale * predict.mean() for predict in verdicts])
         score = float(per_head.mean())
         half = self._half_width(scale, difficulty)
@@ -193,7 +193,7 @@ class FeatureScorer:
         deltas = [
             jury.delta(a.features, b.features, exemplar_label=label_b)
             - jury.delta(b.features, a.features, exemplar_label=label_a)
-            for jury in self._juries
+            for jury in self._voters
         ]
         return float(scale * np.concatenate(deltas).mean() / 2)
 

@@ -326,7 +326,7 @@ def _voting_rows(run: Run, scored: ScoredClip) -> npt.NDArray[np.int64]:
 
 def _path(run: Run, clip: FeatureSet, exemplars: Sequence[ShownExemplar]) -> TreePath | None:
     head = run.head
-    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
+    if not (isinstance(head, Head) and isinstance(head.output, TreeOutput)):
         return None
     query = torch.from_numpy(clip.features[0]).to(head.device)
     if not head.is_contrastive:

@@ -27,9 +27,9 @@ from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import naming_shortage, smaller_heads
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import held_out_clips
 from aqa_pipeline.runs.evaluate import (
-    Predictions,
     average_parts,
     measure,
     predict_clips,

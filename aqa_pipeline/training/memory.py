@@ -41,14 +41,14 @@ def bytes_a_model(
     on_gpu = device.type != "cpu"
     snippets, dim = train.features.shape[1:]
     generators = [torch.Generator().manual_seed(0)]
-    trunk = fit_output_layer(
+    output = fit_output_layer(
         head_config, [np.linspace(-1, 1, 64)], score_range=1.0, train=train, generators=generators
     )
     head = Head(
         head_config,
         num_snippets=snippets,
         feature_dim=dim,
-        trunk=trunk,
+        output=output,
         epsilon=1.0,
         generators=generators,
     )

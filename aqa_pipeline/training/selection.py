@@ -20,15 +20,15 @@ from torch import Tensor
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman, spearman_rows
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.voting import (
+from aqa_pipeline.heads.batch_voting import (
     VotePairs,
     mean_votes,
-    predict_labels,
+    vote,
     vote_pairs,
     votes_on_device,
     votes_on_host,
 )
+from aqa_pipeline.heads.head import Head
 
 IntArray = npt.NDArray[np.int64]
 
@@ -166,7 +166,7 @@ class EpochSelection:
         if not votes_on_host(self._pool.device):
             there = self.labels_on_device().cpu().numpy()  # (J, K, n); all that the host reads
             return [there[j, k] for k, own in enumerate(self._blocks) for j in range(len(own))]
-        votes = predict_labels(
+        votes = vote(
             self._head,
             queries=self._queries,
             pool=self._pool,

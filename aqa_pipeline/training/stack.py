@@ -111,7 +111,7 @@ class Stack:
             head_config,
             num_snippets=train.features.shape[1],
             feature_dim=train.features.shape[2],
-            trunk=fit_output_layer(
+            output=fit_output_layer(
                 head_config,
                 targets * times,
                 score_range=score_range or float(np.ptp(labels)),
@@ -219,7 +219,7 @@ def checked_labels(train: FeatureSet) -> FloatArray:
 
 
 def _targets(labels: FloatArray, groups: IntArray, config: HeadConfig) -> FloatArray | PairLabels:
-    """What the trunk is to predict: differences of all unordered pairs, or the labels."""
+    """Targets of the output layer: differences of all unordered pairs, or the labels."""
     if config.mode == "direct":
         return labels
     pairs = PairLabels(labels, groups)

@@ -30,7 +30,7 @@ def drawn_run(
         head_config,
         num_snippets=pool.features.shape[1],
         feature_dim=pool.features.shape[2],
-        trunk=fit_output_layer(
+        output=fit_output_layer(
             head_config, [targets] * len(seeds), score_range=30.0, generators=generators
         ),
         epsilon=30.0,

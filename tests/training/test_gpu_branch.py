@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.heads.outputs import LeafLabels, TreeOutput, Value
+from aqa_pipeline.heads.gart import Value
+from aqa_pipeline.heads.outputs import LeafLabels, TreeOutput
 from aqa_pipeline.training.adam import side_by_side
 from aqa_pipeline.training.stack import Stack
 from tests.support.planted import planted_clips
@@ -153,7 +154,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def whole_value(self: TreeOutput, root: Tensor) -> Value:
         taken.append("value")
-        return Value(*self.groups.delta(self.tree(root)))
+        return self.groups.delta(self.tree(root))
 
     def not_taken(device: torch.device) -> bool:
         taken.append("gradients")
@@ -166,7 +167,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(TreeOutput, "labels", whole_labels)
     monkeypatch.setattr(TreeOutput, "value", whole_value)
     monkeypatch.setattr("aqa_pipeline.training.adam.takes_gradients", not_taken)
-    for module in ("vote", "selection"):
+    for module in ("heads.batch_voting", "training.selection"):
         monkeypatch.setattr(f"aqa_pipeline.{module}.votes_on_host", not_on_host)
     return taken
 

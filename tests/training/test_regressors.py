@@ -86,7 +86,7 @@ def test_every_method_the_paper_compares_with_fits_and_evaluates_alike(
 @pytest.mark.parametrize("mode", ["direct", "contrastive"])
 @pytest.mark.parametrize("aggregation", ["lstm", "attention"])
 @pytest.mark.parametrize("kind", ["mlp", "gart"])
-def test_every_aggregation_goes_with_every_trunk(
+def test_every_aggregation_goes_with_every_output_layer(
     tmp_path: Path, kind: str, aggregation: str, mode: str
 ) -> None:
     manifest, cache = make_cache(tmp_path)
