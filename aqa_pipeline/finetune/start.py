@@ -82,7 +82,7 @@ def read_start(folder: Path) -> FittedStart:
             f"{folder}: a {run.head.config.name} head scores a clip alone; fine-tuning trains "
             "pairs and needs a head that compares (`aqa fit-head --mode contrastive`)"
         )
-    scores = [-np.inf if rho is None else rho for rho in run.config["selection_rho"]]
+    scores = [-np.inf if rho is None else rho for rho in run.config.selection_rho]
     number = int(np.argmax(scores))
     return FittedStart(
         folder=folder,
@@ -91,12 +91,12 @@ def read_start(folder: Path) -> FittedStart:
         num_heads=run.head.num_models,
         protocol=run.protocol,
         labels=run.labels,
-        held_out=tuple(run.config["validation_clips"][number]),
-        weights_sha256=run.config["cache"]["weights_sha256"],
+        held_out=run.config.validation_clips[number],
+        weights_sha256=run.config.cache.weights_sha256,
         selection=run.fit_config.model_selection,
         use_difficulty=run.fit_config.use_difficulty,
         num_exemplars=run.fit_config.num_exemplars,
-        validation_of=run.config.get("validation_of"),
+        validation_of=run.config.validation_of,
     )
 
 

@@ -142,7 +142,7 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     run = read_run(record.folder, device=torch.device("cpu"))
     if record.predictions.empty:
         raise DataError(f"{record.folder}: predictions.csv is missing or empty")
-    manifest = read_manifest(project.manifest_path(run.config["dataset"]))
+    manifest = read_manifest(project.manifest_path(run.config.dataset))
     # The protocol the head was fitted with, whatever the file says by now.
     manifest = dataclasses.replace(manifest, protocol=run.protocol)
     rows = manifest.clips.set_index("clip_id", drop=False)
@@ -151,7 +151,7 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     if gone:
         raise DataError(f"{manifest.path}: {len(gone)} clips of the run are gone, as {gone[0]!r}")
     rows = rows.loc[wanted]
-    cache = FeatureCache.open(project.cache / manifest.name / run.config["cache"]["folder"])
+    cache = FeatureCache.open(project.cache / manifest.name / run.config.cache.folder)
     features = load_features(manifest, cache, wanted)
     predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
     return Rescored(run, manifest, predictions)

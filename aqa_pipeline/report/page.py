@@ -231,7 +231,7 @@ def _run_section(
         drawings=drawings,
         cases=studied,
         missing=missing,
-        settings=list(_flattened(record.config)),
+        settings=list(_flattened(record.stored)),
         sweep=sweep_page(record.folder, anchor),
     )
 

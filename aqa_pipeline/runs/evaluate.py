@@ -22,7 +22,7 @@ import torch
 
 from aqa_pipeline.cache.load import feature_set, load_features
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
+from aqa_pipeline.config import RangeOf
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
@@ -31,20 +31,13 @@ from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import measure_intervals
+from aqa_pipeline.runs.config import selection_sentence
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
 
 FloatArray = npt.NDArray[np.float64]
 
 
 RANGE_NAMES: dict[RangeOf, str] = {"evaluated": "evaluated set", "class": "class, train and test"}
-
-
-def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
-    """How the epoch was chosen, for every place that prints a number."""
-    best = "best grid point" if head_config.is_svr else "best epoch"
-    if config.model_selection == "test":
-        return f"{best} chosen on the test set (as in the literature)"
-    return f"{best} chosen on a validation part of the training split; test read once"
 
 
 def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
@@ -119,9 +112,9 @@ def measure(
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
     }
-    if "best_relative_l2_of_any_epoch" in run.config:
+    if run.config.best_relative_l2_of_any_epoch is not None:
         # Published programs report the best rho and the best R-l2, each of its own epoch.
-        heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
+        heads["relative_l2_best_of_any_epoch"] = list(run.config.best_relative_l2_of_any_epoch)
     intervals = measure_intervals(run.calibration, predictions.clips, ensemble)
     if intervals is not None:
         result["intervals"] = intervals
@@ -156,10 +149,10 @@ def evaluate_run(
     CacheError
         If the features are not in the cache, or were made with another backbone.
     """
-    rows = Part(**run.config["part"]).rows(manifest, "test")
+    rows = run.config.part.rows(manifest, "test")
     if rows.empty:
         raise DataError(f"{manifest.path}: no test clip for the run {run.folder}")
-    folder = cache_root / manifest.name / run.config["cache"]["folder"]
+    folder = cache_root / manifest.name / run.config.cache.folder
     cache = FeatureCache.open(folder)
     features = load_features(manifest, cache, rows["clip_id"].tolist())
     # The protocol the head was fitted with, whatever the file says by now.
@@ -204,9 +197,9 @@ def evaluate_folder(
     measured = []
     for own in folders:
         run = read_run(own, device=device)
-        manifest = manifest_of(run.config["dataset"])
+        manifest = manifest_of(run.config.dataset)
         metrics_of_part = evaluate_run(run, manifest, cache_root=cache_root, range_of=range_of)
-        measured.append((Part(**run.config["part"]), metrics_of_part))
+        measured.append((run.config.part, metrics_of_part))
     if folders == [folder]:
         return measured[0][1]
     return average_parts(measured, rho_average=run.protocol.rho_average)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,18 @@ from aqa_pipeline.heads.svr import SvrHead
 from aqa_pipeline.heads.voting import ExemplarVoter
 from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
 from aqa_pipeline.runs.config import (
+    FORMAT,
+    FORMAT_VERSION,
     STORED_OUTPUT,
+    RunConfig,
     fit_from_stored,
+    read_stored,
     stored_fit,
     stored_tensors,
     tensors_from_stored,
+    untupled,
 )
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
-
-FORMAT, FORMAT_VERSION = "aqa-run", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,8 @@ class Run:
     protocol : Protocol
     labels : LabelScale
     fit_config : FitConfig
-    config : dict
-        All of ``config.json``.
+    config : RunConfig
+        How it came about.
     calibration : Calibration or None
         None: nothing was held out, or the run is older than this file.
     """
@@ -68,7 +71,7 @@ class Run:
     protocol: Protocol
     labels: LabelScale
     fit_config: FitConfig
-    config: dict[str, Any]
+    config: RunConfig = field(default_factory=RunConfig)
     calibration: Calibration | None = None
 
     @property
@@ -119,7 +122,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **run.config,
+            **run.config.stored(),
             "protocol": dataclasses.asdict(run.protocol),
             "labels": dataclasses.asdict(run.labels),
             "head": dataclasses.asdict(run.head.config),
@@ -157,32 +160,19 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     DataError
         If it is not a run folder, or a file in it is missing or damaged.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = (
-            "its fit did not end; type the same `aqa fit-head` again"
-            if folder.is_dir()
-            else ("`aqa fit-head` makes one")
-        )
-        raise DataError(f"{folder}: not a run folder, it has no config.json; {hint}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if config.get("format") != FORMAT or config.get("format_version") != FORMAT_VERSION:
+    path, stored = folder / "config.json", read_stored(folder)
+    if stored.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format {config.get('format')!r} version {config.get('format_version')}, "
-            f"this program reads {FORMAT!r} version {FORMAT_VERSION}"
+            f"{path}: version {stored.get('format_version')} of {FORMAT!r}, this program reads "
+            f"version {FORMAT_VERSION}"
         )
     try:
-        fit_config = fit_from_stored(config["fit"])
-        head_config = HeadConfig(**config["head"])
-        head = _empty_regressor(head_config, fit_config.num_seeds, config)
-        protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})
-        labels = LabelScale(
-            config["labels"]["transform"],
-            {name: (low, high) for name, (low, high) in config["labels"]["ranges"].items()},
-        )
+        fit_config = fit_from_stored(stored["fit"])
+        head_config = HeadConfig(**stored["head"])
+        head = _empty_regressor(head_config, fit_config.num_seeds, stored)
+        protocol = Protocol(**untupled(stored["protocol"]))
+        labels = LabelScale(**untupled(stored["labels"]))
+        config = RunConfig.from_stored(stored)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     try:
@@ -203,30 +193,21 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     )
 
 
-def _empty_regressor(head_config: HeadConfig, num_models: int, config: dict[str, Any]) -> Regressor:
+def _empty_regressor(head_config: HeadConfig, num_models: int, stored: dict[str, Any]) -> Regressor:
     """The regressor that ``config.json`` describes, its tensors still to be loaded."""
-    shape = {name: config[name] for name in ("num_snippets", "feature_dim")}
+    shape = {name: stored[name] for name in ("num_snippets", "feature_dim")}
     if head_config.is_svr:
         return SvrHead(
-            head_config, **shape, num_models=num_models, num_support=config["num_support"]
+            head_config, **shape, num_models=num_models, num_support=stored["num_support"]
         )
     generators = [torch.Generator().manual_seed(0) for _ in range(num_models)]
     return Head(
         head_config,
         **shape,
-        output=output_from_settings(head_config, config[STORED_OUTPUT], generators),
-        epsilon=config["epsilon"],
+        output=output_from_settings(head_config, stored[STORED_OUTPUT], generators),
+        epsilon=stored["epsilon"],
         generators=generators,
     )
-
-
-def _untupled(value: Any) -> Any:
-    """JSON has lists where the dataclasses have tuples."""
-    if isinstance(value, list):
-        return tuple(_untupled(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _untupled(item) for key, item in value.items()}
-    return value
 
 
 def _read_exemplars(path: Path) -> FeatureSet:

@@ -1,4 +1,4 @@
-"""What a run folder says of itself, read without building its head.
+"""Records of runs: their files, read without building a head.
 
 Everything but ``config.json`` may be missing, and then is empty: a run of an older or newer
 version, or one that was interrupted, can still be looked at.
@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.runs.folder import FORMAT
+from aqa_pipeline.runs.config import STORED_OUTPUT, RunConfig, read_stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,28 +27,37 @@ class RunRecord:
     folder : Path
     name : str
         To be shown.
-    config, metrics : dict
-        Of ``config.json`` and ``metrics.json``.
+    config : RunConfig
+    stored : dict
+        All of ``config.json``.
+    metrics : dict
+        Of ``metrics.json``.
     predictions, history : DataFrame
         Of ``predictions.csv`` and ``history.csv``.
     """
 
     folder: Path
     name: str
-    config: dict[str, Any]
+    config: RunConfig
+    stored: dict[str, Any]
     metrics: dict[str, Any]
     predictions: pd.DataFrame
     history: pd.DataFrame
 
     @property
     def method(self) -> str:
-        return str(self.config.get("method", "CoRe + GART"))
+        return self.config.method
 
     @property
     def selection(self) -> str:
         """How the epoch was chosen; it belongs to every number."""
-        either = self.metrics.get("selection") or self.config.get("selection")
-        return str(either or "not recorded how the epoch was chosen")
+        return str(self.metrics.get("selection") or self.config.selection)
+
+    @property
+    def group_edges(self) -> list[list[float]]:
+        """Bounds of each head's groups, in label points; empty for heads without a tree."""
+        edges: list[list[float]] = self.stored.get(STORED_OUTPUT, {}).get("group_edges", [])
+        return edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +115,16 @@ def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentR
 
 
 def _run(folder: Path, name: str) -> RunRecord:
-    config = _json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise DataError(
-            f"{folder / 'config.json'}: format {config.get('format')!r}, expected {FORMAT!r}"
-        )
+    stored = read_stored(folder)
+    try:
+        config = RunConfig.from_stored(stored)
+    except TypeError as error:
+        raise DataError(f"{folder / 'config.json'}: damaged ({error})") from None
     return RunRecord(
         folder=folder,
         name=name,
         config=config,
+        stored=stored,
         metrics=_json(folder / "metrics.json"),
         predictions=_csv(folder / "predictions.csv", texts=("clip_id", "category")),
         history=_csv(folder / "history.csv"),

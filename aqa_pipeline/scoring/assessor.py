@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.core.featureset import FeatureSet, Key
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voting import ClipPrediction
 from aqa_pipeline.media.clip import ClipFrames
@@ -132,7 +131,7 @@ class FeatureScorer:
         key = self.key(facts)
         difficulty = np.nan if facts.difficulty is None else facts.difficulty
         scale, offset = self._label_scale(facts)
-        verdicts = [jury.predict(features, key) for jury in self._voters]
+        verdicts = [voter.predict(features, key) for voter in self._voters]
         per_head = np.concatenate([offset + scale * predict.mean() for predict in verdicts])
         score = float(per_head.mean())
         half = self._half_width(scale, difficulty)
@@ -191,9 +190,9 @@ class FeatureScorer:
         scale, offset = self._label_scale(facts[0])
         label_a, label_b = ((own.score - offset) / scale for own in (a, b))
         deltas = [
-            jury.delta(a.features, b.features, exemplar_label=label_b)
-            - jury.delta(b.features, a.features, exemplar_label=label_a)
-            for jury in self._voters
+            voter.delta(a.features, b.features, exemplar_label=label_b)
+            - voter.delta(b.features, a.features, exemplar_label=label_a)
+            for voter in self._voters
         ]
         return float(scale * np.concatenate(deltas).mean() / 2)
 
@@ -259,7 +258,7 @@ class FeatureScorer:
 def _votes(run: Run, predict: ClipPrediction, scale: float, offset: float) -> list[ExemplarVote]:
     if not run.head.is_contrastive:
         return []
-    part, pool = Part(**run.config["part"]), run.exemplars
+    part, pool = run.config.part, run.exemplars
     votes = offset + scale * predict.label.mean(axis=0)  # (M,)
     return [
         ExemplarVote(

@@ -185,7 +185,7 @@ def find_clip(
     )
     if clip.video.exists():
         return clip
-    dataset = scorer.any_run.config["dataset"]
+    dataset = scorer.any_run.config.dataset
     path = project.manifest_path(dataset)
     if not path.exists():
         raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")

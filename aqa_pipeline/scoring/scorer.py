@@ -13,7 +13,7 @@ backbone once, and is compared with exemplars whose features lie in the run fold
 to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
 
 On a CPU a prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
-(:mod:`aqa_pipeline.heads.voter`). A GPU computes one clip by other algorithms than a group of
+(:mod:`aqa_pipeline.heads.voting`). A GPU computes one clip by other algorithms than a group of
 clips, so
 there the two differ by rounding.
 """
@@ -30,7 +30,6 @@ import numpy.typing as npt
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.media.clip import (
@@ -77,8 +76,8 @@ class Scorer:
         self.config, self.encode = config, encode
         self._snippet_backbone = snippet_backbone
         self._assessors: dict[str, FeatureScorer] = {}
-        for category in dict.fromkeys(_part(run).category or "" for run in runs):
-            own = [run for run in runs if (_part(run).category or "") == category]
+        for category in dict.fromkeys(run.config.part.category or "" for run in runs):
+            own = [run for run in runs if (run.config.part.category or "") == category]
             self._assessors[category] = FeatureScorer(own, config.coverage)
         self._reader = LimitedProcess(
             memory_bytes=config.decode_memory_bytes, seconds=config.decode_seconds
@@ -363,7 +362,3 @@ class Scorer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _part(run: Run) -> Part:
-    return Part(**run.config["part"])

@@ -237,7 +237,7 @@ def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
         .render(
             name=folder.absolute().name,
             method=runs[0].head.config.name,
-            dataset=runs[0].config.get("dataset", ""),
+            dataset=runs[0].config.dataset,
             num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
             fields=fields_of(runs, categories=scorer.categories),
             max_mb=config.max_megabytes,

@@ -7,7 +7,6 @@ complete run folder of its own, and a parent folder holds their averages.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
@@ -29,12 +27,12 @@ from aqa_pipeline.device import naming_shortage, smaller_heads
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import held_out_clips
+from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
 from aqa_pipeline.runs.evaluate import (
     average_parts,
     measure,
     predict_clips,
     predictions_table,
-    selection_sentence,
 )
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
 from aqa_pipeline.training.svr import train_svrs
@@ -173,37 +171,22 @@ def fit_head(
             if on_test
             else held_out_clips(clips.train, trained.validation_rows, trained.held_out_scores)
         ),
-        config={
-            "dataset": manifest.name,
-            "method": head_config.name,
-            "part": dataclasses.asdict(part),
-            "selection": selection_sentence(fit_config, head_config),
-            "validation_of": None if on_test else validation_unit(clips.train, fit_config),
-            "exemplars_while_selecting": (
-                "whole training split" if on_test else "fit part of the training split"
+        config=RunConfig.of(
+            fit_config,
+            head_config,
+            dataset=manifest.name,
+            part=part,
+            validation_of=None if on_test else validation_unit(clips.train, fit_config),
+            best_epoch=trained.best_epoch,
+            selection_rho=trained.selection_rho,
+            validation_clips=tuple(
+                tuple(clips.train.clip_id[row] for row in rows) for rows in trained.validation_rows
             ),
-            "exemplars_at_test": "whole training split",
-            "best_epoch": list(trained.best_epoch),
-            "selection_rho": list(trained.selection_rho),
-            "validation_clips": [
-                [clips.train.clip_id[row] for row in rows] for rows in trained.validation_rows
-            ],
-            "cache": {
-                "folder": cache.folder.name,
-                "fingerprint_sha256": fingerprint.sha256,
-                "weights_sha256": fingerprint.weights_sha256,
-            },
-            "versions": {
-                "aqa-pipeline": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "device": str(device),
-        },
+            best_relative_l2_of_any_epoch=trained.best_relative_l2 if on_test else None,
+            cache=FeatureSource(cache.folder.name, fingerprint.sha256, fingerprint.weights_sha256),
+            provenance=Provenance.now(device),
+        ),
     )
-    if on_test:
-        run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
     with naming_shortage(f"device {device}", smaller_heads(device)):
         predictions = predict_clips(run, clips.test)

@@ -44,7 +44,6 @@ def make_run(*, num_exemplars: int | None, num_seeds: int = 9, mode: str = "cont
         protocol=Protocol(name="planted", exemplar_key=("difficulty",)),
         labels=LabelScale("raw"),
         fit_config=config,
-        config={},
     )
 
 

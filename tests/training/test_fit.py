@@ -128,7 +128,7 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
     assert metrics["heads"]["rho"]["mean"] == result.metrics["heads"]["rho"]["mean"]
     assert (metrics["num_train"], metrics["num_test"], metrics["seeds"]) == (45, 15, [0, 1])
     assert "validation part" in metrics["selection"]
-    assert result.run.config["validation_of"] == "single clips"
+    assert result.run.config.validation_of == "single clips"
     table = pd.read_csv(folder / "predictions.csv")
     assert len(table) == 15
     heads = table[["prediction_seed0", "prediction_seed1"]]
@@ -175,9 +175,9 @@ def test_where_the_split_is_by_video_so_is_the_validation_part(tmp_path: Path) -
     videos = [f"test{i}.mp4" if i % 4 == 0 else f"train{i % 5}.mp4" for i in range(60)]
     manifest, cache = make_cache(tmp_path, video=videos)
     config = fit(tmp_path, manifest, cache).run.config
-    assert config["validation_of"] == "whole videos"
+    assert config.validation_of == "whole videos"
     video = dict(zip(manifest.clips["clip_id"], videos, strict=True))
-    for held_out in config["validation_clips"]:
+    for held_out in config.validation_clips:
         for name in {video[clip] for clip in held_out}:
             same = [clip for clip, other in video.items() if other == name]
             assert set(same) <= set(held_out), "of videos of one size nothing is left over"
@@ -311,7 +311,7 @@ def test_categories_and_folds_get_runs_of_their_own_and_averages(tmp_path: Path)
     assert [row["rho"] for row in fitted["categories"]] == pytest.approx(by_task)
     assert fitted["average"]["rho"] == pytest.approx(np.tanh(np.arctanh(by_task).mean()))
     one = tmp_path / "runs" / "all" / "Knot_Tying" / "fold2"
-    assert read_run(one, device=CPU).config["part"]["split_column"] == "fold_2"
+    assert read_run(one, device=CPU).config.part.split_column == "fold_2"
     assert evaluated(tmp_path, manifest) == fitted
 
 

@@ -76,7 +76,7 @@ def test_every_method_the_paper_compares_with_fits_and_evaluates_alike(
     assert fitted["method"] == method
     assert fitted["heads"]["rho"]["mean"] > fitted["difficulty_alone"]["rho"]
     run = read_run(tmp_path / "run", device=CPU)
-    assert run.config["method"] == method
+    assert run.config.method == method
     assert run.exemplars.judges is not None
     assert run.exemplars.judges.shape == (45, 7)
     names = {path.suffix for path in (tmp_path / "run").iterdir()}
