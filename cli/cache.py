@@ -255,16 +255,11 @@ def export(
     Beside the features stand clip_id, score, split, category, difficulty and frame_index.
     """
     from aqa_pipeline.cache.exchange import export_features
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    source = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
+    source = open_cache(project.cache, clips, cache_folder)
     done = export_features(clips, source, file, partial=partial)
     if as_json:
         print_json(dataclasses.asdict(done))

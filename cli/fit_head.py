@@ -189,18 +189,13 @@ def fit_head(
     split. Everything needed to score new clips goes into the run folder. Categories and
     folds, where the protocol has them, get heads and a folder each.
     """
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.device import find_device
     from aqa_pipeline.training.fit import fit_dataset
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    cache = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
+    cache = open_cache(project.cache, clips, cache_folder)
     if exemplar_key:
         clips = with_exemplar_key(clips, exemplar_key)
     settings |= {"num_seeds": seeds, "learning_rate": lr}

@@ -78,18 +78,13 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.report.paper.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    cache = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
+    cache = open_cache(project.cache, clips, cache_folder)
     with progress(f"reproduce {what}", unit="epochs") as advance:
         made = make(
             what,

@@ -156,8 +156,7 @@ def sweep(
     """
     import shutil
 
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.training.sweep.block import DataSource
@@ -170,11 +169,7 @@ def sweep(
     parsed = parse_space(settings, space)
     path = manifest_path(project, dataset, manifest)
     clips = read_manifest(path)
-    cache = (
-        FeatureCache.open(cache_folder)
-        if cache_folder
-        else find_cache(project.cache / clips.name, clips.protocol)
-    )
+    cache = open_cache(project.cache, clips, cache_folder)
     plan = SweepPlan(
         source=DataSource(path.absolute(), cache.folder.absolute(), exemplar_key),
         folder=project.runs / (run or f"{clips.name}-sweep"),

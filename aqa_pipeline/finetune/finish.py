@@ -19,7 +19,7 @@ from aqa_pipeline.backbone.weights import (
     write_weights,
 )
 from aqa_pipeline.cache.fingerprint import fingerprint_of
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import ExtractConfig, FinetuneConfig, FinetuneMachine
 from aqa_pipeline.core.featureset import FeatureSet
@@ -137,12 +137,7 @@ def write_tuned_run(
     manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
     at = tuned.position
     on_test = fit_config.model_selection == "test"
-    train, test = (
-        feature_set(
-            rows, load_features(manifest, cache, rows["clip_id"].tolist()), manifest, plan.labels
-        )
-        for rows in plan.sides
-    )
+    train, test = (load_clips(manifest, cache, rows, plan.labels) for rows in plan.sides)
     fingerprint = cache.identity.fingerprint
     passes = plan.material.validation.passes()
     run = Run(

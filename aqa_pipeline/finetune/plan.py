@@ -150,7 +150,7 @@ def plan_part(
     checked_labels(train)
     if start is not None:
         check_start(start, weights_sha256=weights_sha256, train=train, protocol=manifest.protocol)
-    clips = _joined(train, test)
+    clips = FeatureSet.concat([train, test])
     fit, held_out = _division(train, test, fit_config, start)
     unit = start.validation_of if start else validation_unit(train, fit_config)
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
@@ -215,19 +215,6 @@ def _labels(manifest: Manifest, sides: Sides, *, published_ranges: bool) -> Labe
 def _unseen(rows: pd.DataFrame, manifest: Manifest, labels: LabelScale) -> FeatureSet:
     nothing = np.empty((len(rows), len(manifest.protocol.snippet_starts), 0), np.float32)
     return feature_set(rows, nothing, manifest, labels)
-
-
-def _joined(a: FeatureSet, b: FeatureSet) -> FeatureSet:
-    return FeatureSet(
-        clip_id=(*a.clip_id, *b.clip_id),
-        features=np.concatenate([a.features, b.features]),
-        score=np.concatenate([a.score, b.score]),
-        scale=np.concatenate([a.scale, b.scale]),
-        offset=np.concatenate([a.offset, b.offset]),
-        difficulty=np.concatenate([a.difficulty, b.difficulty]),
-        category=(*a.category, *b.category),
-        key=(*a.key, *b.key),
-    )
 
 
 def _division(

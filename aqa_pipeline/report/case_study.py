@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.image import imsave
 
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import PixelPreset, Protocol
 from aqa_pipeline.datasets.locate import clip_positions, video_index_folder
@@ -152,8 +152,7 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
         raise DataError(f"{manifest.path}: {len(gone)} clips of the run are gone, as {gone[0]!r}")
     rows = rows.loc[wanted]
     cache = FeatureCache.open(project.cache / manifest.name / run.config.cache.folder)
-    features = load_features(manifest, cache, wanted)
-    predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
+    predictions = predict_clips(run, load_clips(manifest, cache, rows, run.labels))
     return Rescored(run, manifest, predictions)
 
 

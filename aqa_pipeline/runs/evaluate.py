@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import RangeOf
 from aqa_pipeline.core import metrics
@@ -152,12 +152,10 @@ def evaluate_run(
     rows = run.config.part.rows(manifest, "test")
     if rows.empty:
         raise DataError(f"{manifest.path}: no test clip for the run {run.folder}")
-    folder = cache_root / manifest.name / run.config.cache.folder
-    cache = FeatureCache.open(folder)
-    features = load_features(manifest, cache, rows["clip_id"].tolist())
+    cache = FeatureCache.open(cache_root / manifest.name / run.config.cache.folder)
     # The protocol the head was fitted with, whatever the file says by now.
     fitted = dataclasses.replace(manifest, protocol=run.protocol)
-    predictions = predict_clips(run, feature_set(rows, features, fitted, run.labels))
+    predictions = predict_clips(run, load_clips(fitted, cache, rows, run.labels))
     return measure(run, predictions, range_of=range_of)
 
 

@@ -55,7 +55,7 @@ class FeatureScorer:
     def __init__(self, runs: Sequence[Run], coverage: float) -> None:
         self.runs, self.coverage = list(runs), coverage
         self._voters = [run.voter() for run in runs]
-        self._known = _distinct([run.exemplars for run in runs])
+        self._known = FeatureSet.concat([run.exemplars for run in runs]).distinct()
         self._familiarity = OutlierDetector(
             self._known.features, is_exact=all(has_exact_features(run) for run in runs)
         )
@@ -270,27 +270,6 @@ def _votes(run: Run, predict: ClipPrediction, scale: float, offset: float) -> li
         )
         for row, vote in zip(predict.exemplars.tolist(), votes, strict=True)
     ]
-
-
-def _distinct(pools: Sequence[FeatureSet]) -> FeatureSet:
-    """The clips of several folds, each once."""
-    if len(pools) == 1:
-        return pools[0]
-    seen: set[str] = set()
-    parts = []
-    for pool in pools:
-        rows = [i for i, name in enumerate(pool.clip_id) if name not in seen]
-        seen.update(pool.clip_id)
-        parts.append(pool.take(rows))
-    return FeatureSet(
-        clip_id=tuple(name for part in parts for name in part.clip_id),
-        category=tuple(name for part in parts for name in part.category),
-        key=tuple(key for part in parts for key in part.key),
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("features", "score", "scale", "offset", "difficulty")
-        },
-    )
 
 
 def _shown(key: Key) -> str:

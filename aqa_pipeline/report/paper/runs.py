@@ -22,7 +22,7 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import as_json, write_text_atomically
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
@@ -248,5 +248,4 @@ def read_part(place: PaperContext, outcome: PaperRunResult) -> tuple[Run, Featur
     # The protocol of the run: without the difficulty, it is not the manifest's.
     manifest = dataclasses.replace(place.manifest, protocol=run.protocol)
     rows = part.rows(manifest, "test")
-    features = load_features(manifest, place.cache, rows["clip_id"].tolist())
-    return run, feature_set(rows, features, manifest, run.labels)
+    return run, load_clips(manifest, place.cache, rows, run.labels)
