@@ -229,7 +229,7 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
                 "best": outcome.best.as_dict(),
                 "trials": [dataclasses.asdict(result) for result in outcome.results],
                 "importance": outcome.importance,
-                "metrics": outcome.metrics,
+                "metrics": outcome.metrics.as_dict(),
             }
         )
         return

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.backbone.encoder import i3d_backbone
 from aqa_pipeline.backbone.weights import (
     WeightsInfo,
@@ -34,6 +32,7 @@ from aqa_pipeline.runs.calibration import Calibration, held_out_clips
 from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
 from aqa_pipeline.runs.evaluate import measure, predict_clips, predictions_table
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.metrics import Metrics, write_metrics
 from aqa_pipeline.training.validation import cross_fitted
 
 BACKBONE_FILE = "backbone.safetensors"
@@ -132,7 +131,7 @@ def write_tuned_run(
     cache: FeatureCache,
     config: FinetuneConfig,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Metrics:
     """Write the run folder and read the test split, once; returns its metrics."""
     manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
     at = tuned.position
@@ -175,14 +174,17 @@ def write_tuned_run(
     write_run(run, history=history_table([tuple(r) for r in at.history], HISTORY_COLUMNS))
     predictions = predict_clips(run, test)
     measured = measure(run, predictions)
-    measured["finetune"] = {
-        "unfreeze": config.unfreeze,
-        "best_epoch": at.best_epoch,
-        "backbone_passes_of_a_validation": passes,
-        "backbone_passes_of_all_validations": at.num_passes,
-    }
+    measured = dataclasses.replace(
+        measured,
+        finetune={
+            "unfreeze": config.unfreeze,
+            "best_epoch": at.best_epoch,
+            "backbone_passes_of_a_validation": passes,
+            "backbone_passes_of_all_validations": at.num_passes,
+        },
+    )
     write_predictions(plan.folder, predictions_table(run, predictions))
-    write_json_atomically(plan.folder / "metrics.json", measured)
+    write_metrics(plan.folder, measured)
     return measured
 
 

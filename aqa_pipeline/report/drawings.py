@@ -166,9 +166,9 @@ def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> list[Drawi
     drawings = []
     intervals = {}
     for record in records:
-        rho = record.metrics.get("heads", {}).get("rho", {})
-        if rho.get("mean") is not None and rho.get("interval_95"):
-            intervals[record.name] = (rho["mean"], *rho["interval_95"])
+        rho = record.metrics.heads["rho"] if record.metrics else None
+        if rho and np.isfinite(rho.mean) and rho.interval_95:
+            intervals[record.name] = (rho.mean, *rho.interval_95)
     if intervals:
         drawings.append(
             _drawing(

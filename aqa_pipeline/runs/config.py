@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class RunConfig:
     selection_rho : tuple of float or None, length K
     validation_clips : tuple of tuple of str, length K
         Clips that each head held out.
-    best_relative_l2_of_any_epoch : tuple of float or None, or None
+    best_relative_l2_of_any_epoch : tuple of float or None
         Of test-set model selection.
     cache : FeatureSource
     finetune : mapping or None
@@ -96,7 +97,7 @@ class RunConfig:
     best_epoch: tuple[int, ...] = ()
     selection_rho: tuple[float | None, ...] = ()
     validation_clips: tuple[tuple[str, ...], ...] = ()
-    best_relative_l2_of_any_epoch: tuple[float | None, ...] | None = None
+    best_relative_l2_of_any_epoch: tuple[float, ...] | None = None
     cache: FeatureSource = field(default_factory=FeatureSource)
     finetune: Mapping[str, Any] | None = None
     provenance: Provenance = field(default_factory=Provenance)
@@ -125,8 +126,12 @@ class RunConfig:
         """
         known = {name: stored[name] for name in _PLAIN if name in stored}
         known |= {name: untupled(stored[name]) for name in _LISTS if name in stored}
+        best = stored.get(_BEST)
         return cls(
             **known,
+            best_relative_l2_of_any_epoch=(
+                None if best is None else tuple(math.nan if one is None else one for one in best)
+            ),
             part=Part(**stored.get("part", {})),
             cache=FeatureSource(**stored.get("cache", {})),
             provenance=Provenance(stored.get("versions", {}), str(stored.get("device", "cpu"))),
@@ -139,7 +144,7 @@ class RunConfig:
             del cache["weights_file"]
         optional = {
             "finetune": self.finetune,
-            "best_relative_l2_of_any_epoch": self.best_relative_l2_of_any_epoch,
+            _BEST: self.best_relative_l2_of_any_epoch,
         }
         return {
             "dataset": self.dataset,
@@ -161,7 +166,8 @@ class RunConfig:
 
 _PLAIN = ("dataset", "method", "selection", "exemplars_while_selecting", "exemplars_at_test",
           "validation_of", "finetune")  # fmt: skip
-_LISTS = ("best_epoch", "selection_rho", "validation_clips", "best_relative_l2_of_any_epoch")
+_LISTS = ("best_epoch", "selection_rho", "validation_clips")
+_BEST = "best_relative_l2_of_any_epoch"
 
 
 def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:

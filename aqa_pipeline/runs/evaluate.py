@@ -1,19 +1,14 @@
-"""Scoring clips with a fitted run, and how good the scores are.
+"""Evaluation of a fitted run on the test split.
 
-Source: Eq. 8-11. Every number carries how its epoch was chosen.
-
-Averages over the categories and folds of a data set.
-
-Folds are averaged plainly; categories by Fisher's z (or plainly, if the protocol says so)
-for rho, and plainly for R-l2. Source: Sec. 4.1.
+Source: Eq. 8-11.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +20,13 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import RangeOf
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import measure_intervals
 from aqa_pipeline.runs.config import selection_sentence
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
+from aqa_pipeline.runs.metrics import Accuracy, AverageMetrics, Metrics, OverSeeds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -51,10 +45,8 @@ def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     return run.voter().predict_clips(clips)
 
 
-def measure(
-    run: Run, predictions: Predictions, *, range_of: RangeOf | None = None
-) -> dict[str, Any]:
-    """Everything ``metrics.json`` holds, of clips whose scores are known.
+def measure(run: Run, predictions: Predictions, *, range_of: RangeOf | None = None) -> Metrics:
+    """Metrics of clips whose scores are known.
 
     Parameters
     ----------
@@ -62,69 +54,45 @@ def measure(
     predictions : Predictions
     range_of : {"evaluated", "class"}, optional
         What R-l2 divides by; default: as the run was fitted.
-
-    Returns
-    -------
-    dict
-        Plain values. ``heads`` describes single heads (mean and standard deviation over
-        the seeds, a bootstrap interval over the clips), ``ensemble`` the mean of the heads.
     """
     scores, per_head = predictions.clips.score, predictions.per_head
     range_of = range_of or run.fit_config.relative_l2_range
     span = _class_ranges(run.exemplars, predictions.clips) if range_of == "class" else None
-    measured = {
-        "rho": [metrics.spearman(scores, p) for p in per_head],
-        "relative_l2": [metrics.relative_l2(scores, p, score_range=span) for p in per_head],
-        "l2": [metrics.l2(scores, p) for p in per_head],
-        "kendall_tau": [metrics.kendall_tau(scores, p) for p in per_head],
-    }
-    heads: dict[str, Any] = {}
-    for name, values in measured.items():
-        heads[name] = {
-            "mean": float(np.mean(values)),
-            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "per_seed": values,
-        }
-    for name in ("rho", "relative_l2"):
-        heads[name]["interval_95"] = metrics.bootstrap_interval(
-            scores,
-            per_head,
-            metric=name,  # type: ignore[arg-type]
-            score_range=span,
-        )
-    ensemble = predictions.score
-    result = {
-        "method": run.head.config.name,
-        "selection": selection_sentence(run.fit_config, run.head.config),
-        "relative_l2_range": RANGE_NAMES[range_of],
-        "seeds": run.seeds,
-        "num_train": len(run.exemplars),
-        "num_test": len(predictions.clips),
-        "heads": heads,
-        "ensemble": {
-            "rho": metrics.spearman(scores, ensemble),
-            "relative_l2": metrics.relative_l2(scores, ensemble, score_range=span),
+
+    def accuracy(predicted: FloatArray) -> Accuracy:
+        error = metrics.relative_l2(scores, predicted, score_range=span)
+        return Accuracy(metrics.spearman(scores, predicted), error)
+
+    def interval(metric: Literal["rho", "relative_l2"]) -> tuple[float, float]:
+        return metrics.bootstrap_interval(scores, per_head, metric=metric, score_range=span)
+
+    own = [accuracy(predicted) for predicted in per_head]
+    by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
+    return Metrics(
+        method=run.head.config.name,
+        selection=selection_sentence(run.fit_config, run.head.config),
+        relative_l2_range=RANGE_NAMES[range_of],
+        seeds=tuple(run.seeds),
+        num_train=len(run.exemplars),
+        num_test=len(predictions.clips),
+        heads={
+            "rho": OverSeeds.of([one.rho for one in own], interval("rho")),
+            "relative_l2": OverSeeds.of([one.relative_l2 for one in own], interval("relative_l2")),
+            "l2": OverSeeds.of([metrics.l2(scores, p) for p in per_head]),
+            "kendall_tau": OverSeeds.of([metrics.kendall_tau(scores, p) for p in per_head]),
         },
-        "exemplars": {
+        # Published programs report the best rho and the best R-l2, each of its own epoch.
+        best_relative_l2_of_any_epoch=run.config.best_relative_l2_of_any_epoch,
+        ensemble=accuracy(predictions.score),
+        exemplars={
             "asked": run.fit_config.num_exemplars,
             "key": list(run.protocol.exemplar_key),
             "clips_with_fewer": int(np.sum(_num_votes(predictions) < _asked(run, predictions))),
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
-    }
-    if run.config.best_relative_l2_of_any_epoch is not None:
-        # Published programs report the best rho and the best R-l2, each of its own epoch.
-        heads["relative_l2_best_of_any_epoch"] = list(run.config.best_relative_l2_of_any_epoch)
-    intervals = measure_intervals(run.calibration, predictions.clips, ensemble)
-    if intervals is not None:
-        result["intervals"] = intervals
-    by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
-    if by_difficulty is not None:
-        result["difficulty_alone"] = {
-            "rho": metrics.spearman(scores, by_difficulty),
-            "relative_l2": metrics.relative_l2(scores, by_difficulty, score_range=span),
-        }
-    return result
+        intervals=measure_intervals(run.calibration, predictions.clips, predictions.score),
+        difficulty_alone=None if by_difficulty is None else accuracy(by_difficulty),
+    )
 
 
 def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
@@ -137,7 +105,7 @@ def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
 
 def evaluate_run(
     run: Run, manifest: Manifest, *, cache_root: Path, range_of: RangeOf | None = None
-) -> dict[str, Any]:
+) -> Metrics:
     """Metrics of a run on the test split of a manifest, from the features it was fitted on.
 
     Parameters as :func:`evaluate_folder` and :func:`measure`.
@@ -166,7 +134,7 @@ def evaluate_folder(
     cache_root: Path,
     device: torch.device,
     range_of: RangeOf | None = None,
-) -> dict[str, Any]:
+) -> Metrics | AverageMetrics:
     """Metrics of a run folder, whether it is one run or the parent of parts.
 
     Parameters
@@ -178,11 +146,6 @@ def evaluate_folder(
     device : torch.device
     range_of : {"evaluated", "class"}, optional
         See :func:`measure`.
-
-    Returns
-    -------
-    dict
-        What ``metrics.json`` of the folder holds.
 
     Raises
     ------
@@ -200,7 +163,7 @@ def evaluate_folder(
         measured.append((run.config.part, metrics_of_part))
     if folders == [folder]:
         return measured[0][1]
-    return average_parts(measured, rho_average=run.protocol.rho_average)
+    return AverageMetrics.of(measured, rho_average=run.protocol.rho_average)
 
 
 def _num_votes(predictions: Predictions) -> npt.NDArray[np.int64]:
@@ -247,83 +210,3 @@ def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
     for seed, values in zip(run.seeds, predictions.per_head, strict=True):
         table[f"prediction_seed{seed}"] = values
     return table
-
-
-def average_parts(
-    measured: Sequence[tuple[Part, dict[str, Any]]], *, rho_average: Literal["fisher", "mean"]
-) -> dict[str, Any]:
-    """What the parent folder's ``metrics.json`` holds.
-
-    Parameters
-    ----------
-    measured : sequence of (Part, dict)
-        Each part with its metrics, see :func:`aqa_pipeline.runs.evaluate.measure`.
-    rho_average : {"fisher", "mean"}
-
-    Returns
-    -------
-    dict
-        ``parts`` (one entry a part), ``categories`` (folds averaged) and ``average``.
-        A value that is not defined is NaN and left out of averages.
-    """
-    rows = [
-        {
-            "category": part.category,
-            "fold": part.fold,
-            "num_train": metrics["num_train"],
-            "num_test": metrics["num_test"],
-            "rho": metrics["heads"]["rho"]["mean"],
-            "relative_l2": metrics["heads"]["relative_l2"]["mean"],
-        }
-        for part, metrics in measured
-    ]
-    names = list(dict.fromkeys(row["category"] for row in rows))
-    categories = []
-    for name in names:
-        own = [row for row in rows if row["category"] == name]
-        categories.append(
-            {
-                "category": name,
-                "rho": _mean([row["rho"] for row in own]),
-                "relative_l2": _mean([row["relative_l2"] for row in own]),
-            }
-        )
-    rhos = [row["rho"] for row in categories]
-    first = measured[0][1]
-    return {
-        **_intervals([metrics.get("intervals") for _, metrics in measured]),
-        "method": first["method"],
-        "selection": first["selection"],
-        "relative_l2_range": first["relative_l2_range"],
-        "seeds": first["seeds"],
-        "parts": rows,
-        "categories": categories,
-        "rho_average": "Fisher z" if rho_average == "fisher" else "plain mean",
-        "average": {
-            "rho": fisher_mean(rhos) if rho_average == "fisher" else _mean(rhos),
-            "relative_l2": _mean([row["relative_l2"] for row in categories]),
-        },
-    }
-
-
-def _intervals(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """Coverage over the test clips of all parts; nothing where a part gives no intervals."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return {}
-    inside, count = (sum(part[name] for part in known) for name in ("inside", "num_test"))
-    width = sum(part["mean_width"] * part["num_test"] for part in known) / count
-    return {
-        "intervals": {
-            "asked": known[0]["asked"],
-            "reached": inside / count,
-            "inside": inside,
-            "num_test": count,
-            "mean_width": width,
-        }
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")

@@ -6,7 +6,6 @@ version, or one that was interrupted, can still be looked at.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.runs.config import STORED_OUTPUT, RunConfig, read_stored
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, read_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class RunRecord:
     config : RunConfig
     stored : dict
         All of ``config.json``.
-    metrics : dict
-        Of ``metrics.json``.
+    metrics : Metrics or None
+        None where they were not written.
     predictions, history : DataFrame
         Of ``predictions.csv`` and ``history.csv``.
     """
@@ -40,7 +40,7 @@ class RunRecord:
     name: str
     config: RunConfig
     stored: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: Metrics | None
     predictions: pd.DataFrame
     history: pd.DataFrame
 
@@ -51,7 +51,7 @@ class RunRecord:
     @property
     def selection(self) -> str:
         """How the epoch was chosen; it belongs to every number."""
-        return str(self.metrics.get("selection") or self.config.selection)
+        return self.metrics.selection if self.metrics else self.config.selection
 
     @property
     def group_edges(self) -> list[list[float]]:
@@ -68,23 +68,23 @@ class ParentRecord:
     ----------
     folder : Path
     name : str
-    metrics : dict
-        See :func:`aqa_pipeline.runs.evaluate.average_parts`; empty where they were not written.
+    metrics : AverageMetrics or None
+        None where they were not written.
     parts : tuple of RunRecord
     """
 
     folder: Path
     name: str
-    metrics: dict[str, Any]
+    metrics: AverageMetrics | None
     parts: tuple[RunRecord, ...]
 
     @property
     def method(self) -> str:
-        return str(self.metrics.get("method", self.parts[0].method))
+        return self.metrics.method if self.metrics else self.parts[0].method
 
     @property
     def selection(self) -> str:
-        return str(self.metrics.get("selection", self.parts[0].selection))
+        return self.metrics.selection if self.metrics else self.parts[0].selection
 
 
 def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentRecord:
@@ -106,10 +106,11 @@ def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentR
             f"{folder}: not a run folder, it has no config.json, nor has any folder in it; "
             "`aqa fit-head` makes one"
         )
+    averages = read_metrics(folder)
     return ParentRecord(
         folder=folder,
         name=name,
-        metrics=_json(folder / "metrics.json"),
+        metrics=averages if isinstance(averages, AverageMetrics) else None,
         parts=tuple(_run(part, part.relative_to(folder).as_posix()) for part in parts),
     )
 
@@ -120,12 +121,13 @@ def _run(folder: Path, name: str) -> RunRecord:
         config = RunConfig.from_stored(stored)
     except TypeError as error:
         raise DataError(f"{folder / 'config.json'}: damaged ({error})") from None
+    metrics = read_metrics(folder)
     return RunRecord(
         folder=folder,
         name=name,
         config=config,
         stored=stored,
-        metrics=_json(folder / "metrics.json"),
+        metrics=metrics if isinstance(metrics, Metrics) else None,
         predictions=_csv(folder / "predictions.csv", texts=("clip_id", "category")),
         history=_csv(folder / "history.csv"),
     )
@@ -135,18 +137,6 @@ def _natural(text: str) -> list[tuple[int, str]]:
     """fold2 before fold10."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece)
             for piece in re.split(r"(\d+)", text)]  # fmt: skip
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _csv(path: Path, *, texts: tuple[str, ...] = ()) -> pd.DataFrame:

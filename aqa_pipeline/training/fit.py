@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
@@ -29,12 +28,12 @@ from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import held_out_clips
 from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
 from aqa_pipeline.runs.evaluate import (
-    average_parts,
     measure,
     predict_clips,
     predictions_table,
 )
 from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, write_metrics
 from aqa_pipeline.training.svr import train_svrs
 from aqa_pipeline.training.train import TrainedHeads, train_heads
 from aqa_pipeline.training.validation import validation_unit
@@ -48,7 +47,7 @@ class FitResult:
 
     run: Run
     predictions: Predictions
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def num_steps(head_config: HeadConfig, fit_config: FitConfig) -> int:
@@ -65,7 +64,7 @@ def fit_dataset(
     fit_config: FitConfig,
     device: torch.device,
     advance: Advance = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Metrics | AverageMetrics:
     """Fit every part of a data set and write the run folder.
 
     Parameters
@@ -81,10 +80,8 @@ def fit_dataset(
 
     Returns
     -------
-    dict
-        What ``metrics.json`` of ``folder`` holds: the metrics of the only part
-        (:func:`aqa_pipeline.runs.evaluate.measure`), or the averages of all
-        (:func:`aqa_pipeline.runs.evaluate.average_parts`).
+    Metrics or AverageMetrics
+        What ``metrics.json`` of ``folder`` holds: of the only part, or of all.
 
     Raises
     ------
@@ -118,9 +115,9 @@ def fit_dataset(
         measured.append((part, result.metrics))
     if len(parts) == 1 and part.folder(folder) == folder:
         return measured[0][1]
-    averages = average_parts(measured, rho_average=manifest.protocol.rho_average)
+    averages = AverageMetrics.of(measured, rho_average=manifest.protocol.rho_average)
     (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
-    write_json_atomically(folder / "metrics.json", averages)
+    write_metrics(folder, averages)
     return averages
 
 
@@ -192,7 +189,7 @@ def fit_head(
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
     write_predictions(folder, predictions_table(run, predictions))
-    write_json_atomically(folder / "metrics.json", measured)
+    write_metrics(folder, measured)
     return FitResult(run, predictions, measured)
 
 

@@ -51,7 +51,7 @@ def test_a_config_comes_back_from_its_file() -> None:
         best_epoch=(3, 4),
         selection_rho=(0.5, None),
         validation_clips=(("a", "b"), ()),
-        best_relative_l2_of_any_epoch=(0.1, None),
+        best_relative_l2_of_any_epoch=(0.1, 0.2),
         cache=FeatureSource("f", "00", "11", "backbone.safetensors"),
         finetune={"precision": "float32"},
         provenance=Provenance.now(torch.device("cpu")),

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +28,11 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
+from aqa_pipeline.errors import DataError
 from aqa_pipeline.report.paper.table import MeanStd
 from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.runs.folder import Run, read_run
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, read_metrics
 from aqa_pipeline.training.fit import fit_dataset
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,18 +88,18 @@ class PaperRunResult:
     job : PaperRun
     folder : Path
     parts : tuple of Part
-    metrics : dict
-        ``metrics.json`` of the folder.
-    per_part : tuple of dict
-        ``metrics.json`` of each part, in the order of ``parts``.
+    metrics : Metrics or AverageMetrics
+        Of the folder.
+    per_part : tuple of Metrics
+        Of each part, in the order of ``parts``.
     rho_average : {"fisher", "mean"}
     """
 
     job: PaperRun
     folder: Path
     parts: tuple[Part, ...]
-    metrics: dict[str, Any]
-    per_part: tuple[dict[str, Any], ...]
+    metrics: Metrics | AverageMetrics
+    per_part: tuple[Metrics, ...]
     rho_average: Literal["fisher", "mean"]
 
     def of_category(self, category: str | None, metric: Metric) -> MeanStd:
@@ -109,25 +110,21 @@ class PaperRunResult:
         """Of the data set, categories averaged as its protocol says."""
         categories = list(dict.fromkeys(part.category for part in self.parts))
         by_category = np.stack([self._per_seed(name, metric) for name in categories])
-        if len(self.parts) == 1:
+        if not isinstance(self.metrics, AverageMetrics):
             return _spread(by_category[0])
         fisher = metric == "rho" and self.rho_average == "fisher"
         per_seed = [fisher_mean(c) if fisher else float(np.nanmean(c)) for c in by_category.T]
         # The mean that metrics.json, `aqa evaluate` and the report show: of the seeds' means.
-        return MeanStd(_number(self.metrics["average"][metric]), _spread(np.array(per_seed)).std)
+        return MeanStd(getattr(self.metrics.average, metric), _spread(np.array(per_seed)).std)
 
     def _per_seed(self, category: str | None, metric: Metric) -> FloatArray:
         folds = [
-            [_number(value) for value in measured["heads"][metric]["per_seed"]]
+            measured.heads[metric].per_seed
             for part, measured in zip(self.parts, self.per_part, strict=True)
             if part.category == category
         ]
         mean: FloatArray = np.mean(folds, axis=0)
         return mean
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value  # JSON has null for NaN
 
 
 def _spread(values: FloatArray) -> MeanStd:
@@ -180,7 +177,7 @@ class PaperContext:
             outcomes.append(self._outcome(job, parts, f"{number}/{len(jobs)}", before, total))
             before += len(parts) * job.fit.epochs
             self.advance(before, total)
-        self.selections.update(outcome.metrics["selection"] for outcome in outcomes)
+        self.selections.update(outcome.metrics.selection for outcome in outcomes)
         return outcomes
 
     def _outcome(
@@ -202,12 +199,16 @@ class PaperContext:
                 advance=lambda done, _: self.advance(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
+        metrics = read_metrics(folder)
+        per_part = [read_metrics(part.folder(folder)) for part in parts]
+        if metrics is None:
+            raise DataError(f"{folder}: metrics.json is missing; type the same with --again")
         return PaperRunResult(
             job=job,
             folder=folder,
             parts=parts,
-            metrics=_json(folder),
-            per_part=tuple(_json(part.folder(folder)) for part in parts),
+            metrics=metrics,
+            per_part=tuple(own for own in per_part if isinstance(own, Metrics)),
             rho_average=self.manifest.protocol.rho_average,
         )
 
@@ -234,11 +235,6 @@ def _text_of(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _json(folder: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return value
 
 
 def read_part(place: PaperContext, outcome: PaperRunResult) -> tuple[Run, FeatureSet]:
