@@ -209,7 +209,7 @@ def fit_head(
             head_config=HeadConfig(**_taken(settings, HeadConfig)),
             fit_config=FitConfig(**_taken(settings, FitConfig)),
             device=find_device(device),
-            advance=advance,
+            progress=advance,
         )
     show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")

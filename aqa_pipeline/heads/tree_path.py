@@ -1,4 +1,4 @@
-"""How the tree came to its answer: the way from the root to the chosen leaf (Fig. 8).
+"""Path of a pair through the tree, from the root to the chosen leaf (Fig. 8).
 
 Conventions
 -----------

@@ -1,4 +1,4 @@
-"""How a run came about: ``config.json``, its reader and writer, and the words it stores."""
+"""Origin and settings of a run: ``config.json``, its reader and writer, its stored words."""
 
 from __future__ import annotations
 

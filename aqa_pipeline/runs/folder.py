@@ -1,4 +1,4 @@
-"""The run folder: everything needed to score a new clip, and how it came about.
+"""The run folder: everything needed to score a new clip, with its origin.
 
 ``config.json``, ``head.safetensors``, ``exemplars.h5``, ``metrics.json``,
 ``predictions.csv``, ``history.csv``, ``calibration.csv``. Self-contained: with the backbone's

@@ -38,7 +38,7 @@ from aqa_pipeline.training.svr import train_svrs
 from aqa_pipeline.training.train import TrainedHeads, train_heads
 from aqa_pipeline.training.validation import validation_unit
 
-Advance = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def fit_dataset(
     head_config: HeadConfig,
     fit_config: FitConfig,
     device: torch.device,
-    advance: Advance = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Metrics | AverageMetrics:
     """Fit every part of a data set and write the run folder.
 
@@ -75,8 +75,8 @@ def fit_dataset(
         The run folder; files of an earlier run in it are replaced.
     head_config, fit_config : HeadConfig, FitConfig
     device : torch.device
-    advance : callable
-        Told ``(steps done, steps in all)`` over all parts, see :func:`num_steps`.
+    progress : callable
+        Called as ``progress(done, total)``, in steps over all parts (:func:`num_steps`).
 
     Returns
     -------
@@ -99,8 +99,8 @@ def fit_dataset(
     measured = []
     for number, part in enumerate(parts):
 
-        def advance_all(done: int, _: int, number: int = number) -> None:
-            advance(number * steps + done, len(parts) * steps)
+        def progress_of_all(done: int, _: int, number: int = number) -> None:
+            progress(number * steps + done, len(parts) * steps)
 
         result = fit_head(
             manifest,
@@ -110,7 +110,7 @@ def fit_dataset(
             head_config=head_config,
             fit_config=fit_config,
             device=device,
-            advance=advance_all,
+            progress=progress_of_all,
         )
         measured.append((part, result.metrics))
     if len(parts) == 1 and part.folder(folder) == folder:
@@ -130,11 +130,11 @@ def fit_head(
     fit_config: FitConfig,
     device: torch.device,
     part: Part = Part(),  # noqa: B008 - frozen
-    advance: Advance = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> FitResult:
     """Fit one part: train heads, score its test clips once, write its run folder.
 
-    Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's steps.
+    Parameters and errors as :func:`fit_dataset`; ``progress`` counts this part's steps.
     """
     _check_mode(head_config)
     on_test = fit_config.model_selection == "test"
@@ -153,7 +153,7 @@ def fit_head(
         config=fit_config,
         device=device,
         views=views,
-        advance=advance,
+        progress=progress,
     )
     fingerprint = cache.identity.fingerprint
     run = Run(
@@ -209,7 +209,7 @@ def _train(
     config: FitConfig,
     device: torch.device,
     views: npt.NDArray[np.float32] | None,
-    advance: Advance,
+    progress: Progress,
 ) -> TrainedHeads[Any]:
     test = clips.test if config.model_selection == "test" else None
     if head_config.is_svr:
@@ -221,7 +221,7 @@ def _train(
             config=config,
             device=device,
             test=test,
-            advance=advance,
+            progress=progress,
         )
     return train_heads(
         clips.train,
@@ -232,5 +232,5 @@ def _train(
         device=device,
         test=test,
         views=views,
-        advance=advance,
+        progress=progress,
     )

@@ -63,13 +63,13 @@ def bytes_a_model(
     step = 2 * config.batch_size * (clip + pair)
     if on_gpu:
         step *= 2  # the captured step keeps memory of its own beside the plain step's
-    # A whole epoch's draws, and every clip's two projections when the epoch is judged.
+    # A whole epoch's draws, and every clip's two projections when the epoch is evaluated.
     epoch = len(train) * (12 + (head_config.hidden if head_config.dropout else 0))
-    judged = len(train) * 2 * head_config.hidden + len(train) * config.validation_fraction * (
+    evaluation = len(train) * 2 * head_config.hidden + len(train) * config.validation_fraction * (
         seen * dim
     )
     copies = _COPIES_OF_WEIGHTS + (_MORE_COPIES_ON_GPU if on_gpu else 0)
-    return int(_FLOAT * (copies * weights + step + epoch + judged))
+    return int(_FLOAT * (copies * weights + step + epoch + evaluation))
 
 
 def largest_stack(model_bytes: int, *, free: int, sharers: int = 1) -> int:

@@ -189,7 +189,7 @@ def test_the_gpu_branch_computes_what_the_cpu_branch_does(
     for (losses, _), (own_losses, _) in zip(found, expected, strict=True):
         np.testing.assert_allclose(losses, own_losses, rtol=3e-6, atol=1e-7)
     np.testing.assert_allclose(
-        np.stack(by_gpu.selection.judged_scores), np.stack(by_cpu.selection.judged_scores),
+        np.stack(by_gpu.selection.validation_scores), np.stack(by_cpu.selection.validation_scores),
         rtol=1e-4,
     )  # fmt: skip
     for (key, value), other in zip(
@@ -211,7 +211,7 @@ def test_several_m_and_a_cut_stack_vote_on_the_device_as_on_the_host(
         own.run_epoch()
         own.keep([0, 2])
         own.run_epoch()
-        return own.selection.best_relative_l2, own.selection.judged_scores
+        return own.selection.best_relative_l2, own.selection.validation_scores
 
     error, scores = run()
     force(monkeypatch)

@@ -48,7 +48,7 @@ def fit_and_evaluate(
         head_config=HeadConfig(hidden=32, reduced_dim=8, **head),
         fit_config=FitConfig(epochs=8, num_seeds=seeds, batch_size=8, learning_rate=5e-3),
         device=CPU,
-        advance=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1][0] == told[-1][1] == len(told), "the progress bar ends full"
     again = evaluate_folder(

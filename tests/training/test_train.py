@@ -263,7 +263,7 @@ def test_history_has_a_row_for_each_model_and_epoch() -> None:
         score_range=30.0,
         epsilon=None,
         device=CPU,
-        advance=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
     rows = [dict(zip(HISTORY_COLUMNS, row, strict=True)) for row in outcome.history]

@@ -196,7 +196,7 @@ class PaperContext:
                 head_config=job.head,
                 fit_config=job.fit,
                 device=self.device,
-                advance=lambda done, _: self.advance(before + done, total),
+                progress=lambda done, _: self.advance(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
         metrics = read_metrics(folder)
