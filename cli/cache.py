@@ -231,7 +231,8 @@ def wanted_by(manifest: Path, folder: Path) -> Any:
     from aqa_pipeline.datasets.manifest import read_manifest
 
     clips = read_manifest(manifest)
-    return request_clips(clips, FeatureCache.open(folder), clips.clips["clip_id"].tolist())
+    clip_ids = clips.clips["clip_id"].tolist()
+    return request_clips(clips, FeatureCache.open(folder), clip_ids, partial=True)
 
 
 @cache.command()

@@ -111,15 +111,7 @@ def load_features(
     CacheError
         If features are missing.
     """
-    return cache.load(_request_all(manifest, cache, clip_ids)).values[:, 0]
-
-
-def _request_all(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
-    request = request_clips(manifest, cache, clip_ids)
-    absent = set(clip_ids) - set(request.clip_ids)
-    if absent:
-        cache.raise_missing(sorted(absent), asked=len(clip_ids))
-    return request
+    return cache.load(request_clips(manifest, cache, clip_ids)).values[:, 0]
 
 
 def feature_set(
@@ -167,7 +159,9 @@ def _judges(rows: pd.DataFrame) -> npt.NDArray[np.float64] | None:
     return None
 
 
-def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
+def request_clips(
+    manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str], *, partial: bool = False
+) -> ClipQuery:
     """What to ask a cache for.
 
     Parameters
@@ -176,15 +170,28 @@ def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[st
     cache : FeatureCache
     clip_ids : sequence of str
         Clips of the manifest.
+    partial : bool
+        Leave out clips without a video of which the cache holds nothing either.
 
     Returns
     -------
     ClipQuery
-        In the order given. Left out are clips without a video of which the cache holds
-        nothing either.
+        In the order given.
+
+    Raises
+    ------
+    CacheError
+        If such clips are not to be left out.
     """
-    if cache.is_imported:
-        return cache.stored(clip_ids)
+    request = cache.stored(clip_ids) if cache.is_imported else _located(manifest, cache, clip_ids)
+    absent = set(clip_ids) - set(request.clip_ids)
+    if absent and not partial:
+        cache.raise_missing(sorted(absent), asked=len(clip_ids))
+    row = {name: i for i, name in enumerate(request.clip_ids)}
+    return request.take(np.array([row[name] for name in clip_ids if name in row], dtype=np.int64))
+
+
+def _located(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
     index_folder = video_index_folder(cache.folder.parent.parent)
     located, missing = locate(manifest, index_folder=index_folder)
     parts = [wanted(located)]
@@ -198,13 +205,11 @@ def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[st
                 len(clip_ids),
             )
     parts = [part for part in parts if len(part)] or parts[:1]
-    request = ClipQuery(
+    return ClipQuery(
         clip_ids=[name for part in parts for name in part.clip_ids],
         source_ids=[source for part in parts for source in part.source_ids],
         frame_index=np.concatenate([part.frame_index for part in parts]),
     )
-    row = {name: i for i, name in enumerate(request.clip_ids)}
-    return request.take(np.array([row[name] for name in clip_ids if name in row], dtype=np.int64))
 
 
 def load_views(
@@ -229,7 +234,7 @@ def load_views(
     CacheError
         If features are missing, or there is no view beside the plain one.
     """
-    request = _request_all(manifest, cache, clip_ids)
+    request = request_clips(manifest, cache, clip_ids)
     names = sorted({name for segment in cache.segments for name in segment.view_names})
     others = [name for name in names if name != PLAIN.name]
     there = cache.cached(request, view_names=others)  # (n, others)

@@ -30,8 +30,8 @@ from aqa_pipeline.finetune.part import TunedPart
 from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.runs.calibration import Calibration, held_out_clips
 from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
-from aqa_pipeline.runs.evaluate import measure, predict_clips, predictions_table
-from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.evaluate import measure, predict_clips, write_predictions
+from aqa_pipeline.runs.folder import Run, history_table, write_run
 from aqa_pipeline.runs.metrics import Metrics, write_metrics
 from aqa_pipeline.training.validation import cross_fitted
 
@@ -183,7 +183,7 @@ def write_tuned_run(
             "backbone_passes_of_all_validations": at.num_passes,
         },
     )
-    write_predictions(plan.folder, predictions_table(run, predictions))
+    write_predictions(run, predictions)
     write_metrics(plan.folder, measured)
     return measured
 

@@ -134,6 +134,12 @@ class Predictions:
     votes: Votes
 
     @property
+    def num_votes(self) -> IntArray:
+        """Exemplars of each clip, shape=(Q,)."""
+        count: IntArray = (self.exemplars >= 0).sum(axis=1)
+        return count
+
+    @property
     def score(self) -> FloatArray:
         """The run's prediction: the mean of its heads, shape=(Q,), in points."""
         # One clip after the other: a sum over a table may add in another order than a sum over

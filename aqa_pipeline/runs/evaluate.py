@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import RangeOf
@@ -87,7 +88,9 @@ def measure(run: Run, predictions: Predictions, *, range_of: RangeOf | None = No
         exemplars={
             "asked": run.fit_config.num_exemplars,
             "key": list(run.protocol.exemplar_key),
-            "clips_with_fewer": int(np.sum(_num_votes(predictions) < _asked(run, predictions))),
+            "clips_with_fewer": int(
+                np.sum(predictions.num_votes < (run.fit_config.num_exemplars or 0))
+            ),
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
         intervals=measure_intervals(run.calibration, predictions.clips, predictions.score),
@@ -166,15 +169,6 @@ def evaluate_folder(
     return AverageMetrics.of(measured, rho_average=run.protocol.rho_average)
 
 
-def _num_votes(predictions: Predictions) -> npt.NDArray[np.int64]:
-    count: npt.NDArray[np.int64] = (predictions.exemplars >= 0).sum(axis=1)
-    return count
-
-
-def _asked(run: Run, predictions: Predictions) -> int:
-    return run.fit_config.num_exemplars or 0
-
-
 def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
     """A yardstick: the mean training score at the clip's difficulty, without a look at it.
 
@@ -193,8 +187,8 @@ def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
     return result
 
 
-def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
-    """``predictions.csv``: one row a clip, the run's prediction and each head's."""
+def write_predictions(run: Run, predictions: Predictions) -> None:
+    """Write ``predictions.csv``: one row per clip, the run's prediction and each head's."""
     clips = predictions.clips
     table = pd.DataFrame(
         {
@@ -203,10 +197,11 @@ def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
             "difficulty": clips.difficulty,
             "score": clips.score,
             "prediction": predictions.score,
-            "num_exemplars": _num_votes(predictions),
+            "num_exemplars": predictions.num_votes,
             "nearest_key": predictions.fallback,
         }
     )
     for seed, values in zip(run.seeds, predictions.per_head, strict=True):
         table[f"prediction_seed{seed}"] = values
-    return table
+    with atomic_path(run.folder / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False)

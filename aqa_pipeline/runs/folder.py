@@ -230,12 +230,6 @@ def _read_exemplars(path: Path) -> FeatureSet:
         raise DataError(f"{path}: column {error} is missing; train the head again") from None
 
 
-def write_predictions(folder: Path, table: pd.DataFrame) -> None:
-    """Write ``predictions.csv``."""
-    with atomic_path(folder / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False)
-
-
 def history_table(rows: Sequence[tuple[float, ...]], columns: Sequence[str]) -> pd.DataFrame:
     """``history.csv`` as a table: one row a model and epoch."""
     table = pd.DataFrame(rows, columns=list(columns))

@@ -30,9 +30,9 @@ from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
 from aqa_pipeline.runs.evaluate import (
     measure,
     predict_clips,
-    predictions_table,
+    write_predictions,
 )
-from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.folder import Run, history_table, write_run
 from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, write_metrics
 from aqa_pipeline.training.svr import train_svrs
 from aqa_pipeline.training.train import TrainedHeads, train_heads
@@ -188,7 +188,7 @@ def fit_head(
     with naming_shortage(f"device {device}", smaller_heads(device)):
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
-    write_predictions(folder, predictions_table(run, predictions))
+    write_predictions(run, predictions)
     write_metrics(folder, measured)
     return FitResult(run, predictions, measured)
 
