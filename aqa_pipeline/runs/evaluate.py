@@ -68,6 +68,7 @@ def measure(run: Run, predictions: Predictions, *, range_of: RangeOf | None = No
         return metrics.bootstrap_interval(scores, per_head, metric=metric, score_range=span)
 
     own = [accuracy(predicted) for predicted in per_head]
+    asked = run.fit_config.num_exemplars
     by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
     return Metrics(
         method=run.head.config.name,
@@ -86,11 +87,9 @@ def measure(run: Run, predictions: Predictions, *, range_of: RangeOf | None = No
         best_relative_l2_of_any_epoch=run.config.best_relative_l2_of_any_epoch,
         ensemble=accuracy(predictions.score),
         exemplars={
-            "asked": run.fit_config.num_exemplars,
+            "asked": asked,
             "key": list(run.protocol.exemplar_key),
-            "clips_with_fewer": int(
-                np.sum(predictions.num_votes < (run.fit_config.num_exemplars or 0))
-            ),
+            "clips_with_fewer": int(np.sum(predictions.num_votes < (asked or 0))),
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
         intervals=measure_intervals(run.calibration, predictions.clips, predictions.score),
