@@ -172,7 +172,7 @@ def finetune(
                 tell=bars.training,
                 extracting=bars.extracting,
             )
-            if not ranks.is_first:
+            if metrics is None:
                 return
             if then_extract:
                 _extract_all(bars, project, clips, plans, computing_on)

@@ -17,7 +17,6 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
-    open_cache,
     pass_project,
 )
 
@@ -51,6 +50,7 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.report.paper.reproduce import reproduce as make
@@ -60,7 +60,7 @@ def reproduce(
         made = make(
             what,
             clips,
-            open_cache(project, clips, cache_folder),
+            open_cache(project.cache, clips, cache_folder),
             runs=project.runs,
             config=config,
             device=find_device(device),

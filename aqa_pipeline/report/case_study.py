@@ -15,18 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import PixelPreset, Protocol
 from aqa_pipeline.datasets.locate import clip_positions, video_index_folder
 from aqa_pipeline.datasets.manifest import Clip, Manifest, read_manifest
 from aqa_pipeline.errors import AqaError, DataError
 from aqa_pipeline.heads.tree_path import TreePath
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.media.encode import JPEG, data_address, jpeg
 from aqa_pipeline.media.reader import VideoReader, read_index
 from aqa_pipeline.media.snippets import clamp_positions
 from aqa_pipeline.project import Project
-from aqa_pipeline.runs.evaluate import Predictions, predict_clips
+from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.runs.record import RunRecord
 from aqa_pipeline.scoring.explainer import run_tree_path
@@ -140,7 +141,7 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     run = read_run(record.folder, device=torch.device("cpu"))
     if record.predictions.empty:
         raise DataError(f"{record.folder}: predictions.csv is missing or empty")
-    manifest = read_manifest(project.manifest_path(run.config["dataset"]))
+    manifest = read_manifest(project.manifest_path(run.config.dataset))
     # The protocol the head was fitted with, whatever the file says by now.
     manifest = dataclasses.replace(manifest, protocol=run.protocol)
     rows = manifest.clips.set_index("clip_id", drop=False)
@@ -149,9 +150,8 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     if gone:
         raise DataError(f"{manifest.path}: {len(gone)} clips of the run are gone, as {gone[0]!r}")
     rows = rows.loc[wanted]
-    cache = FeatureCache.open(project.cache / manifest.name / run.config["cache"]["folder"])
-    features = load_features(manifest, cache, wanted)
-    predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
+    cache = FeatureCache.open(project.cache / manifest.name / run.config.cache.folder)
+    predictions = predict_clips(run, load_clips(manifest, cache, rows, run.labels))
     return Rescored(run, manifest, predictions)
 
 

@@ -97,7 +97,7 @@ def training_drawings(record: RunRecord, anchor: str) -> Iterator[Drawing]:
             f"seed {seed}": (own["epoch"].to_numpy(dtype=float), own[rho].to_numpy(dtype=float))
             for seed, own in history.groupby("seed")
         }
-        best = dict(zip(curves, record.config.get("best_epoch", []), strict=False))
+        best = dict(zip(curves, record.config.best_epoch, strict=False))
         yield _drawing(
             "Choosing the epoch",
             f"Spearman's rho of the clips that choose; the dot is the epoch kept. "
@@ -128,7 +128,7 @@ def rescored_drawings(record: RunRecord, rescored: Rescored, anchor: str) -> Ite
             f"prediction is. Spearman between the two: {spearman(spread[known], error):.2f}.",
             figures.vote_spread(spread[known], error, key=f"{anchor}-votes"),
         )
-    edges = record.config.get("trunk", {}).get("group_edges")
+    edges = record.group_edges
     if edges:
         targets, noun = _training_targets(record, rescored)
         yield _drawing(
@@ -145,7 +145,7 @@ def rescored_drawings(record: RunRecord, rescored: Rescored, anchor: str) -> Ite
 def _training_targets(record: RunRecord, rescored: Rescored) -> tuple[FloatArray, str]:
     """What the first head's groups were cut from: its fit part's differences, or labels."""
     train = rescored.run.exemplars
-    held_out = set((record.config.get("validation_clips") or [[]])[0])
+    held_out = set((record.config.validation_clips or [()])[0])
     train = train.take([i for i, name in enumerate(train.clip_id) if name not in held_out])
     if not rescored.run.head.is_contrastive:
         return train.label, "training clips"
@@ -165,9 +165,9 @@ def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> Iterator[D
     """What can be laid over each other of several runs."""
     intervals = {}
     for record in records:
-        rho = record.metrics.get("heads", {}).get("rho", {})
-        if rho.get("mean") is not None and rho.get("interval_95"):
-            intervals[record.name] = (rho["mean"], *rho["interval_95"])
+        rho = record.metrics.heads["rho"] if record.metrics else None
+        if rho and np.isfinite(rho.mean) and rho.interval_95:
+            intervals[record.name] = (rho.mean, *rho.interval_95)
     if intervals:
         yield _drawing(
             "Spearman's rho",

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aqa_pipeline.core.featureset import FeatureSet, Key
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import MissingFactError, UsageError
-from aqa_pipeline.heads.voter import ClipPrediction
+from aqa_pipeline.heads.voting import ClipPrediction
 from aqa_pipeline.media.clip import ClipFrames
 from aqa_pipeline.runs.calibration import HalfWidth, Intervals, merged
 from aqa_pipeline.runs.conformal import fewest_residuals
@@ -60,8 +59,8 @@ class FeatureScorer:
 
     def __init__(self, runs: Sequence[Run], coverage: float) -> None:
         self.runs, self.coverage = list(runs), coverage
-        self._voters = [run.jury() for run in runs]
-        self._known = _distinct([run.exemplars for run in runs])
+        self._voters = [run.voter() for run in runs]
+        self._known = FeatureSet.concat([run.exemplars for run in runs]).distinct()
         self._outliers = OutlierDetector(
             self._known.features, is_exact=all(has_exact_features(run) for run in runs)
         )
@@ -256,7 +255,7 @@ class FeatureScorer:
 def _votes(run: Run, prediction: ClipPrediction, scale: float, offset: float) -> list[ExemplarVote]:
     if not run.head.is_contrastive:
         return []
-    part, pool = Part(**run.config["part"]), run.exemplars
+    part, pool = run.config.part, run.exemplars
     votes = offset + scale * prediction.label.mean(axis=0)  # (M,)
     return [
         ExemplarVote(
@@ -268,27 +267,6 @@ def _votes(run: Run, prediction: ClipPrediction, scale: float, offset: float) ->
         )
         for row, vote in zip(prediction.exemplars.tolist(), votes, strict=True)
     ]
-
-
-def _distinct(pools: Sequence[FeatureSet]) -> FeatureSet:
-    """The clips of several folds, each once."""
-    if len(pools) == 1:
-        return pools[0]
-    seen: set[str] = set()
-    parts = []
-    for pool in pools:
-        rows = [i for i, name in enumerate(pool.clip_id) if name not in seen]
-        seen.update(pool.clip_id)
-        parts.append(pool.take(rows))
-    return FeatureSet(
-        clip_id=tuple(name for part in parts for name in part.clip_id),
-        category=tuple(name for part in parts for name in part.category),
-        key=tuple(key for part in parts for key in part.key),
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("features", "score", "scale", "offset", "difficulty")
-        },
-    )
 
 
 def _shown(key: Key) -> str:

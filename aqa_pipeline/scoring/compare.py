@@ -156,7 +156,7 @@ def find_clip(
     """
     if Path(name).exists():
         return ScoreRequest(name, Path(name), metadata)
-    path = project.manifest_path(scorer.any_run.config["dataset"])
+    path = project.manifest_path(scorer.any_run.config.dataset)
     if not path.exists():
         raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")
     manifest = read_manifest(path)

@@ -21,7 +21,6 @@ from aqa_pipeline.backbone.maps import MapEncoder, features_of, map_encoder
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import TreeOutput
@@ -297,7 +296,7 @@ def _own_clip(run: Run, scored: ScoredClip) -> FeatureSet:
 
 def _voting_rows(run: Run, scored: ScoredClip) -> npt.NDArray[np.int64]:
     """Positions of the exemplars that voted, in a run's exemplars; none for a direct head."""
-    fold = Part(**run.config["part"]).fold
+    fold = run.config.part.fold
     part = "" if fold is None else f"fold{fold}"
     row = {name: i for i, name in enumerate(run.exemplars.clip_id)}
     return np.array(
@@ -318,7 +317,7 @@ def run_tree_path(
         Its position in the run's exemplars; a direct head needs none.
     """
     head = run.head
-    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
+    if not (isinstance(head, Head) and isinstance(head.output, TreeOutput)):
         return None
     query = torch.from_numpy(features).to(head.device)
     if not head.is_contrastive:

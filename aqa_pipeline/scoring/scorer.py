@@ -13,7 +13,7 @@ backbone once, and is compared with exemplars whose features lie in the run fold
 to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
 
 On a CPU a prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
-(:mod:`aqa_pipeline.heads.voter`). A GPU computes one clip by other algorithms than a group of
+(:mod:`aqa_pipeline.heads.voting`). A GPU computes one clip by other algorithms than a group of
 clips, so there the two differ by rounding.
 """
 
@@ -29,7 +29,6 @@ import torch
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
 from aqa_pipeline.errors import MissingFactError, UsageError
 from aqa_pipeline.media.clip import (
@@ -77,7 +76,7 @@ class Scorer:
         self._snippet_backbone = snippet_backbone
         by_category: dict[str, list[Run]] = {}
         for run in runs:
-            by_category.setdefault(Part(**run.config["part"]).category or "", []).append(run)
+            by_category.setdefault(run.config.part.category or "", []).append(run)
         self._assessors = {
             category: FeatureScorer(own, config.coverage) for category, own in by_category.items()
         }
@@ -139,7 +138,7 @@ class Scorer:
         run, heads = self.any_run, sum(len(own.runs) for own in self._assessors.values())
         categories = ", ".join(filter(None, self.categories))
         return (
-            f"Scorer({run.head.config.name}, data set {run.config.get('dataset', 'unknown')}, "
+            f"Scorer({run.head.config.name}, data set {run.config.dataset or 'unknown'}, "
             f"{heads} {'run' if heads == 1 else 'runs'}"
             f"{f', categories {categories}' if categories else ''}, on {run.head.device})"
         )

@@ -252,7 +252,7 @@ def shown_exemplars(
         requests = _requests(run, project)
     except AqaError as error:
         _log.info("no pictures of exemplars: %s", error)
-        reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
+        reason = f"the manifest of {run.config.dataset!r} cannot be read"
     shown: list[ShownExemplar] = []
     for row in choose(pool, distance, rows, score, is_exact=has_exact_features(run)):
         frames, why = None, reason
@@ -282,7 +282,7 @@ def shown_exemplars(
 
 
 def _requests(run: Run, project: Project) -> dict[str, ClipRequest]:
-    manifest = read_manifest(project.manifest_path(str(run.config.get("dataset"))))
+    manifest = read_manifest(project.manifest_path(run.config.dataset))
     # The protocol the head was fitted with, whatever the file says by now.
     return {
         clip.clip_id: ClipRequest(clip.video, run.protocol, clip.start_frame, clip.end_frame)

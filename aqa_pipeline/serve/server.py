@@ -184,7 +184,7 @@ def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
         "serve.html",
         name=folder.absolute().name,
         method=runs[0].head.config.name,
-        dataset=runs[0].config.get("dataset", ""),
+        dataset=runs[0].config.dataset,
         num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
         fields=form_fields(runs, categories=scorer.categories),
         max_mb=config.max_megabytes,

@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.report.explanation import fragment, page, view_of
 from aqa_pipeline.report.explanation_files import write_explanation
+from aqa_pipeline.runs.config import RunConfig
 from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.explainer import Explainer, Explanation
 from tests.report.test_page import Page
@@ -171,7 +173,7 @@ def test_over_folds_contributions_are_those_of_the_mean(tmp_path: Path) -> None:
     with explainer_of(tmp_path) as one:
         run = one.scorer.runs()[0]
         folds = [
-            dataclasses.replace(run, config={"dataset": "small", "part": {"fold": k}})
+            dataclasses.replace(run, config=RunConfig(dataset="small", part=Part(fold=k)))
             for k in (1, 2)
         ]
         encoder = one._encoder

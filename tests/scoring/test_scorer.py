@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,9 @@ from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import CacheError, ClipError, MissingFactError, UsageError
+from aqa_pipeline.runs.config import Provenance
 from aqa_pipeline.runs.evaluate import evaluate_run
-from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 from aqa_pipeline.scoring.backbone import load_backbone, own_weights
 from aqa_pipeline.scoring.scorer import Scorer
@@ -75,7 +75,7 @@ def test_a_test_clip_gets_evaluates_prediction_to_the_bit(
             assert scored.per_head == heads
     run = read_run(folder, device=CPU)
     again = evaluate_run(run, manifest, cache_root=folder.parent.parent / "cache")
-    assert json.loads(as_json(again)) == json.loads((folder / "metrics.json").read_text())
+    assert json.loads(as_json(again.as_dict())) == json.loads((folder / "metrics.json").read_text())
 
 
 def test_the_clip_ends_where_the_video_ends(scorer: Scorer, tmp_path: Path) -> None:
@@ -125,6 +125,12 @@ def test_a_training_clip_is_recognised(scorer: Scorer, folder: Path) -> None:
     )
 
 
+def from_cache(run: Run, **changes: str) -> Run:
+    """The run, as if fitted on the features of another cache."""
+    cache = dataclasses.replace(run.config.cache, **changes)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, cache=cache))
+
+
 def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
     folder: Path,
 ) -> None:
@@ -136,10 +142,12 @@ def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
     difficulty = float(known.difficulty[3])
     sentence = f"it is the training clip {known.clip_id[3]}: the run knows its score"
 
-    def warnings(features: np.ndarray, **config: Any) -> tuple[str, ...]:
-        run = read_run(folder, device=CPU)
-        run.config["cache"].update(config.pop("cache", {}))
-        run.config.update(config)
+    def warnings(features: np.ndarray, device: str = "cpu", **cache: str) -> tuple[str, ...]:
+        run = from_cache(read_run(folder, device=CPU), **cache)
+        provenance = Provenance(device=device)
+        run = dataclasses.replace(
+            run, config=dataclasses.replace(run.config, provenance=provenance)
+        )
         assessor = FeatureScorer([run], 0.9)
         return assessor.score(features, ClipMetadata(difficulty=difficulty)).warnings
 
@@ -148,7 +156,7 @@ def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
     )
     of_fp16 = {"fingerprint_sha256": made.sha256, "weights_sha256": "00" * 32}
     assert sentence not in warnings(rounded), "on a CPU a clip's features are always the same"
-    for config in ({"cache": of_fp16}, {"device": "cuda:0"}):
+    for config in (of_fp16, {"device": "cuda:0"}):
         assert sentence in warnings(rounded, **config)
         assert not any("the training clip" in text for text in warnings(between, **config))
 
@@ -319,7 +327,7 @@ def test_other_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_imported_features_cannot_be_made_of_a_video(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     imported = imported_fingerprint("videoswin", steps=1, dim=3)
-    run.config["cache"]["weights_sha256"] = imported.weights_sha256
+    run = from_cache(run, weights_sha256=imported.weights_sha256)
     with pytest.raises(CacheError, match="features were imported, not extracted here"):
         load_backbone([run])
 
@@ -336,7 +344,7 @@ def test_a_protocol_that_did_not_make_the_features_is_refused(
 
 def test_parts_with_backbones_of_their_own_are_scored_one_by_one(folder: Path) -> None:
     runs = [read_run(folder, device=CPU) for _ in range(2)]
-    runs[1].config["cache"]["weights_sha256"] = "11" * 32
+    runs[1] = from_cache(runs[1], weights_sha256="11" * 32)
     with pytest.raises(CacheError, match="of 2 different backbones; name one of them, such as"):
         load_backbone(runs)
 
@@ -347,7 +355,7 @@ def test_features_of_a_gpus_precision_are_told(
     """On a GPU they are made in it again, elsewhere in float32."""
     run = read_run(folder, device=CPU)
     made = fingerprint_of(run.protocol, weights_sha256="00" * 32, precision="bf16")
-    run.config["cache"]["fingerprint_sha256"] = made.sha256
+    run = from_cache(run, fingerprint_sha256=made.sha256)
     asked = []
     monkeypatch.setattr("aqa_pipeline.scoring.backbone.weights_identity", lambda path: "00" * 32)
     monkeypatch.setattr(
@@ -363,7 +371,7 @@ def test_features_of_a_gpus_precision_are_told(
 def test_a_run_may_bring_weights_of_its_own(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     assert own_weights(run) is None
-    run.config["cache"]["weights_file"] = "backbone.safetensors"
+    run = from_cache(run, weights_file="backbone.safetensors")
     assert own_weights(run) == folder / "backbone.safetensors"
 
 

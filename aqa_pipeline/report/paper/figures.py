@@ -115,13 +115,13 @@ def fig4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
     deltas = pair_deltas(train.label, groups)
     if not deltas.size:
         raise DataError(f"{context.manifest.path}: no two training clips share an exemplar group")
-    trunk = fit_output_layer(
+    output = fit_output_layer(
         dataclasses.replace(head, kind="gart", mode="contrastive"),
         [deltas],
         score_range=protocol.score_range or float(np.ptp(train.label)),
         generators=[torch.Generator().manual_seed(fit.seed)],
     )
-    edges = np.array(trunk.settings()["group_edges"][0])
+    edges = np.array(output.settings()["group_edges"][0])
     both = np.concatenate([deltas, -deltas])
     uniform = np.linspace(edges[0], edges[-1], len(edges))
     counts = {

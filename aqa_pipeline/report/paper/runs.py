@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +21,18 @@ import torch
 
 from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import as_json, write_text_atomically
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
+from aqa_pipeline.errors import DataError
 from aqa_pipeline.report.paper.table import MeanStd
 from aqa_pipeline.runs.config import stored_fit
 from aqa_pipeline.runs.folder import Run, read_run
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, read_metrics
 from aqa_pipeline.training.fit import fit_dataset
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,18 +88,18 @@ class PaperRunResult:
     run : PaperRun
     folder : Path
     parts : tuple of Part
-    metrics : dict
-        ``metrics.json`` of the folder.
-    per_part : tuple of dict
-        ``metrics.json`` of each part, in the order of ``parts``.
+    metrics : Metrics or AverageMetrics
+        Of the folder.
+    per_part : tuple of Metrics
+        Of each part, in the order of ``parts``.
     rho_average : {"fisher", "mean"}
     """
 
     run: PaperRun
     folder: Path
     parts: tuple[Part, ...]
-    metrics: dict[str, Any]
-    per_part: tuple[dict[str, Any], ...]
+    metrics: Metrics | AverageMetrics
+    per_part: tuple[Metrics, ...]
     rho_average: Literal["fisher", "mean"]
 
     def of_category(self, category: str | None, metric: Metric) -> MeanStd:
@@ -109,25 +110,21 @@ class PaperRunResult:
         """Of the data set, categories averaged as its protocol says."""
         categories = list(dict.fromkeys(part.category for part in self.parts))
         by_category = np.stack([self._per_seed(name, metric) for name in categories])
-        if len(self.parts) == 1:
+        if not isinstance(self.metrics, AverageMetrics):
             return MeanStd.of(by_category[0])
         fisher = metric == "rho" and self.rho_average == "fisher"
         per_seed = [fisher_mean(c) if fisher else float(np.nanmean(c)) for c in by_category.T]
         # The mean that metrics.json, `aqa evaluate` and the report show: of the seeds' means.
-        return MeanStd(_number(self.metrics["average"][metric]), MeanStd.of(per_seed).std)
+        return MeanStd(getattr(self.metrics.average, metric), MeanStd.of(per_seed).std)
 
     def _per_seed(self, category: str | None, metric: Metric) -> FloatArray:
         folds = [
-            [_number(value) for value in measured["heads"][metric]["per_seed"]]
+            measured.heads[metric].per_seed
             for part, measured in zip(self.parts, self.per_part, strict=True)
             if part.category == category
         ]
         mean: FloatArray = np.mean(folds, axis=0)
         return mean
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value  # JSON has null for NaN
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +173,7 @@ class PaperContext:
             results.append(self._result(run, parts, f"{number}/{len(runs)}", before, total))
             before += len(parts) * run.fit.epochs
             self.progress(before, total)
-        self.selections.update(result.metrics["selection"] for result in results)
+        self.selections.update(result.metrics.selection for result in results)
         return results
 
     def _result(
@@ -195,15 +192,19 @@ class PaperContext:
                 head_config=run.head,
                 fit_config=run.fit,
                 device=self.device,
-                advance=lambda done, _: self.progress(before + done, total),
+                progress=lambda done, _: self.progress(before + done, total),
             )
             write_text_atomically(folder / STAMP, stamp)
+        metrics = read_metrics(folder)
+        per_part = [read_metrics(part.folder(folder)) for part in parts]
+        if metrics is None:
+            raise DataError(f"{folder}: metrics.json is missing; type the same with --again")
         return PaperRunResult(
             run=run,
             folder=folder,
             parts=parts,
-            metrics=_json(folder),
-            per_part=tuple(_json(part.folder(folder)) for part in parts),
+            metrics=metrics,
+            per_part=tuple(own for own in per_part if isinstance(own, Metrics)),
             rho_average=self.manifest.protocol.rho_average,
         )
 
@@ -232,11 +233,6 @@ def _text_of(path: Path) -> str | None:
         return None
 
 
-def _json(folder: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return value
-
-
 def read_part(context: PaperContext, result: PaperRunResult) -> tuple[Run, FeatureSet]:
     """The run of a data set's only part, and its test clips."""
     (part,) = result.parts
@@ -244,5 +240,4 @@ def read_part(context: PaperContext, result: PaperRunResult) -> tuple[Run, Featu
     # The protocol of the run: without the difficulty, it is not the manifest's.
     manifest = dataclasses.replace(context.manifest, protocol=run.protocol)
     rows = part.rows(manifest, "test")
-    features = load_features(manifest, context.cache, rows["clip_id"].tolist())
-    return run, feature_set(rows, features, manifest, run.labels)
+    return run, load_clips(manifest, context.cache, rows, run.labels)
