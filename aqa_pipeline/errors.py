@@ -1,8 +1,8 @@
 """Errors the program raises on purpose, each with the exit code its command ends with.
 
-Every message is written for the person who typed the command: where, what was
-found, what was expected, what to type next. The command line prints it as one
-line and never shows a traceback for it.
+Every message is written for the person at the keyboard: where, what was found, what was
+expected, what to do next. The command line prints it as one line, adds the option that
+gives ``fact``, and never shows a traceback for it.
 
 =====  =========================================================
 code   meaning
@@ -21,15 +21,32 @@ code   meaning
 
 
 class AqaError(Exception):
-    """Parent of every error the library raises on purpose."""
+    """Parent of every error the library raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        The sentence for the user; it names arguments in words, for a notebook has no options.
+    fact : str or None
+        Name of the argument that puts it right, such as ``difficulty`` or ``weights``: the command
+        line says which of its options gives it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, fact: str | None = None) -> None:
+        super().__init__(message)
+        self.fact = fact
 
 
 class UsageError(AqaError):
     """Two options contradict each other, or name something that does not exist."""
 
     exit_code = 2
+
+
+class MissingFactError(UsageError):
+    """Something must be known, or chosen, that nobody has said: ``fact`` is its name."""
 
 
 class ClipError(AqaError):

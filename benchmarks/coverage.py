@@ -47,15 +47,15 @@ def main(project: Path) -> None:
                 fit_config=FitConfig(num_seeds=HEADS, num_exemplars=None, seed=HEADS * seed),
                 device=torch.device("cpu"),
             )
-        found = metrics["intervals"]
+        found = metrics.intervals
         inside, tests = inside + found["inside"], tests + found["num_test"]
         low, high = (round(share * found["num_test"]) for share in found["expected_95"])
         print(
             f"seed {seed}: {found['inside']} of {found['num_test']} inside, {low} to {high} "
             f"expected, {found['mean_width']:.1f} points wide, "
             f"{found['calibrating_clips']} clips calibrate, "
-            f"Spearman of single heads {metrics['heads']['rho']['mean']:.3f}, "
-            f"averaged {metrics['ensemble']['rho']:.3f}",
+            f"Spearman of single heads {metrics.heads['rho'].mean:.3f}, "
+            f"averaged {metrics.ensemble.rho:.3f}",
             flush=True,
         )
     mean, _, _ = coverage_spread(

@@ -124,7 +124,7 @@ def main(dataset: str, num_folds: int, seeds: int, only: tuple[str, ...], as_jso
                     epsilon=protocol.epsilon,
                     device=CPU,
                 ).head
-            run = Run(Path(name), head, fit, protocol, clips.labels, config, {})
+            run = Run(Path(name), head, fit, protocol, clips.labels, config)
             values.append(judge(run, held_out))
         seconds = time.perf_counter() - started
         rho, label_rho, averaged = np.mean(values, axis=0).tolist()

@@ -27,7 +27,8 @@ from aqa_pipeline.datasets.demo.dataset import plan_broadcasts
 from aqa_pipeline.datasets.demo.venue import make_venue
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.project import Project
-from aqa_pipeline.scoring.explainer import load_explainer
+from aqa_pipeline.scoring.assessor import ClipMetadata
+from aqa_pipeline.scoring.explainer import Explainer
 
 _VISIBLE = 12  #: grey levels by which a pixel must differ to belong to the diver
 
@@ -88,13 +89,15 @@ def main() -> None:
     rows = manifest.clips[manifest.clips["split"] == "test"].iloc[:count]
     totals = np.zeros(4)
     frames = 0
-    with load_explainer(run, project=project, layer=layer) as explainer:
+    with Explainer.load(run, project=project, layer=layer) as explainer:
         for _, row in rows.iterrows():
             found = explainer.explain(
-                str(manifest.video_path(row["video"])),
-                start_frame=int(row["start_frame"]),
-                end_frame=int(row["end_frame"]),
-                difficulty=float(row["difficulty"]),
+                manifest.video_path(row["video"]),
+                ClipMetadata(
+                    int(row["start_frame"]),
+                    int(row["end_frame"]),
+                    difficulty=float(row["difficulty"]),
+                ),
             )
             first, masks = diver_masks(DemoConfig(), row["clip_id"])
             heat = np.abs(found.heat.astype(np.float64))

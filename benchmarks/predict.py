@@ -22,6 +22,7 @@ import torch
 
 from aqa_pipeline import Scorer
 from aqa_pipeline.datasets.manifest import read_manifest
+from aqa_pipeline.scoring.assessor import ClipMetadata
 
 ROUNDS = 7
 EXEMPLARS = 10
@@ -45,8 +46,7 @@ def main(project: Path) -> None:
         def decode(row: dict[str, Any]) -> Any:
             return scorer.decode(
                 manifest.video_path(row["video"]),
-                start_frame=int(row["start_frame"]),
-                end_frame=int(row["end_frame"]),
+                ClipMetadata(int(row["start_frame"]), int(row["end_frame"])),
             )
 
         def score() -> None:

@@ -25,7 +25,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.groups import PairLabels
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.device import find_device
-from aqa_pipeline.heads.voting import vote
+from aqa_pipeline.heads.batch_voting import vote
 from aqa_pipeline.training.stack import Stack
 
 HEAD = HeadConfig(aggregation="mean")
@@ -84,7 +84,7 @@ def epochs(clips: FeatureSet, batches: list[int], rounds: int, device: torch.dev
     rows = []
     for batch in batches:
         stack = a_stack(clips, 1, batch, device)
-        edges = stack.head.settings()["trunk"]["group_edges"][0]
+        edges = stack.head.settings()["output"]["group_edges"][0]
         plain = PlainProgram(clips, edges, learning_rate=RATE)
         stack.run_epoch()  # memory is taken, and on a GPU the step is captured
         taken = [
@@ -110,7 +110,7 @@ def votes(train: FeatureSet, test: FeatureSet, device: torch.device) -> list[Any
     """Voting after ten epochs: by the whole tree one exemplar at a time, and ours."""
     stack = a_stack(train, 1, 32, device)
     plain = PlainProgram(
-        train, stack.head.settings()["trunk"]["group_edges"][0], learning_rate=RATE
+        train, stack.head.settings()["output"]["group_edges"][0], learning_rate=RATE
     )
     for _ in range(10):
         stack.run_epoch()

@@ -18,7 +18,6 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
-    open_cache,
     pass_project,
 )
 
@@ -232,7 +231,8 @@ def wanted_by(manifest: Path, folder: Path) -> Any:
     from aqa_pipeline.datasets.manifest import read_manifest
 
     clips = read_manifest(manifest)
-    return request_clips(clips, FeatureCache.open(folder), clips.clips["clip_id"].tolist())
+    clip_ids = clips.clips["clip_id"].tolist()
+    return request_clips(clips, FeatureCache.open(folder), clip_ids, partial=True)
 
 
 @cache.command()
@@ -256,10 +256,11 @@ def export(
     Beside the features stand clip_id, score, split, category, difficulty and frame_index.
     """
     from aqa_pipeline.cache.exchange import export_features
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    source = open_cache(project, clips, cache_folder)
+    source = open_cache(project.cache, clips, cache_folder)
     done = export_features(clips, source, file, partial=partial)
     if as_json:
         print_json(dataclasses.asdict(done))

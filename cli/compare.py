@@ -64,6 +64,7 @@ def compare(
     A and B are videos, or clip ids of the data set the run was fitted on. --start, --end,
     --category and --difficulty are given once for both, or twice: for A, then for B.
     """
+    from aqa_pipeline.scoring.assessor import ClipMetadata
     from aqa_pipeline.scoring.compare import compare_clips, find_clip
     from aqa_pipeline.scoring.scorer import Scorer
 
@@ -78,14 +79,16 @@ def compare(
             find_clip(
                 scorer,
                 name,
+                ClipMetadata(
+                    start_frame=_one("--start", start, i),
+                    end_frame=_one("--end", end, i),
+                    category=_one("--category", category, i) or "",
+                    difficulty=_one("--difficulty", difficulty, i),
+                    columns=columns,
+                ),
                 project=project,
-                start_frame=_one("--start", start, place),
-                end_frame=_one("--end", end, place),
-                category=_one("--category", category, place),
-                difficulty=_one("--difficulty", difficulty, place),
-                columns=columns,
             )
-            for place, name in enumerate((a, b))
+            for i, name in enumerate((a, b))
         ]
         result = compare_clips(scorer, clips[0], clips[1])
     if as_json:
@@ -111,10 +114,10 @@ def compare(
             say_warning(f"{letter}: {warning}")
 
 
-def _one(option: str, values: tuple[Any, ...], place: int) -> Any:
+def _one(option: str, values: tuple[Any, ...], i: int) -> Any:
     if len(values) > 2:
         raise UsageError(f"{option} is given {len(values)} times; once for both clips, or twice")
-    return None if not values else values[min(place, len(values) - 1)]
+    return None if not values else values[min(i, len(values) - 1)]
 
 
 def _sentence(result: Any) -> str:

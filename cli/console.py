@@ -1,4 +1,4 @@
-"""What the commands print, and where: results on stdout, everything else on stderr."""
+"""Output of the commands: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import click
 
 
-class Advance(Protocol):
-    """Told how far a job is: ``advance(done, total)``, and what else there is to say of it."""
+class ProgressCallback(Protocol):
+    """Called as ``progress(done, total)``, and with what else there is to say of a job."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
@@ -99,11 +99,11 @@ def log_to_stderr(verbose: int) -> None:
 
 
 @contextmanager
-def progress(label: str, *, unit: str) -> Iterator[Advance]:
+def progress(label: str, *, unit: str) -> Iterator[ProgressCallback]:
     """A progress bar with rate and time left; plain lines where stderr is no terminal.
 
-    Yields a function to call with ``(done, total)``, and ``note``, a few words for the end of
-    the line.
+    Yields what the library calls as ``progress(done, total)``; ``note`` is a few words for the
+    end of the line.
     """
     if not sys.stderr.isatty():
         yield _PlainProgress(label, unit)
@@ -133,7 +133,7 @@ def progress(label: str, *, unit: str) -> Iterator[Advance]:
         started = time.monotonic()
         first_done: list[int] = []
 
-        def advance(done: int, total: int, note: str = "") -> None:
+        def show(done: int, total: int, note: str = "") -> None:
             first_done.append(done) if not first_done else None
             seconds = time.monotonic() - started
             rate = (done - first_done[0]) / seconds if seconds > 0 else 0.0
@@ -141,7 +141,7 @@ def progress(label: str, *, unit: str) -> Iterator[Advance]:
 
         _live.append(bar)
         try:
-            yield advance
+            yield show
         finally:
             _live.pop()
 
@@ -153,7 +153,7 @@ class _PlainProgress:
 
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
-        self._started = self._told = time.monotonic()
+        self._started = self._shown = time.monotonic()
         self._first: int | None = None
         self._last = -1  # what was done at the line before
 
@@ -163,9 +163,9 @@ class _PlainProgress:
         if first:
             self._first = done
         is_end = done >= total and done != self._last
-        if not first and not is_end and now - self._told < self._EVERY_SECONDS:
+        if not first and not is_end and now - self._shown < self._EVERY_SECONDS:
             return
-        self._told, self._last = now, done
+        self._shown, self._last = now, done
         seconds = now - self._started
         rate = (done - (self._first or 0)) / seconds if seconds > 0.5 else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
@@ -182,7 +182,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 __all__ = [
-    "Advance",
+    "ProgressCallback",
     "log_to_stderr",
     "number",
     "print_json",

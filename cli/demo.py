@@ -83,7 +83,7 @@ def demo(
             # A difficulty has some twenty training dives: all of them may vote.
             fit_config=FitConfig(num_seeds=seeds, num_exemplars=None),
             device=computing_on,
-            advance=advance,
+            progress=advance,
         )
     show_metrics(
         project,

@@ -73,10 +73,11 @@ def explain(
         aqa explain demo dive.mp4 --start 26 --end 136 --difficulty 3.4
     """
     from aqa_pipeline.report.explanation_files import write_explanation
-    from aqa_pipeline.scoring.explainer import load_explainer
+    from aqa_pipeline.scoring.assessor import ClipMetadata
+    from aqa_pipeline.scoring.explainer import Explainer
 
     folder = project.run_path(run)
-    with load_explainer(
+    with Explainer.load(
         folder,
         project=project,
         weights=weights,
@@ -85,7 +86,9 @@ def explain(
         decode_seconds=clip_timeout,
         layer=layer,
     ) as explainer:
-        explanation = explainer.explain(video, tell=lambda stage: say(STAGES[stage]), **facts)
+        explanation = explainer.explain(
+            video, ClipMetadata(**facts), stage=lambda name: say(STAGES[name])
+        )
     scored, contributions = explanation.scored, explanation.contributions
     if out is None:
         stem = re.sub(r"[^\w.-]+", "_", Path(video).stem).strip("._") or "video"

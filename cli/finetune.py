@@ -21,7 +21,7 @@ from aqa_pipeline.config import (
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.project import Project
 
-from .console import Advance, print_json, print_table, progress, say
+from .console import ProgressCallback, print_json, print_table, progress, say
 from .fields import config_options
 from .options import (
     device_option,
@@ -172,7 +172,7 @@ def finetune(
                 tell=bars.training,
                 extracting=bars.extracting,
             )
-            if not ranks.is_first:
+            if metrics is None:
                 return
             if then_extract:
                 _extract_all(bars, project, clips, plans, computing_on)
@@ -217,9 +217,9 @@ class _Bars:
     def __init__(self, ranks: DistributedContext) -> None:
         self._shows = ranks.is_first
         self._label, self._stack = "", contextlib.ExitStack()
-        self._advance: Advance | None = None
+        self._advance: ProgressCallback | None = None
 
-    def _bar(self, label: str, unit: str) -> Advance:
+    def _bar(self, label: str, unit: str) -> ProgressCallback:
         if self._advance is None or self._label != label:
             self.close()
             self._label = label

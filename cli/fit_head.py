@@ -18,7 +18,6 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
-    open_cache,
     pass_project,
 )
 from .show import show_metrics
@@ -59,12 +58,13 @@ def fit_head(
     split. Everything needed to score new clips goes into the run folder. Categories and
     folds, where the protocol has them, get heads and a folder each.
     """
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
     from aqa_pipeline.device import find_device
     from aqa_pipeline.training.fit import fit_dataset
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    cache = open_cache(project, clips, cache_folder)
+    cache = open_cache(project.cache, clips, cache_folder)
     if exemplar_key:
         clips = with_exemplar_key(clips, exemplar_key)
     folder = project.runs / (run or clips.name)
@@ -76,7 +76,7 @@ def fit_head(
             head_config=head,
             fit_config=fit,
             device=find_device(device),
-            advance=advance,
+            progress=advance,
         )
     show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")

@@ -17,8 +17,7 @@ from aqa_pipeline.project import Project
 from .fields import Command, config_option
 
 if TYPE_CHECKING:
-    from aqa_pipeline.cache.reader import FeatureCache
-    from aqa_pipeline.datasets.manifest import Manifest
+    pass
 
 pass_project = click.make_pass_decorator(Project)
 
@@ -204,13 +203,3 @@ def run_path(project: Project, run: Path | None, dataset: str | None) -> Path:
         there = f"there are {', '.join(known)}" if known else "there is none yet"
         raise UsageError(f"say which run: `aqa evaluate RUN` ({there}); `aqa fit-head` makes one")
     return project.runs / fitting[0]
-
-
-def open_cache(project: Project, clips: Manifest, folder: Path | None) -> FeatureCache:
-    """The cache that ``--cache`` names, or the one that fits the manifest."""
-    from aqa_pipeline.cache.load import find_cache
-    from aqa_pipeline.cache.reader import FeatureCache
-
-    if folder is not None:
-        return FeatureCache.open(folder)
-    return find_cache(project.cache / clips.name, clips.protocol)

@@ -84,11 +84,11 @@ def predict(
     clips, or shorter than the window, or of a difficulty that no known performance has.
     """
     from aqa_pipeline.atomic import atomic_path
-    from aqa_pipeline.scoring.batch import ScoreRequest, outcomes_table, score_clips, wanted_clips
+    from aqa_pipeline.scoring.assessor import ClipMetadata
+    from aqa_pipeline.scoring.batch import results_table, score_clips, score_requests
     from aqa_pipeline.scoring.scorer import Scorer
 
-    common = ScoreRequest(name="", video=Path(), **facts)
-    clips = wanted_clips(videos, common)
+    clips = score_requests(videos, ClipMetadata(**facts))
     folder = project.run_path(run)
     with Scorer.load(
         folder, weights=weights, device=device, coverage=coverage, decode_seconds=clip_timeout
@@ -99,11 +99,11 @@ def predict(
         if len(clips) == 1:
             outcomes = list(score_clips(scorer, clips))
         else:
-            with progress("predict", unit="clips") as advance:
-                outcomes = list(score_clips(scorer, clips, advance=advance))
+            with progress("predict", unit="clips") as shown:
+                outcomes = list(score_clips(scorer, clips, progress=shown))
     if csv_file is not None:
         with atomic_path(csv_file) as temporary:
-            outcomes_table(outcomes).to_csv(temporary, index=False)
+            results_table(outcomes).to_csv(temporary, index=False)
     if as_json:
         print_json(_json(project.shown(folder), outcomes))
     elif len(outcomes) == 1 and outcomes[0].scored is not None:
@@ -135,15 +135,8 @@ def _slide(
     if plot is not None:
         check_plot(plot)
     (clip,) = clips
-    with progress("predict", unit="windows") as advance:
-        slid = scorer.slide(
-            clip.video,
-            stride=stride,
-            start_frame=clip.start_frame,
-            end_frame=clip.end_frame,
-            advance=advance,
-            **clip.facts,
-        )
+    with progress("predict", unit="windows") as shown:
+        slid = scorer.slide(clip.video, clip.metadata, stride=stride, progress=shown)
     if csv_file is not None:
         with atomic_path(csv_file) as temporary:
             slid.table().to_csv(temporary, index=False)

@@ -32,8 +32,8 @@ def report(project: Project, runs: tuple[Path, ...], out: Path | None, as_json: 
 
     folders = [project.run_path(run) for run in runs]
     page = out or (folders[0] if len(folders) == 1 else project.runs) / "report.html"
-    with progress("report", unit="runs") as advance:
-        headlines = write_report(folders, page, project=project, advance=advance)
+    with progress("report", unit="runs") as shown:
+        headlines = write_report(folders, page, project=project, progress=shown)
     if as_json:
         print_json({"report": project.shown(page), "runs": headlines})
     else:

@@ -17,7 +17,6 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
-    open_cache,
     pass_project,
 )
 
@@ -51,31 +50,32 @@ def reproduce(
     score, fig8: way through the tree. Runs, drawings (SVG) and data (CSV) go to
     runs/reproduce/WHAT-NAME/; runs that are there already, with the same settings, are used.
     """
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.report.paper.reproduce import reproduce as make
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    with progress(f"reproduce {what}", unit="epochs") as advance:
+    with progress(f"reproduce {what}", unit="epochs") as shown:
         made = make(
             what,
             clips,
-            open_cache(project, clips, cache_folder),
+            open_cache(project.cache, clips, cache_folder),
             runs=project.runs,
             config=config,
             device=find_device(device),
             again=again,
-            advance=advance,
-            announce=say_above_progress,
+            progress=shown,
+            log=say_above_progress,
         )
     files = [project.shown(path) for path in made.files]
     if as_json:
         print_json({**made.as_dict(), "files": files})
         return
     click.echo(made.title)
-    for sheet in made.sheets:
+    for table in made.tables:
         click.echo()
-        print_table(sheet.columns, sheet.texts(), title=sheet.title)
+        print_table(table.columns, table.texts(), title=table.title)
     click.echo()
     for line in [*made.notes, *(f"written: {name}" for name in files)]:
         click.echo(line)

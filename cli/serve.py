@@ -43,7 +43,7 @@ def serve(
     or lost, and the run's report. A video is decoded in a process with limits of time and
     memory, and deleted once it is scored. Ctrl-C ends it.
     """
-    from aqa_pipeline.scoring.explainer import load_explainer
+    from aqa_pipeline.scoring.explainer import Explainer
     from aqa_pipeline.serve.server import listen, serve
 
     listening = listen(config)
@@ -51,7 +51,7 @@ def serve(
     say("loading the run and its backbone")
     with (
         listening,
-        load_explainer(
+        Explainer.load(
             folder,
             project=project,
             weights=weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,14 @@ from aqa_pipeline.project import Project
 
 from .console import number, print_json, print_table, say_warning
 
+if TYPE_CHECKING:
+    from aqa_pipeline.runs.metrics import AverageMetrics, Metrics
+
 
 def show_metrics(
     project: Project,
     folder: Path,
-    metrics: dict[str, Any],
+    measured: Metrics | AverageMetrics,
     *,
     as_json: bool,
     ceiling: dict[str, float] | None = None,
@@ -27,12 +30,12 @@ def show_metrics(
     project : Project
     folder : Path
         The run folder.
-    metrics : dict
-        See :func:`aqa_pipeline.training.fit.fit_dataset`.
+    measured : Metrics or AverageMetrics
     as_json : bool
     ceiling : dict, optional
         Metrics of the best prediction there could be, where it is known (the demo).
     """
+    metrics = measured.as_dict()
     if as_json:
         extra = {"ceiling": ceiling} if ceiling else {}
         print_json({"run": project.shown(folder), **metrics, **extra})

@@ -23,7 +23,6 @@ from .options import (
     json_option,
     manifest_options,
     manifest_path,
-    open_cache,
     pass_project,
 )
 from .show import show_metrics
@@ -107,6 +106,7 @@ def sweep(
     """
     import shutil
 
+    from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest
     from aqa_pipeline.device import find_device
     from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan
@@ -119,7 +119,7 @@ def sweep(
     parsed = parse_space(settings, space)
     path = manifest_path(project, dataset, manifest)
     clips = read_manifest(path)
-    cache = open_cache(project, clips, cache_folder)
+    cache = open_cache(project.cache, clips, cache_folder)
     plan = SweepPlan(
         source=DataSource(path.absolute(), cache.folder.absolute(), exemplar_key),
         folder=project.runs / (run or f"{clips.name}-sweep"),
@@ -172,7 +172,7 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
                 "best": dataclasses.asdict(outcome.best),
                 "trials": [dataclasses.asdict(result) for result in outcome.results],
                 "importance": outcome.importance,
-                "metrics": outcome.metrics,
+                "metrics": outcome.metrics.as_dict(),
             }
         )
         return

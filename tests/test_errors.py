@@ -11,6 +11,7 @@ from aqa_pipeline.errors import (
     CacheError,
     ClipError,
     DataError,
+    MissingFactError,
     SetupError,
     UsageError,
 )
@@ -48,3 +49,10 @@ class Bruised(ClipError):
 def test_a_clip_error_says_decode_unless_told() -> None:
     error = ClipError("x")
     assert (error.stage, error.detail) == ("decode", "")
+
+
+def test_a_missing_fact_is_named_beside_the_sentence() -> None:
+    error = copy.copy(pickle.loads(pickle.dumps(MissingFactError("no difficulty", fact="x"))))
+    assert (str(error), error.fact, error.exit_code) == ("no difficulty", "x", 2)
+    assert UsageError("another").fact is None
+    assert ClipError("one more").fact is None

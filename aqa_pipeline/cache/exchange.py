@@ -282,7 +282,7 @@ def export_features(
         The file cannot be written.
     """
     asked: list[str] = manifest.clips["clip_id"].tolist()
-    request = request_clips(manifest, cache, asked)
+    request = request_clips(manifest, cache, asked, partial=True)
     there = cache.cached(request)[:, 0]
     here = {name for name, found in zip(request.clip_ids, there, strict=True) if found}
     left_out = [name for name in asked if name not in here]

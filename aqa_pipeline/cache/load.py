@@ -1,12 +1,8 @@
-"""From a manifest and its feature cache to what stage two works on.
-
-Which features of a cache belong to the clips of a manifest.
+"""The loader of stage two: a manifest and its feature cache become feature sets.
 
 Clips are matched by id, window and, where the video can be reached, by its content. A
 cache that was copied to a machine without the videos is used as it is, and so are
 features that were imported: nobody knows which file they come from.
-
-Every view of the training clips that a cache holds, for augmentation in stage two.
 """
 
 from __future__ import annotations
@@ -32,6 +28,8 @@ from aqa_pipeline.datasets.manifest import Manifest, exemplar_keys
 from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.media.views import PLAIN
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +87,20 @@ def videos_apart(train: Sequence[str], test: Sequence[str]) -> npt.NDArray[np.in
     return np.array([number[name] for name in train], dtype=np.int64)
 
 
+def load_clips(
+    manifest: Manifest, cache: FeatureCache, rows: pd.DataFrame, labels: LabelScale
+) -> FeatureSet:
+    """Rows of a manifest with their plain-view features.
+
+    Raises
+    ------
+    CacheError
+        If features are missing.
+    """
+    features = load_features(manifest, cache, rows["clip_id"].tolist())
+    return feature_set(rows, features, manifest, labels)
+
+
 def load_features(
     manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]
 ) -> npt.NDArray[np.float32]:
@@ -99,11 +111,7 @@ def load_features(
     CacheError
         If features are missing.
     """
-    request = request_clips(manifest, cache, clip_ids)
-    absent = set(clip_ids) - set(request.clip_ids)
-    if absent:
-        cache.raise_missing(sorted(absent), asked=len(clip_ids))
-    return cache.load(request).values[:, 0]
+    return cache.load(request_clips(manifest, cache, clip_ids)).values[:, 0]
 
 
 def feature_set(
@@ -151,10 +159,9 @@ def _judges(rows: pd.DataFrame) -> npt.NDArray[np.float64] | None:
     return None
 
 
-_log = logging.getLogger(__name__)
-
-
-def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
+def request_clips(
+    manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str], *, partial: bool = False
+) -> ClipQuery:
     """What to ask a cache for.
 
     Parameters
@@ -163,44 +170,45 @@ def request_clips(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[st
     cache : FeatureCache
     clip_ids : sequence of str
         Clips of the manifest.
+    partial : bool
+        Leave out clips without a video of which the cache holds nothing either.
 
     Returns
     -------
     ClipQuery
-        In the order given. Left out are clips without a video of which the cache holds
-        nothing either.
+        In the order given.
+
+    Raises
+    ------
+    CacheError
+        If such clips are not to be left out.
     """
-    if cache.is_imported:
-        return cache.stored(clip_ids)
-    index_folder = video_index_folder(cache.folder.parent.parent)
-    located, missing = locate(manifest, index_folder=index_folder)
-    request = _as_asked(wanted(located), clip_ids)
-    unreachable = {item.clip.clip_id for item in missing} & set(clip_ids)
-    if not unreachable:
-        return request
-    stored = cache.stored(sorted(unreachable))
-    if len(stored):
-        _log.warning(
-            "%d of %d videos cannot be reached; their cached features are used unchecked",
-            len(stored),
-            len(clip_ids),
-        )
-    return _as_asked(_joined(request, stored), clip_ids)
-
-
-def _as_asked(request: ClipQuery, clip_ids: Sequence[str]) -> ClipQuery:
-    """The request's clips among ``clip_ids``, in their order."""
+    request = cache.stored(clip_ids) if cache.is_imported else _located(manifest, cache, clip_ids)
+    absent = set(clip_ids) - set(request.clip_ids)
+    if absent and not partial:
+        cache.raise_missing(sorted(absent), asked=len(clip_ids))
     row = {name: i for i, name in enumerate(request.clip_ids)}
     return request.take(np.array([row[name] for name in clip_ids if name in row], dtype=np.int64))
 
 
-def _joined(a: ClipQuery, b: ClipQuery) -> ClipQuery:
-    if not len(a) or not len(b):
-        return b if len(b) else a
+def _located(manifest: Manifest, cache: FeatureCache, clip_ids: Sequence[str]) -> ClipQuery:
+    index_folder = video_index_folder(cache.folder.parent.parent)
+    located, missing = locate(manifest, index_folder=index_folder)
+    parts = [wanted(located)]
+    unreachable = {item.clip.clip_id for item in missing} & set(clip_ids)
+    if unreachable:
+        parts.append(cache.stored(sorted(unreachable)))
+        if len(parts[1]):
+            _log.warning(
+                "%d of %d videos cannot be reached; their cached features are used unchecked",
+                len(parts[1]),
+                len(clip_ids),
+            )
+    parts = [part for part in parts if len(part)] or parts[:1]
     return ClipQuery(
-        clip_ids=[*a.clip_ids, *b.clip_ids],
-        source_ids=[*a.source_ids, *b.source_ids],
-        frame_index=np.concatenate([a.frame_index, b.frame_index]),
+        clip_ids=[name for part in parts for name in part.clip_ids],
+        source_ids=[source for part in parts for source in part.source_ids],
+        frame_index=np.concatenate([part.frame_index for part in parts]),
     )
 
 
@@ -227,9 +235,6 @@ def load_views(
         If features are missing, or there is no view beside the plain one.
     """
     request = request_clips(manifest, cache, clip_ids)
-    absent = set(clip_ids) - set(request.clip_ids)
-    if absent:
-        cache.raise_missing(sorted(absent), asked=len(clip_ids))
     names = sorted({name for segment in cache.segments for name in segment.view_names})
     others = [name for name in names if name != PLAIN.name]
     there = cache.cached(request, view_names=others)  # (n, others)
@@ -261,6 +266,27 @@ def wanted(located: Sequence[LocatedClip]) -> ClipQuery:
             len(located), window
         ),
     )
+
+
+def open_cache(root: Path, manifest: Manifest, folder: Path | None = None) -> FeatureCache:
+    """The cache of a manifest's features.
+
+    Parameters
+    ----------
+    root : Path
+        Holds a folder per data set, such as ``cache/`` of a project.
+    manifest : Manifest
+    folder : Path, optional
+        The cache itself, where several fit the protocol.
+
+    Raises
+    ------
+    CacheError
+        As :func:`find_cache` and :meth:`FeatureCache.open`.
+    """
+    if folder is not None:
+        return FeatureCache.open(folder)
+    return find_cache(root / manifest.name, manifest.protocol)
 
 
 def find_cache(dataset_folder: Path, protocol: Protocol) -> FeatureCache:

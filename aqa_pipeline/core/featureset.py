@@ -94,6 +94,27 @@ class FeatureSet:
             video=None if self.video is None else self.video[index],
         )
 
+    @classmethod
+    def concat(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
+        """All clips of several sets, in order; ``video`` counts within one set and is dropped."""
+        names = ("features", "score", "scale", "offset", "difficulty")
+        marks = [part.judges for part in parts if part.judges is not None]
+        alike = len(marks) == len(parts) and len({own.shape[1] for own in marks}) == 1
+        return cls(
+            clip_id=tuple(name for part in parts for name in part.clip_id),
+            category=tuple(name for part in parts for name in part.category),
+            key=tuple(key for part in parts for key in part.key),
+            judges=np.concatenate(marks) if alike else None,
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        )
+
+    def distinct(self) -> FeatureSet:
+        """The clips in order, the first of each id."""
+        first: dict[str, int] = {}
+        for row, name in enumerate(self.clip_id):
+            first.setdefault(name, row)
+        return self if len(first) == len(self) else self.take(list(first.values()))
+
 
 def _pick(values: Sequence[Item], index: npt.NDArray[np.int64]) -> tuple[Item, ...]:
     return tuple(values[i] for i in index.tolist())

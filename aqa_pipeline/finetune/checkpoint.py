@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.errors import DataError, UsageError
+from aqa_pipeline.runs.config import stored_tensors, tensors_from_stored
 
 STATE_FILE = "unfinished.safetensors"
 
@@ -128,8 +129,11 @@ def write_state(
     SetupError
         The disk is full or the folder read-only; the file before is still there.
     """
-    tensors = {f"model.{name}": value for name, value in learned(model).items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+    tensors = {
+        f"model.{name}": value
+        for name, value in stored_tensors(learned(model), head="head.").items()
+    }
+    tensors |= {f"best.{name}": value for name, value in stored_tensors(best, head="head.").items()}
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
     text = json.dumps(
@@ -201,11 +205,11 @@ def restore(
             adam.setdefault(int(number), {})[field_name] = value
         else:
             parts[kind][rest] = value
-    put_learned(model, parts["model"])
+    put_learned(model, tensors_from_stored(parts["model"], head="head."))
     optimiser.load_state_dict({**optimiser.state_dict(), "state": adam})
     _lay_out_as_parameters(optimiser)
     scaler.load_state_dict(saved.scaler)
-    return parts["best"]
+    return tensors_from_stored(parts["best"], head="head.")
 
 
 def _lay_out_as_parameters(optimiser: torch.optim.Optimizer) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from aqa_pipeline._version import __version__
-from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.backbone.precision import FLOAT32
 from aqa_pipeline.backbone.weights import WeightsInfo, weights_sha256, write_weights
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine
 from aqa_pipeline.core.featureset import FeatureSet
@@ -25,8 +21,10 @@ from aqa_pipeline.finetune.loop import HISTORY_COLUMNS
 from aqa_pipeline.finetune.part import TunedPart
 from aqa_pipeline.finetune.plan import PartPlan
 from aqa_pipeline.runs.calibration import Calibration, held_out_clips
-from aqa_pipeline.runs.evaluate import measure, predict_clips, predictions_table, selection_sentence
-from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
+from aqa_pipeline.runs.evaluate import measure, predict_clips, write_predictions
+from aqa_pipeline.runs.folder import Run, history_table, write_run
+from aqa_pipeline.runs.metrics import Metrics, write_metrics
 from aqa_pipeline.training.validation import cross_fitted
 
 BACKBONE_FILE = "backbone.safetensors"
@@ -118,17 +116,12 @@ def write_tuned_run(
     cache: FeatureCache,
     config: FinetuneConfig,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Metrics:
     """Write the run folder and read the test split, once; returns its metrics."""
     manifest, fit_config, head = plan.manifest, plan.fit_config, tuned.model.head
     at = tuned.position
     on_test = fit_config.model_selection == "test"
-    train, test = (
-        feature_set(
-            rows, load_features(manifest, cache, rows["clip_id"].tolist()), manifest, plan.labels
-        )
-        for rows in plan.sides
-    )
+    train, test = (load_clips(manifest, cache, rows, plan.labels) for rows in plan.sides)
     fingerprint = cache.identity.fingerprint
     passes = plan.material.validation.passes()
     run = Run(
@@ -139,26 +132,20 @@ def write_tuned_run(
         labels=plan.labels,
         fit_config=fit_config,
         calibration=None if on_test else _calibration(plan, tuned, train),
-        config={
-            "dataset": manifest.name,
-            "method": head.config.name,
-            "part": dataclasses.asdict(plan.part),
-            "selection": selection_sentence(fit_config, head.config),
-            "validation_of": plan.validation_of,
-            "exemplars_while_selecting": (
-                "whole training split" if on_test else "fit part of the training split"
+        config=RunConfig.of(
+            fit_config,
+            head.config,
+            dataset=manifest.name,
+            part=plan.part,
+            validation_of=plan.validation_of,
+            best_epoch=(at.best_epoch,),
+            selection_rho=(at.best_rho,),
+            validation_clips=(tuple(train.clip_id[row] for row in plan.held_out),),
+            best_relative_l2_of_any_epoch=(at.best_relative_l2,) if on_test else None,
+            cache=FeatureSource(
+                cache.folder.name, fingerprint.sha256, fingerprint.weights_sha256, BACKBONE_FILE
             ),
-            "exemplars_at_test": "whole training split",
-            "best_epoch": [at.best_epoch],
-            "selection_rho": [at.best_rho],
-            "validation_clips": [[train.clip_id[row] for row in plan.held_out]],
-            "cache": {
-                "folder": cache.folder.name,
-                "fingerprint_sha256": fingerprint.sha256,
-                "weights_sha256": fingerprint.weights_sha256,
-                "weights_file": BACKBONE_FILE,
-            },
-            "finetune": {
+            finetune={
                 "settings": plan.settings,
                 "from_run": str(plan.start.folder) if plan.start else None,
                 "parent_weights_sha256": parent.sha256,
@@ -166,28 +153,23 @@ def write_tuned_run(
                 "micro_batch_pairs": tuned.micro_batch_pairs,
                 "learned_layers": tuned.model.trained_layers,
             },
-            "versions": {
-                "aqa-pipeline": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "device": str(device),
-        },
+            provenance=Provenance.now(device),
+        ),
     )
-    if on_test:
-        run.config["best_relative_l2_of_any_epoch"] = [at.best_relative_l2]
     write_run(run, history=history_table([tuple(r) for r in at.history], HISTORY_COLUMNS))
     predictions = predict_clips(run, test)
     measured = measure(run, predictions)
-    measured["finetune"] = {
-        "unfreeze": config.unfreeze,
-        "best_epoch": at.best_epoch,
-        "backbone_passes_of_a_validation": passes,
-        "backbone_passes_of_all_validations": at.num_passes,
-    }
-    write_predictions(plan.folder, predictions_table(run, predictions))
-    write_json_atomically(plan.folder / "metrics.json", measured)
+    measured = dataclasses.replace(
+        measured,
+        finetune={
+            "unfreeze": config.unfreeze,
+            "best_epoch": at.best_epoch,
+            "backbone_passes_of_a_validation": passes,
+            "backbone_passes_of_all_validations": at.num_passes,
+        },
+    )
+    write_predictions(run, predictions)
+    write_metrics(plan.folder, measured)
     return measured
 
 

@@ -214,8 +214,8 @@ class PairModel(nn.Module):
             label[exemplar].unsqueeze(0),
         )
         target = (label[query] - label[exemplar]).unsqueeze(0)  # (1, 2 B)
-        (labels,) = self.head.trunk.labels(target.unsqueeze(0))
-        losses: Tensor = self.head.trunk.losses(root, labels)  # (2, 1)
+        (labels,) = self.head.output.labels(target.unsqueeze(0))
+        losses: Tensor = self.head.output.losses(root, labels)  # (2, 1)
         return losses[:, 0]
 
 

@@ -29,7 +29,7 @@ from aqa_pipeline.finetune.frames import crop_jitter
 from aqa_pipeline.finetune.loop import TrainingData
 from aqa_pipeline.finetune.start import FittedStart, check_start
 from aqa_pipeline.finetune.validation import ValidationPlan
-from aqa_pipeline.runs.config import stored_fit
+from aqa_pipeline.runs.config import stored_fit, stored_tensors
 from aqa_pipeline.training.stack import checked_labels
 from aqa_pipeline.training.validation import hold_out, validation_unit
 
@@ -150,7 +150,7 @@ def plan_part(
     checked_labels(train)
     if start is not None:
         check_start(start, weights_sha256=weights_sha256, train=train, protocol=manifest.protocol)
-    clips = _joined(train, test)
+    clips = FeatureSet.concat([train, test])
     fit, held_out = _division(train, test, fit_config, start)
     unit = start.validation_of if start else validation_unit(train, fit_config)
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
@@ -217,19 +217,6 @@ def _unseen(rows: pd.DataFrame, manifest: Manifest, labels: LabelScale) -> Featu
     return feature_set(rows, nothing, manifest, labels)
 
 
-def _joined(a: FeatureSet, b: FeatureSet) -> FeatureSet:
-    return FeatureSet(
-        clip_id=(*a.clip_id, *b.clip_id),
-        features=np.concatenate([a.features, b.features]),
-        score=np.concatenate([a.score, b.score]),
-        scale=np.concatenate([a.scale, b.scale]),
-        offset=np.concatenate([a.offset, b.offset]),
-        difficulty=np.concatenate([a.difficulty, b.difficulty]),
-        category=(*a.category, *b.category),
-        key=(*a.key, *b.key),
-    )
-
-
 def _division(
     train: FeatureSet, test: FeatureSet, config: FitConfig, start: FittedStart | None
 ) -> tuple[IntArray, IntArray]:
@@ -272,6 +259,6 @@ def _digest_of_head(start: FittedStart | None) -> str | None:
     if start is None:
         return None
     digest = hashlib.sha256()
-    for name, value in sorted(start.head.state_dict().items()):
+    for name, value in sorted(stored_tensors(start.head.state_dict()).items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,16 +14,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.backbone.weights import load_i3d, weights_identity
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.datasets.parts import parts_of
+from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.extraction.extract import Progress
@@ -39,7 +37,7 @@ from aqa_pipeline.finetune.loop import Tell
 from aqa_pipeline.finetune.part import require_tensorboard, train_part
 from aqa_pipeline.finetune.plan import PartPlan, plan_part
 from aqa_pipeline.finetune.start import read_start
-from aqa_pipeline.runs.evaluate import average_parts
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, read_metrics, write_metrics
 
 _LOWER = "lower --pairs-at-once, or type --checkpointing, and go on with the same command"
 
@@ -105,7 +103,7 @@ def finetune_dataset(
     again: bool = False,
     tell: Tell = lambda progress: None,
     extracting: Progress = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Metrics | AverageMetrics | None:
     """Train every part, extract its clips with the tuned backbone, write its run folder.
 
     An unfinished one goes on where it stopped; finished parts are left as they are.
@@ -128,8 +126,8 @@ def finetune_dataset(
 
     Returns
     -------
-    dict
-        What ``metrics.json`` of ``folder`` holds, as stage two returns it.
+    Metrics, AverageMetrics or None
+        What ``metrics.json`` of ``folder`` holds; None in all processes but the first.
 
     Raises
     ------
@@ -148,11 +146,12 @@ def finetune_dataset(
             f"{folder}: this fine-tuning is finished; `aqa evaluate {folder.name}` shows it, "
             "--again starts anew"
         )
-    measured = []
+    measured: list[tuple[Part, Metrics]] = []
     for plan, is_finished in zip(plans, finished, strict=True):
         if is_finished:
-            text = (plan.folder / "metrics.json").read_text(encoding="utf-8")
-            measured.append((plan.part, json.loads(text)))
+            known = read_metrics(plan.folder)
+            if isinstance(known, Metrics):
+                measured.append((plan.part, known))
             continue
         state = plan.folder / STATE_FILE
         saved = None
@@ -184,12 +183,12 @@ def finetune_dataset(
             )
             state.unlink(missing_ok=True)
     if not ranks.is_first:
-        return {}
+        return None
     if len(plans) == 1 and plans[0].folder == folder:
-        return dict(measured[0][1])
-    averages = average_parts(measured, rho_average=plans[0].manifest.protocol.rho_average)
+        return measured[0][1]
+    averages = AverageMetrics.of(measured, rho_average=plans[0].manifest.protocol.rho_average)
     (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
-    write_json_atomically(folder / "metrics.json", averages)
+    write_metrics(folder, averages)
     return averages
 
 

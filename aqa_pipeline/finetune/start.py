@@ -19,7 +19,7 @@ from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.core.pairs import ExemplarKeys, pair_deltas
 from aqa_pipeline.errors import CacheError, DataError, UsageError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import fit_output_layer, trunk_from_settings
+from aqa_pipeline.heads.outputs import fit_output_layer, output_from_settings
 from aqa_pipeline.runs.folder import Run, read_run
 
 IntArray = npt.NDArray[np.int64]
@@ -82,7 +82,7 @@ def read_start(folder: Path) -> FittedStart:
             f"{folder}: a {run.head.config.name} head scores a clip alone; fine-tuning trains "
             "pairs and needs a head that compares (`aqa fit-head --mode contrastive`)"
         )
-    scores = [-np.inf if rho is None else rho for rho in run.config["selection_rho"]]
+    scores = [-np.inf if rho is None else rho for rho in run.config.selection_rho]
     number = int(np.argmax(scores))
     return FittedStart(
         folder=folder,
@@ -91,26 +91,26 @@ def read_start(folder: Path) -> FittedStart:
         num_heads=run.head.num_models,
         protocol=run.protocol,
         labels=run.labels,
-        held_out=tuple(run.config["validation_clips"][number]),
-        weights_sha256=run.config["cache"]["weights_sha256"],
+        held_out=run.config.validation_clips[number],
+        weights_sha256=run.config.cache.weights_sha256,
         selection=run.fit_config.model_selection,
         use_difficulty=run.fit_config.use_difficulty,
         num_exemplars=run.fit_config.num_exemplars,
-        validation_of=run.config.get("validation_of"),
+        validation_of=run.config.validation_of,
     )
 
 
 def _one_of(run: Run, head: Head, number: int) -> Head:
     """Model ``number`` of a stack, as a stack of one."""
     settings = {
-        name: value[number : number + 1] for name, value in head.settings()["trunk"].items()
+        name: value[number : number + 1] for name, value in head.settings()["output"].items()
     }
     generators = [torch.Generator().manual_seed(0)]
     one = Head(
         head.config,
         num_snippets=run.exemplars.features.shape[1],
         feature_dim=run.exemplars.features.shape[2],
-        trunk=trunk_from_settings(head.config, settings, generators),
+        output=output_from_settings(head.config, settings, generators),
         epsilon=head.epsilon,
         generators=generators,
     )
@@ -198,7 +198,7 @@ def fresh_head(
         config,
         num_snippets=features.shape[1],
         feature_dim=features.shape[2],
-        trunk=fit_output_layer(
+        output=fit_output_layer(
             config,
             [deltas],
             score_range=score_range or float(np.ptp(labels)),

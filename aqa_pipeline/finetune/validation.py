@@ -32,8 +32,8 @@ from aqa_pipeline.extraction.stream import encode_stream
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.draws import PLAIN_VIEW
 from aqa_pipeline.finetune.frames import FrameStore, cut
+from aqa_pipeline.heads.batch_voting import vote
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.voting import predict_labels
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -116,7 +116,7 @@ class ValidationPlan:
         needed = np.array(self.needed, dtype=np.int64)
         place = np.searchsorted(needed, self.exemplars.clip(min=0))
         known = torch.from_numpy(features).to(head.device)
-        label = predict_labels(
+        label = vote(
             head,
             queries=known[torch.from_numpy(np.searchsorted(needed, self.judged))],
             pool=known,

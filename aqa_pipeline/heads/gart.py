@@ -31,6 +31,7 @@ from aqa_pipeline.config import Recipe
 from aqa_pipeline.core.groups import DELTA_DECIMALS, Groups
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.linear import stacked_linear
+from aqa_pipeline.heads.quick import quick_form
 
 
 def uniform_parameter(
@@ -51,7 +52,27 @@ def uniform_parameter(
     return nn.Parameter(torch.stack(draws))
 
 
-class TreeOutput(NamedTuple):
+@quick_form(stacked_linear)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for each of N layers side by side.
+
+    Parameters
+    ----------
+    x : Tensor, shape=(N, B, I)
+    weight : Tensor, shape=(N, O, I)
+        Or with more leading dimensions, whose product is N.
+    bias : Tensor, shape=(N, O, 1), optional
+        Leading dimensions as the weight's.
+
+    Returns
+    -------
+    Tensor, shape=(N, B, O)
+    """
+    out = x @ weight.flatten(0, -3).mT
+    return out if bias is None else out + bias.flatten(0, -3).mT
+
+
+class Leaves(NamedTuple):
     """What the tree says of each pair.
 
     Attributes
@@ -64,6 +85,21 @@ class TreeOutput(NamedTuple):
 
     log_prob: Tensor
     place: Tensor
+
+
+class Value(NamedTuple):
+    """Predictions of an output layer.
+
+    Attributes
+    ----------
+    target : Tensor of float64, shape=(K, B)
+        Score difference of a pair, or label of a clip, in label points.
+    leaf : Tensor of int64, shape=(K, B)
+        Leaf of the tree it came from; -1 where there is no tree.
+    """
+
+    target: Tensor
+    leaf: Tensor
 
 
 class Gart(nn.Module):
@@ -107,22 +143,22 @@ class Gart(nn.Module):
         )
         self.leaf_bias = uniform_parameter((num_groups, 1, 1), fan_in=hidden, generators=generators)
 
-    def forward(self, root: Tensor) -> TreeOutput:
+    def forward(self, root: Tensor) -> Leaves:
         """Leaf probabilities and places of each pair; ``root`` has shape (K, B, H)."""
         num_models, batch, hidden = root.shape
         nodes = root  # (K * n, B, H), n nodes in this layer
         log_prob = root.new_zeros(num_models, 1, 1)  # (K, n, B) from the second layer on
         for weight, bias in zip(self.weights, self.biases, strict=True):
             n = weight.shape[1]
-            out = stacked_linear(nodes, weight, bias)  # (K * n, B, 2 H + 2)
+            out = linear(nodes, weight, bias)  # (K * n, B, 2 H + 2)
             decision = out[:, :, 2 * hidden :].log_softmax(dim=2)  # (K * n, B, 2)
             decision = decision.view(num_models, n, batch, 2).transpose(2, 3)  # (K, n, 2, B)
             log_prob = (log_prob.unsqueeze(2) + decision).flatten(1, 2)  # (K, 2 n, B)
             children = out[:, :, : 2 * hidden].view(num_models * n, batch, 2, hidden)
             nodes = children.transpose(1, 2).relu().reshape(num_models * 2 * n, batch, hidden)
-        place = stacked_linear(nodes, self.leaf_weight, self.leaf_bias)  # (K * R, B, 1)
+        place = linear(nodes, self.leaf_weight, self.leaf_bias)  # (K * R, B, 1)
         place = place.view(num_models, self.num_groups, batch)  # (K, R, B)
-        return TreeOutput(log_prob, place.sigmoid() if self.sigmoid else place)
+        return Leaves(log_prob, place.sigmoid() if self.sigmoid else place)
 
 
 class GroupTensors(nn.Module):
@@ -164,18 +200,12 @@ class GroupTensors(nn.Module):
         width = edges.gather(-1, leaf + 1) - left
         return leaf, ((delta - left) / width).clamp(0, 1).float()
 
-    def delta(self, output: TreeOutput) -> tuple[Tensor, Tensor]:
-        """Score difference of the most probable leaf that is not empty (Eq. 7).
-
-        Returns
-        -------
-        delta : Tensor of float64, shape=(K, B), in label points
-        leaf : Tensor of int64, shape=(K, B)
-        """
+    def delta(self, output: Leaves) -> Value:
+        """Score difference of the most probable leaf that is not empty (Eq. 7)."""
         empty = ~self.reachable.unsqueeze(2)
         leaf = output.log_prob.masked_fill(empty, -math.inf).argmax(dim=1)
         place = output.place.gather(1, leaf.unsqueeze(1)).squeeze(1)
-        return self.at(leaf, place), leaf
+        return Value(self.at(leaf, place), leaf)
 
     @property
     def reachable(self) -> Tensor:
@@ -190,7 +220,7 @@ class GroupTensors(nn.Module):
 
 
 def leaf_losses(
-    output: TreeOutput, leaf: Tensor, place: Tensor, *, recipe: Recipe
+    output: Leaves, leaf: Tensor, place: Tensor, *, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
     """Classification and regression loss of each model.
 
@@ -206,7 +236,7 @@ def leaf_losses(
 
     Parameters
     ----------
-    output : TreeOutput
+    output : Leaves
     leaf : Tensor of int64, shape=(K, B)
     place : Tensor of float32, shape=(K, B)
     recipe : {"default", "official", "paper"}

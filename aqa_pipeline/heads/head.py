@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.heads.aggregations import MeanSnippets, aggregation
-from aqa_pipeline.heads.gart import uniform_parameter
-from aqa_pipeline.heads.linear import RootLayer, pair_roots, stacked_linear
-from aqa_pipeline.heads.outputs import OutputLayer, Value
+from aqa_pipeline.heads.gart import Value, linear, uniform_parameter
+from aqa_pipeline.heads.linear import pair_roots
+from aqa_pipeline.heads.outputs import OutputLayer
+from aqa_pipeline.heads.quick import quick_form
 
 
 class Halves(NamedTuple):
@@ -86,15 +87,15 @@ class Regressor(nn.Module):
 
 
 class Head(Regressor):
-    """A stack of K heads: aggregation, root layer, trunk.
+    """A stack of K heads: aggregation, root layer, output layer.
 
     Parameters
     ----------
     config : HeadConfig
     num_snippets, feature_dim : int
         S and D of the cached features.
-    trunk : OutputLayer
-        What turns the root feature into a score difference (``contrastive``) or a label
+    output : OutputLayer
+        Turns the root feature into a score difference (``contrastive``) or a label
         (``direct``).
     epsilon : float
         Divides the exemplar's label (Eq. 4).
@@ -108,7 +109,7 @@ class Head(Regressor):
         *,
         num_snippets: int,
         feature_dim: int,
-        trunk: OutputLayer,
+        output: OutputLayer,
         epsilon: float,
         generators: Sequence[torch.Generator],
     ) -> None:
@@ -133,7 +134,7 @@ class Head(Regressor):
                 uniform_parameter((hidden, columns), fan_in=fan_in, generators=generators)
                 for columns in (inputs, 1)
             )
-        self.trunk = trunk
+        self.output = output
 
     def fit_standardisation(self, features: Tensor, rows: Tensor) -> None:
         """Take mean and variance from each model's training clips.
@@ -182,8 +183,8 @@ class Head(Regressor):
         """Each clip through both halves of the root layer (contrastive heads)."""
         vector = self.embed(features)  # (K, B, E)
         return Halves(
-            query=stacked_linear(vector, self.query_weight),
-            exemplar=stacked_linear(vector, self.exemplar_weight),
+            query=linear(vector, self.query_weight),
+            exemplar=linear(vector, self.exemplar_weight),
         )
 
     def root(self, query: Tensor, exemplar: Tensor, exemplar_label: Tensor) -> Tensor:
@@ -203,6 +204,7 @@ class Head(Regressor):
         label = (exemplar_label / self.epsilon).to(query.dtype).unsqueeze(2)  # (K, B, 1)
         return (query + exemplar + label * self.label_weight.mT + self.bias.mT).relu()
 
+    @quick_form(pair_roots)
     def roots_of_pairs(self, standardised: Tensor, exemplar_label: Tensor) -> Tensor:
         """:meth:`root` of pairs a against b and, after them, b against a.
 
@@ -217,20 +219,20 @@ class Head(Regressor):
         -------
         Tensor, shape=(K, 2 B, H)
         """
-        label = (exemplar_label / self.epsilon).to(standardised.dtype).unsqueeze(2)
-        layer = RootLayer(self.query_weight, self.exemplar_weight, self.label_weight, self.bias)
-        return pair_roots(self.aggregate(standardised), label, layer)
+        vector = self.aggregate(standardised)
+        query, exemplar = linear(vector, self.query_weight), linear(vector, self.exemplar_weight)
+        return self.root(query, exemplar.roll(vector.shape[1] // 2, 1), exemplar_label)
 
     def roots_of_clips(self, standardised: Tensor) -> Tensor:
         """Root feature of clips on their own (direct heads); (K, B, S, D) -> (K, B, H)."""
-        return stacked_linear(self.aggregate(standardised), self.query_weight, self.bias).relu()
+        return linear(self.aggregate(standardised), self.query_weight, self.bias).relu()
 
     def direct_root(self, features: Tensor) -> Tensor:
         """The same of features as they come, (B, S, D) or (K, B, S, D) -> (K, B, H)."""
         return self.roots_of_clips(self.standardise(features))
 
     def direct_value(self, features: Tensor) -> Value:
-        return self.trunk.value(self.direct_root(features))
+        return self.output.value(self.direct_root(features))
 
     def settings(self) -> dict[str, Any]:
-        return {"epsilon": self.epsilon, "trunk": self.trunk.settings()}
+        return {"epsilon": self.epsilon, "output": self.output.settings()}

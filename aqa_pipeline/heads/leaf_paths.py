@@ -1,4 +1,4 @@
-"""The tree's way to one known leaf: all that the loss of a labelled pair depends on.
+"""Quick form of the tree's loss on a CPU: only the way to each pair's true leaf.
 
 In training the true leaf of a pair is known beforehand. Its log-probability is the sum of the
 decisions on the way to it, and its place comes of the features on that way: one node in each
@@ -15,12 +15,16 @@ number of layers, C the longest list of a node's pairs, T the number of steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from aqa_pipeline.heads.gart import pair_shares
 from aqa_pipeline.heads.linear import bias_gradient, gradient, stacked_product, weight_gradient
+
+if TYPE_CHECKING:
+    from aqa_pipeline.heads.outputs import TreeOutput
 
 
 class LeafPaths(NamedTuple):
@@ -58,6 +62,27 @@ class LeafPaths(NamedTuple):
     side: Tensor
     rows: Sequence[Tensor]
     longest: Sequence[int]
+
+
+def paths_to_leaves(output: TreeOutput, target: Tensor) -> Any:
+    """Quick form of :meth:`aqa_pipeline.heads.outputs.TreeOutput.labels`."""
+    # The printed loss looks at wrong leaves, too; and on a GPU the whole tree is computed,
+    # whose shapes do not depend on the labels.
+    if output.recipe == "paper" or target.device.type != "cpu":
+        return NotImplemented
+    leaf, place = output.groups.leaf_and_place(target)
+    share = pair_shares(leaf, recipe=output.recipe, num_groups=output.tree.num_groups)
+    return leaf_paths(leaf, place, share, num_layers=len(output.tree.weights))
+
+
+def losses_on_paths(output: TreeOutput, root: Tensor, labels: Any) -> Any:
+    """Quick form of :meth:`aqa_pipeline.heads.outputs.TreeOutput.losses`."""
+    if not isinstance(labels, LeafPaths):
+        return NotImplemented
+    tree = output.tree
+    return leaf_path_losses(
+        root, labels, tree.weights, tree.biases, tree.leaf_weight, tree.leaf_bias
+    )
 
 
 def leaf_paths(leaf: Tensor, place: Tensor, share: Tensor, num_layers: int) -> list[LeafPaths]:

@@ -1,4 +1,4 @@
-"""The most probable leaf of each pair, without walking the whole tree.
+"""Quick form of the tree's prediction on a CPU: only leaves that may be the best.
 
 A leaf's probability is a product along its way, so no leaf below a node is more probable than
 the node. First every pair goes down greedily, always to the more probable child; the leaf it
@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from aqa_pipeline.heads.gart import Value
+
+if TYPE_CHECKING:
+    from aqa_pipeline.heads.outputs import TreeOutput
 
 
 class _Rows(NamedTuple):
@@ -37,6 +42,22 @@ class _Rows(NamedTuple):
     node: Tensor
     log_prob: Tensor
     feature: Tensor
+
+
+def searched_value(output: TreeOutput, root: Tensor) -> Any:
+    """Quick form of :meth:`aqa_pipeline.heads.outputs.TreeOutput.value`."""
+    if root.device.type != "cpu" or torch.is_grad_enabled():
+        return NotImplemented
+    tree, groups = output.tree, output.groups
+    leaf, place = best_leaf(
+        root,
+        list(tree.weights),
+        list(tree.biases),
+        tree.leaf_weight,
+        tree.leaf_bias,
+        reachable=groups.reachable,
+    )
+    return Value(groups.at(leaf, place.sigmoid() if tree.sigmoid else place), leaf)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Linear layers side by side, whose gradients may go straight to their optimiser.
+"""Quick form of linear layers side by side: gradients may go straight to their optimiser.
 
 A step at batch 4 is bound by memory, not by arithmetic: a gradient that autograd puts into
 fresh memory costs two to three times the product that makes it, and one in another order than
@@ -28,11 +28,14 @@ Source: Eq. 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from aqa_pipeline.heads.head import Head
 
 #: With so few columns on a CPU, a product that has the weights on its left takes 0.6 to 0.9
 #: of the time of the other, if they are many.
@@ -71,20 +74,7 @@ def give_gradients_to(optimiser: GradientSink, parameters: Iterable[nn.Parameter
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for each layer.
-
-    Parameters
-    ----------
-    x : Tensor, shape=(N, B, I)
-    weight : Tensor, shape=(N, O, I)
-        Or with more leading dimensions, whose product is N.
-    bias : Tensor, shape=(N, O, 1), optional
-        Leading dimensions as the weight's.
-
-    Returns
-    -------
-    Tensor, shape=(N, B, O)
-    """
+    """Quick form of :func:`aqa_pipeline.heads.gart.linear`."""
     out: Tensor = _StackedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return out
 
@@ -189,23 +179,12 @@ class RootLayer(NamedTuple):
     bias: Tensor
 
 
-def pair_roots(vector: Tensor, exemplar_label: Tensor, layer: RootLayer) -> Tensor:
-    """Root features of pairs in both orders.
-
-    Parameters
-    ----------
-    vector : Tensor, shape=(K, 2 B, E)
-        Aggregated features.
-    exemplar_label : Tensor, shape=(K, 2 B, 1)
-        Labels of the clips b, then of the clips a, each divided by epsilon.
-    layer : RootLayer
-
-    Returns
-    -------
-    Tensor, shape=(K, 2 B, H)
-        Of a against b, then of b against a.
-    """
-    root: Tensor = _PairRoots.apply(vector, exemplar_label, *layer)  # type: ignore[no-untyped-call]
+def pair_roots(head: Head, standardised: Tensor, exemplar_label: Tensor) -> Tensor:
+    """Quick form of :meth:`aqa_pipeline.heads.head.Head.roots_of_pairs`."""
+    label = (exemplar_label / head.epsilon).to(standardised.dtype).unsqueeze(2)  # (K, 2 B, 1)
+    layer = RootLayer(head.query_weight, head.exemplar_weight, head.label_weight, head.bias)
+    vector = head.aggregate(standardised)  # (K, 2 B, E)
+    root: Tensor = _PairRoots.apply(vector, label, *layer)  # type: ignore[no-untyped-call]
     return root
 
 

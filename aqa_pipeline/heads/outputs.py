@@ -1,8 +1,8 @@
-"""Trunks: what stands on the root feature and gives a number.
+"""Output layers: from the root feature of a pair or clip to a number.
 
-A trunk learns one *target* for each column of its batch: the score difference of a pair
+An output layer learns one *target* for each column of its batch: the score difference of a pair
 (contrastive heads) or the label of a clip (direct heads), in label points. Heads differ in
-their trunk alone.
+their output layer alone.
 
 Conventions
 -----------
@@ -38,30 +38,23 @@ from aqa_pipeline.core.groups import (
 )
 from aqa_pipeline.core.judges import Rule, counted, find_rule, half_points, marks_of
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads.gart import Gart, GroupTensors, leaf_losses, pair_shares, uniform_parameter
-from aqa_pipeline.heads.leaf_paths import LeafPaths, leaf_path_losses, leaf_paths
-from aqa_pipeline.heads.leaf_search import best_leaf
-from aqa_pipeline.heads.linear import stacked_linear
+from aqa_pipeline.heads.gart import (
+    Gart,
+    GroupTensors,
+    Value,
+    leaf_losses,
+    linear,
+    uniform_parameter,
+)
+from aqa_pipeline.heads.leaf_paths import losses_on_paths, paths_to_leaves
+from aqa_pipeline.heads.leaf_search import searched_value
+from aqa_pipeline.heads.quick import quick_form
 
 FloatArray = npt.NDArray[np.float64]
 
 
-class Value(NamedTuple):
-    """What a trunk predicts.
-
-    Attributes
-    ----------
-    target : Tensor of float64, shape=(K, B)
-    leaf : Tensor of int64, shape=(K, B)
-        Leaf of the tree it came from; -1 where there is no tree.
-    """
-
-    target: Tensor
-    leaf: Tensor
-
-
 class OutputLayer(nn.Module):
-    """Parent of the trunks."""
+    """Parent of the output layers."""
 
     def direct_target(self, clips: FeatureSet) -> FloatArray:
         """What a direct head learns of each clip, shape=(N,) or (N, J): its label."""
@@ -80,12 +73,12 @@ class OutputLayer(nn.Module):
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What :func:`trunk_from_settings` needs to build it again; plain values."""
+        """What :func:`output_from_settings` needs to build it again; plain values."""
         raise NotImplementedError
 
 
 class LeafLabels(NamedTuple):
-    """Labels of Eq. 6 for one step in which the whole tree is computed.
+    """Labels of Eq. 6 for one step.
 
     Attributes
     ----------
@@ -113,42 +106,24 @@ class TreeOutput(OutputLayer):
         )
         self.groups = GroupTensors(groups)
 
-    def labels(self, target: Tensor) -> Sequence[LeafLabels | LeafPaths]:
+    @quick_form(paths_to_leaves)
+    def labels(self, target: Tensor) -> Sequence[Any]:
         leaf, place = self.groups.leaf_and_place(target)
-        # The printed loss looks at wrong leaves, too; and on a GPU the whole tree is computed,
-        # whose shapes do not depend on the labels.
-        if self.recipe == "paper" or target.device.type != "cpu":
-            return [LeafLabels(*own) for own in zip(leaf, place, strict=True)]
-        share = pair_shares(leaf, recipe=self.recipe, num_groups=self.tree.num_groups)
-        return leaf_paths(leaf, place, share, num_layers=len(self.tree.weights))
+        return [LeafLabels(*of_step) for of_step in zip(leaf, place, strict=True)]
 
-    def losses(self, root: Tensor, labels: LeafLabels | LeafPaths) -> Tensor:
-        tree = self.tree
-        if isinstance(labels, LeafLabels):
-            return torch.stack(leaf_losses(tree(root), *labels, recipe=self.recipe))
-        return leaf_path_losses(
-            root, labels, tree.weights, tree.biases, tree.leaf_weight, tree.leaf_bias
-        )
+    @quick_form(losses_on_paths)
+    def losses(self, root: Tensor, labels: Any) -> Tensor:
+        return torch.stack(leaf_losses(self.tree(root), *labels, recipe=self.recipe))
 
+    @quick_form(searched_value)
     def value(self, root: Tensor) -> Value:
-        if root.device.type != "cpu" or torch.is_grad_enabled():
-            return Value(*self.groups.delta(self.tree(root)))
-        tree = self.tree
-        leaf, place = best_leaf(
-            root,
-            list(tree.weights),
-            list(tree.biases),
-            tree.leaf_weight,
-            tree.leaf_bias,
-            reachable=self.groups.reachable,
-        )
-        return Value(self.groups.at(leaf, place.sigmoid() if tree.sigmoid else place), leaf)
+        return self.groups.delta(self.tree(root))
 
     def settings(self) -> dict[str, Any]:
         return {"group_edges": self.groups.edges.tolist()}
 
 
-class MlpTrunk(OutputLayer):
+class MlpOutput(OutputLayer):
     """The two layers that make a 3-layer MLP of the root; mean squared error (Sec. 4.1).
 
     It predicts the target with the training targets' mean and spread taken out, so that
@@ -176,8 +151,8 @@ class MlpTrunk(OutputLayer):
 
     def forward(self, root: Tensor) -> Tensor:
         """Normalised target, (K, B, H) -> (K, B)."""
-        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
-        return stacked_linear(inner, self.out_weight, self.out_bias).squeeze(2)
+        inner = linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        return linear(inner, self.out_weight, self.out_bias).squeeze(2)
 
     def labels(self, target: Tensor) -> Sequence[Tensor]:
         normalised = (target - self.centre[:, None]) / self.spread[:, None]
@@ -195,7 +170,7 @@ class MlpTrunk(OutputLayer):
         return {"centre": self.centre.tolist(), "spread": self.spread.tolist()}
 
 
-class DistributionTrunk(OutputLayer):
+class DistributionOutput(OutputLayer):
     """Score distribution learning (Tang et al., CVPR 2020; the paper's reference 29).
 
     Two layers give a distribution over bins for each judge. A mark's target is a Gaussian
@@ -239,8 +214,8 @@ class DistributionTrunk(OutputLayer):
 
     def forward(self, root: Tensor) -> Tensor:
         """Log-probability of each bin, (K, B, H) -> (K, J, C, B)."""
-        inner = stacked_linear(root, self.weight, self.bias).relu()  # (K, B, H)
-        logits = stacked_linear(inner, self.out_weight, self.out_bias).mT  # (K, J * C, B)
+        inner = linear(root, self.weight, self.bias).relu()  # (K, B, H)
+        logits = linear(inner, self.out_weight, self.out_bias).mT  # (K, J * C, B)
         num_models, _, batch = logits.shape
         by_judge = logits.reshape(num_models, self.num_judges, -1, batch)
         return by_judge.log_softmax(dim=2)
@@ -283,7 +258,7 @@ def fit_output_layer(
     train: FeatureSet | None = None,
     generators: Sequence[torch.Generator],
 ) -> OutputLayer:
-    """A fresh trunk for the given training targets.
+    """A fresh output layer for the given training targets.
 
     Parameters
     ----------
@@ -312,12 +287,12 @@ def fit_output_layer(
     listed = [own for own in targets if not isinstance(own, PairLabels)]
     if config.kind == "usdl":
         bins = [np.linspace(own.min(), own.max(), config.score_bins) for own in listed]
-        return DistributionTrunk(config, bins, num_judges=1, rule="all", generators=generators)
+        return DistributionOutput(config, bins, num_judges=1, rule="all", generators=generators)
     if config.kind == "musdl":
         if train is None:
             raise UsageError("musdl needs the training clips, whose marks it learns")
         marks = marks_of(train)
-        return DistributionTrunk(
+        return DistributionOutput(
             config,
             [half_points(marks)] * len(targets),
             num_judges=marks.shape[1],
@@ -334,7 +309,7 @@ def fit_output_layer(
     else:
         centre = [float(own.mean()) for own in listed]
         square = [float(np.var(own)) for own in listed]
-    return MlpTrunk(config, centre, [s**0.5 or 1.0 for s in square], generators)
+    return MlpOutput(config, centre, [s**0.5 or 1.0 for s in square], generators)
 
 
 def _edges(
@@ -355,10 +330,10 @@ def _edges(
     return symmetric_edges(targets, num_groups=config.num_groups, score_range=score_range)
 
 
-def trunk_from_settings(
+def output_from_settings(
     config: HeadConfig, settings: dict[str, Any], generators: Sequence[torch.Generator]
 ) -> OutputLayer:
-    """The trunk of a stored head, its parameters still to be loaded.
+    """The output layer of a stored head, its parameters still to be loaded.
 
     Raises
     ------
@@ -369,5 +344,5 @@ def trunk_from_settings(
         groups = [Groups(np.array(edges)) for edges in settings["group_edges"]]
         return TreeOutput(config, groups, generators)
     if config.kind in ("usdl", "musdl"):
-        return DistributionTrunk(config, **settings, generators=generators)
-    return MlpTrunk(config, settings["centre"], settings["spread"], generators)
+        return DistributionOutput(config, **settings, generators=generators)
+    return MlpOutput(config, settings["centre"], settings["spread"], generators)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.heads.gart import Value
 from aqa_pipeline.heads.head import Regressor
-from aqa_pipeline.heads.outputs import Value
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""How the tree came to its answer: the way from the root to the chosen leaf (Fig. 8).
+"""Path of a pair through the tree, from the root to the chosen leaf (Fig. 8).
 
 Conventions
 -----------
@@ -152,7 +152,7 @@ def tree_path(
     UsageError
         If the head has no tree, or needs an exemplar and has none.
     """
-    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
+    if not (isinstance(head, Head) and isinstance(head.output, TreeOutput)):
         raise UsageError(f"a head of kind {head.config.kind!r} has no tree; only gart has one")
     if not head.is_contrastive:
         root = head.direct_root(query.unsqueeze(0))
@@ -165,10 +165,10 @@ def tree_path(
             head.halves(exemplar.unsqueeze(0)).exemplar,
             label.expand(head.num_models, 1),
         )  # (K, 1, H)
-    trunk = head.trunk
-    output = trunk.tree(root)
+    layer = head.output
+    output = layer.tree(root)
     return read_path(
         output.log_prob[model, :, 0].double().exp().cpu().numpy(),
         output.place[model, :, 0].double().cpu().numpy(),
-        trunk.groups.edges[model].cpu().numpy(),
+        layer.groups.edges[model].cpu().numpy(),
     )

@@ -1,16 +1,12 @@
-"""Three clips of a run looked at closely: the best, the median and the worst (Fig. 8).
+"""Case study of three clips of a run: the best, the median and the worst (Fig. 8).
 
 The run folder holds no test features; they come from the project's cache, pictures from its
 videos. Either may be out of reach, and then a sentence says why.
-
-A few small pictures of a clip, as data that can stand inside a page.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +14,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.image import imsave
 
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import PixelPreset, Protocol
 from aqa_pipeline.datasets.locate import clip_positions, video_index_folder
 from aqa_pipeline.datasets.manifest import Clip, Manifest, read_manifest
 from aqa_pipeline.errors import AqaError, DataError
-from aqa_pipeline.heads.tree_path import TreePath, tree_path
+from aqa_pipeline.heads.tree_path import TreePath
+from aqa_pipeline.heads.voting import Predictions
+from aqa_pipeline.media.encode import JPEG, data_address, jpeg
 from aqa_pipeline.media.reader import VideoReader, read_index
 from aqa_pipeline.media.snippets import clamp_positions
 from aqa_pipeline.project import Project
-from aqa_pipeline.runs.evaluate import Predictions, predict_clips
+from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.runs.record import RunRecord
+from aqa_pipeline.scoring.explainer import run_tree_path
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +40,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Pictures of a clip; they fit side by side on a telephone.
 NUM_PICTURES = 4
+#: The same part of the frame as the network's 224 of 256 pixels.
+PIXELS = PixelPreset("thumbnail", crop=112, short_side=128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Rescored:
 
 @dataclass(frozen=True)
 class Vote:
-    """What one exemplar says of the query; scores in points, the rest in label points."""
+    """Vote of one exemplar on the query; scores in points, the rest in label points."""
 
     exemplar: str
     exemplar_score: float
@@ -141,7 +141,7 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     run = read_run(record.folder, device=torch.device("cpu"))
     if record.predictions.empty:
         raise DataError(f"{record.folder}: predictions.csv is missing or empty")
-    manifest = read_manifest(project.manifest_path(run.config["dataset"]))
+    manifest = read_manifest(project.manifest_path(run.config.dataset))
     # The protocol the head was fitted with, whatever the file says by now.
     manifest = dataclasses.replace(manifest, protocol=run.protocol)
     rows = manifest.clips.set_index("clip_id", drop=False)
@@ -150,9 +150,8 @@ def rescore(record: RunRecord, project: Project) -> Rescored:
     if gone:
         raise DataError(f"{manifest.path}: {len(gone)} clips of the run are gone, as {gone[0]!r}")
     rows = rows.loc[wanted]
-    cache = FeatureCache.open(project.cache / manifest.name / run.config["cache"]["folder"])
-    features = load_features(manifest, cache, wanted)
-    predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
+    cache = FeatureCache.open(project.cache / manifest.name / run.config.cache.folder)
+    predictions = predict_clips(run, load_clips(manifest, cache, rows, run.labels))
     return Rescored(run, manifest, predictions)
 
 
@@ -162,21 +161,17 @@ def cases(rescored: Rescored, project: Project) -> list[Case]:
     order = np.argsort(error, kind="stable")[: np.isfinite(error).sum()]  # NaN comes last
     if not len(order):
         return []
-    places = {"Best clip": 0, "Median clip": len(order) // 2, "Worst clip": len(order) - 1}
-    found: dict[int, Case] = {}
-    for title, place in places.items():
-        row = int(order[place])
-        if row not in found:
-            found[row] = _case(title, row, rescored, project)
-    return list(found.values())
+    titles: dict[int, str] = {}
+    for title, i in (("Best clip", 0), ("Median clip", len(order) // 2), ("Worst clip", -1)):
+        titles.setdefault(int(order[i]), title)
+    return [_case(title, row, rescored, project) for row, title in titles.items()]
 
 
 def _case(title: str, row: int, rescored: Rescored, project: Project) -> Case:
     run, predictions = rescored.run, rescored.predictions
     clips, pool = predictions.clips, run.exemplars
-    query = torch.from_numpy(clips.features[row])
     votes: list[Vote] = []
-    path, shown, exemplar = None, 0, -1
+    shown, exemplar = 0, None
     if run.head.is_contrastive:
         rows = [int(i) for i in predictions.exemplars[row] if i >= 0]
         labels = predictions.votes.label[0, row]
@@ -194,18 +189,8 @@ def _case(title: str, row: int, rescored: Rescored, project: Project) -> Case:
             by_score = sorted(range(len(votes)), key=lambda m: votes[m].score)
             shown = by_score[len(votes) // 2]
             exemplar = rows[shown]
-    if run.head.config.kind == "gart":
-        if exemplar >= 0:
-            path = tree_path(
-                run.head,
-                query,
-                exemplar=torch.from_numpy(pool.features[exemplar]),
-                exemplar_label=votes[shown].exemplar_label,
-            )
-        elif not run.head.is_contrastive:
-            path = tree_path(run.head, query)
     wanted = [("query", clips.clip_id[row])]
-    if exemplar >= 0:
+    if exemplar is not None:
         wanted.append(("exemplar", pool.clip_id[exemplar]))
     pictures, without = _pictures(wanted, rescored, project)
     return Case(
@@ -218,7 +203,7 @@ def _case(title: str, row: int, rescored: Rescored, project: Project) -> Case:
         head_prediction=float(predictions.per_head[0, row]),
         votes=tuple(votes),
         shown=shown,
-        path=path,
+        path=run_tree_path(run, clips.features[row], exemplar),
         pictures=pictures,
         without_pictures=without,
     )
@@ -243,10 +228,6 @@ def _pictures(
             return (), f"the video of {clip_id!r} cannot be read"
         strips.append((f"{role} {clip_id}", frames))
     return tuple(strips), ""
-
-
-#: The same part of the frame as the network's 224 of 256 pixels.
-PIXELS = PixelPreset("thumbnail", crop=112, short_side=128)
 
 
 def thumbnails(clip: Clip, protocol: Protocol, *, count: int, index_folder: Path) -> list[str]:
@@ -274,10 +255,4 @@ def thumbnails(clip: Clip, protocol: Protocol, *, count: int, index_folder: Path
     window, _ = clamp_positions(window, video_frames=index.num_frames)
     chosen = window[np.linspace(0, len(window) - 1, count).round().astype(np.int64)]
     with VideoReader(clip.video, PIXELS, index=index) as reader:
-        return [_data_address(frame) for frame in reader.read(chosen).frames]
-
-
-def _data_address(frame: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    imsave(buffer, frame, format="jpeg", pil_kwargs={"quality": 80})
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+        return [data_address(jpeg(frame), JPEG) for frame in reader.read(chosen).frames]

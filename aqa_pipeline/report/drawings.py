@@ -1,4 +1,4 @@
-"""Which figures a run gets, and the words that go with them.
+"""Figures of a run's report, and the words that go with them.
 
 A figure whose data a run does not have is left out.
 """
@@ -97,7 +97,7 @@ def training_drawings(record: RunRecord, anchor: str) -> Iterator[Drawing]:
             f"seed {seed}": (own["epoch"].to_numpy(dtype=float), own[rho].to_numpy(dtype=float))
             for seed, own in history.groupby("seed")
         }
-        best = dict(zip(curves, record.config.get("best_epoch", []), strict=False))
+        best = dict(zip(curves, record.config.best_epoch, strict=False))
         yield _drawing(
             "Choosing the epoch",
             f"Spearman's rho of the clips that choose; the dot is the epoch kept. "
@@ -128,7 +128,7 @@ def rescored_drawings(record: RunRecord, rescored: Rescored, anchor: str) -> Ite
             f"prediction is. Spearman between the two: {spearman(spread[known], error):.2f}.",
             figures.vote_spread(spread[known], error, key=f"{anchor}-votes"),
         )
-    edges = record.config.get("trunk", {}).get("group_edges")
+    edges = record.group_edges
     if edges:
         targets, noun = _training_targets(record, rescored)
         yield _drawing(
@@ -145,7 +145,7 @@ def rescored_drawings(record: RunRecord, rescored: Rescored, anchor: str) -> Ite
 def _training_targets(record: RunRecord, rescored: Rescored) -> tuple[FloatArray, str]:
     """What the first head's groups were cut from: its fit part's differences, or labels."""
     train = rescored.run.exemplars
-    held_out = set((record.config.get("validation_clips") or [[]])[0])
+    held_out = set((record.config.validation_clips or [()])[0])
     train = train.take([i for i, name in enumerate(train.clip_id) if name not in held_out])
     if not rescored.run.head.is_contrastive:
         return train.label, "training clips"
@@ -161,21 +161,18 @@ def tree_drawing(case: Case, key: str) -> Drawing | None:
     return _drawing("Tree path", "", figures.tree(case.path, key=key))
 
 
-def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> list[Drawing]:
+def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> Iterator[Drawing]:
     """What can be laid over each other of several runs."""
-    drawings = []
     intervals = {}
     for record in records:
-        rho = record.metrics.get("heads", {}).get("rho", {})
-        if rho.get("mean") is not None and rho.get("interval_95"):
-            intervals[record.name] = (rho["mean"], *rho["interval_95"])
+        rho = record.metrics.heads["rho"] if record.metrics else None
+        if rho and np.isfinite(rho.mean) and rho.interval_95:
+            intervals[record.name] = (rho.mean, *rho.interval_95)
     if intervals:
-        drawings.append(
-            _drawing(
-                "Spearman's rho",
-                "Mean of a run's heads, with its 95 % bootstrap interval.",
-                figures.rho_intervals(intervals, key=f"{anchor}-intervals"),
-            )
+        yield _drawing(
+            "Spearman's rho",
+            "Mean of a run's heads, with its 95 % bootstrap interval.",
+            figures.rho_intervals(intervals, key=f"{anchor}-intervals"),
         )
     errors, ranges = {}, {}
     for record in records:
@@ -189,12 +186,10 @@ def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> list[Drawi
         if not comparable:
             errors = {name: 100 * error / ranges[name] for name, error in errors.items()}
         unit = "points" if comparable else "% of the test scores' range"
-        drawings.append(
-            _drawing(
-                "Cumulative score",
-                f"Share of test clips whose error, in {unit}, is at most the threshold.",
-                figures.cumulative_score(errors, unit=unit, key=f"{anchor}-cumulative"),
-            )
+        yield _drawing(
+            "Cumulative score",
+            f"Share of test clips whose error, in {unit}, is at most the threshold.",
+            figures.cumulative_score(errors, unit=unit, key=f"{anchor}-cumulative"),
         )
     curves = {}
     for record in records:
@@ -203,14 +198,11 @@ def comparison_drawings(records: Sequence[RunRecord], anchor: str) -> list[Drawi
             mean = record.history.groupby("epoch")[column].mean()
             curves[record.name] = (mean.index.to_numpy(float), mean.to_numpy(float))
     if curves:
-        drawings.append(
-            _drawing(
-                "Choosing the epoch",
-                "Spearman's rho of the clips that choose it, mean over a run's heads.",
-                figures.selection_rho(curves, key=f"{anchor}-rho"),
-            )
+        yield _drawing(
+            "Choosing the epoch",
+            "Spearman's rho of the clips that choose it, mean over a run's heads.",
+            figures.selection_rho(curves, key=f"{anchor}-rho"),
         )
-    return drawings
 
 
 def _drawing(title: str, caption: str, svg: str) -> Drawing:

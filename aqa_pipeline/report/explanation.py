@@ -1,4 +1,4 @@
-"""An explanation as HTML: a fragment for a page that is there, or a page of its own.
+"""Explanation as HTML: a fragment for a page that is there, or a page of its own.
 
 Everything is inside: pictures and films are data, figures are SVG. The page of its own has
 one script, which keeps the films together, and a policy that names that script's hash and
@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from aqa_pipeline._version import __version__
 from aqa_pipeline.heads.tree_path import TreePath
 from aqa_pipeline.media.encode import JPEG, MP4, data_address, jpeg, mp4
 from aqa_pipeline.report import figures
-from aqa_pipeline.report.html import environment, number, template_text
+from aqa_pipeline.report.html import environment, number, render, template_text
 from aqa_pipeline.scoring.explainer import Explanation
 from aqa_pipeline.scoring.heat_map import painted
 from aqa_pipeline.scoring.similarity import ShownExemplar
@@ -27,7 +26,7 @@ from aqa_pipeline.scoring.similarity import ShownExemplar
 
 @dataclass(frozen=True)
 class VideoPanel:
-    """A film with its words; ``src`` is a data address."""
+    """Video with its words; ``src`` is a data address."""
 
     title: str
     caption: str
@@ -36,7 +35,7 @@ class VideoPanel:
 
 @dataclass(frozen=True)
 class SnippetBar:
-    """One snippet of the strip.
+    """Snippet of the strip.
 
     Attributes
     ----------
@@ -61,7 +60,7 @@ class SnippetBar:
 
 @dataclass(frozen=True)
 class VoteRow:
-    """One line of the table of votes; scores in points."""
+    """Line of the table of votes; scores in points."""
 
     clip_id: str
     exemplar_score: float
@@ -71,7 +70,7 @@ class VoteRow:
 
 @dataclass(frozen=True)
 class ExplanationView:
-    """What ``explanation.html`` shows; numbers as they are, words ready to be read."""
+    """Content of ``explanation.html``: numbers as they are, words ready to be read."""
 
     name: str
     subtitle: str
@@ -100,26 +99,15 @@ class ExplanationView:
 
 def fragment(view: ExplanationView) -> str:
     """HTML to stand inside a page that has ``style.css`` and ``explanation.css``."""
-    template = environment().from_string(
-        '{% from "explanation.html" import explanation with context %}{{ explanation(it) }}'
-    )
-    return template.render(it=view)
+    template = '{% from "explanation.html" import explanation with context %}{{ explanation(it) }}'
+    return environment().from_string(template).render(it=view)
 
 
 def page(view: ExplanationView) -> str:
     """One self-contained page."""
     script = template_text("players.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment()
-        .get_template("explain.html")
-        .render(
-            it=view,
-            script=Markup(script),
-            script_hash=f"sha256-{digest}",
-            version=__version__,
-        )
-    )
+    return render("explain.html", it=view, script=Markup(script), script_hash=f"sha256-{digest}")
 
 
 def view_of(it: Explanation, *, key: str = "clip") -> ExplanationView:
@@ -134,9 +122,15 @@ def view_of(it: Explanation, *, key: str = "clip") -> ExplanationView:
     scored, run = it.scored, it.run
     exemplars = len({vote.clip_id for vote in scored.exemplars})
     row = {name: i for i, name in enumerate(run.exemplars.clip_id)}
+    facts = []
+    if scored.difficulty is not None:
+        facts.append(("Difficulty", f"{scored.difficulty:g}", "as given"))
+    if scored.category:
+        facts.append(("Category", scored.category, ""))
     return ExplanationView(
         name=it.name,
-        subtitle=f"{run.head.config.name}, run {run.folder.absolute().name}; {_frames(it)}",
+        subtitle=f"{run.head.config.name}, run {run.folder.absolute().name}; "
+        f"frames {scored.start_frame} to {scored.end_frame - 1} of {scored.video_frames}",
         score=scored.score,
         num_heads=len(scored.per_head),
         num_votes=exemplars,
@@ -144,7 +138,7 @@ def view_of(it: Explanation, *, key: str = "clip") -> ExplanationView:
         coverage=scored.coverage,
         interval_note=f"calibrated on {scored.num_calibrating} clips",
         baseline=it.contributions.baseline,
-        facts=_facts(it),
+        facts=facts,
         warnings=scored.warnings,
         num_frames=len(it.frames),
         films=_films(it),
@@ -173,20 +167,6 @@ def view_of(it: Explanation, *, key: str = "clip") -> ExplanationView:
             for vote in scored.exemplars
         ],
     )
-
-
-def _frames(it: Explanation) -> str:
-    scored = it.scored
-    return f"frames {scored.start_frame} to {scored.end_frame - 1} of {scored.video_frames}"
-
-
-def _facts(it: Explanation) -> list[tuple[str, str, str]]:
-    facts = []
-    if it.scored.difficulty is not None:
-        facts.append(("Difficulty", f"{it.scored.difficulty:g}", "as given"))
-    if it.scored.category:
-        facts.append(("Category", it.scored.category, ""))
-    return facts
 
 
 def _films(it: Explanation) -> list[VideoPanel]:

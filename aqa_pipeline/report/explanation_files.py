@@ -1,4 +1,4 @@
-"""An explanation as files: pictures and films for slides, and the page.
+"""Explanation as files: pictures and films for slides, and the page.
 
 ======================  ===========================================================
 ``explain.html``        everything, on one page that needs nothing else

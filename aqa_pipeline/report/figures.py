@@ -1,4 +1,4 @@
-"""The figures of a report, one function each, as SVG text that can stand inside a page.
+"""Figures of a report, one function each, as SVG text that can stand inside a page.
 
 What they look like, and what ``key`` is for, is said in :mod:`aqa_pipeline.report.style`.
 Equal data give equal text.
@@ -23,11 +23,11 @@ from aqa_pipeline.report.style import (
     INK,
     MUTED,
     ORANGE,
-    line_styles,
     png_bytes,
     shortened,
     styled_figure,
     svg_text,
+    with_styles,
 )
 
 FloatArray = npt.NDArray[np.float64]
@@ -87,18 +87,14 @@ def cumulative_score(errors: Mapping[str, FloatArray], *, unit: str = "points", 
     """
     with styled_figure(HEIGHT + _legend_height(errors)) as (figure, axes):
         largest = max((float(np.max(e)) for e in errors.values() if len(e)), default=1.0)
-        for (name, error), (line, colour) in zip(
-            errors.items(), line_styles(len(errors)), strict=True
-        ):
+        for _, error, style in with_styles(errors):
             x = np.sort(error)
             share = np.arange(1, len(x) + 1) / max(len(x), 1)
             axes.step(
                 [0, *x, largest],
                 [0, *share, 1],
                 where="post",
-                color=colour,
-                linestyle=line,
-                label=shortened(name),
+                **style,
             )
         axes.set(xlim=(0, largest * 1.02 or 1), ylim=(0, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -210,10 +206,8 @@ def losses(epoch: FloatArray, parts: Mapping[str, FloatArray], *, key: str) -> s
     key : str
     """
     with styled_figure(HEIGHT) as (figure, axes):
-        for (name, values), (line, colour) in zip(
-            parts.items(), line_styles(len(parts)), strict=True
-        ):
-            axes.plot(epoch, values, color=colour, linestyle=line, label=shortened(name))
+        for _, values, style in with_styles(parts):
+            axes.plot(epoch, values, **style)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.set(xlabel="epoch", ylabel="training loss")
@@ -238,12 +232,10 @@ def selection_rho(
     key : str
     """
     with styled_figure(HEIGHT + _legend_height(curves)) as (figure, axes):
-        for (name, (epoch, rho)), (line, colour) in zip(
-            curves.items(), line_styles(len(curves)), strict=True
-        ):
-            axes.plot(epoch, rho, color=colour, linestyle=line, lw=1.3, label=shortened(name))
+        for name, (epoch, rho), style in with_styles(curves):
+            axes.plot(epoch, rho, lw=1.3, **style)
             at = np.flatnonzero(epoch == (best or {}).get(name, -1))
-            axes.scatter(epoch[at], rho[at], s=34, color=colour, edgecolor=INK, zorder=3)
+            axes.scatter(epoch[at], rho[at], s=34, color=style["color"], edgecolor=INK, zorder=3)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.set(xlabel="epoch", ylabel="Spearman, selecting clips")
         _legend(figure, axes, curves)
@@ -350,7 +342,7 @@ def _draw_tree(axes: Axes, path: TreePath) -> None:
 
 
 def rho_intervals(rows: Mapping[str, tuple[float, float, float]], *, key: str) -> str:
-    """Spearman's rho of several runs with its interval, one row a run.
+    """Spearman's rho of several runs with its interval, one row per run.
 
     Parameters
     ----------

@@ -1,12 +1,14 @@
-"""HTML pages: one Jinja environment, style sheets and scripts, and how numbers are written."""
+"""HTML pages: one Jinja environment, style sheets and scripts, numbers as text."""
 
 from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.resources import files
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from aqa_pipeline._version import __version__
 
 
 @cache
@@ -25,9 +27,16 @@ def environment() -> Environment:
     return made
 
 
-def template_text(name: str, *, package: str = "aqa_pipeline.report") -> str:
-    """A file of a package's ``templates`` folder, as it is."""
-    return files(package).joinpath("templates", name).read_text(encoding="utf-8")
+def render(template: str, /, **values: Any) -> str:
+    """The page that a template makes of values; it also knows the program's version."""
+    return environment().get_template(template).render(version=__version__, **values)
+
+
+def template_text(name: str) -> str:
+    """A style sheet or script from a ``templates`` folder, as it is."""
+    made = environment()
+    assert made.loader is not None
+    return made.loader.get_source(made, name)[0]
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:

@@ -1,4 +1,4 @@
-"""A run, or several side by side, as one page that needs nothing else.
+"""Report of a run, or of several side by side: one page that needs nothing else.
 
 The page is one HTML file: figures are SVG inside it, pictures are data, there is no script,
 and its own policy forbids the browser to load anything. What a run does not have (a tree,
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from aqa_pipeline._version import __version__
 from aqa_pipeline.atomic import write_text_atomically
 from aqa_pipeline.errors import AqaError
 from aqa_pipeline.project import Project
@@ -29,9 +28,10 @@ from aqa_pipeline.report.drawings import (
     training_drawings,
     tree_drawing,
 )
-from aqa_pipeline.report.html import environment
+from aqa_pipeline.report.html import render
 from aqa_pipeline.report.sweep import SweepPage, sweep_page
 from aqa_pipeline.runs.calibration import interval_sentence
+from aqa_pipeline.runs.metrics import Accuracy
 from aqa_pipeline.runs.record import ParentRecord, RunRecord, read_record
 
 #: Lists longer than this are only counted in the table of settings.
@@ -94,21 +94,21 @@ def write_report(
     out: Path,
     *,
     project: Project,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Write the page of one or more runs.
 
     Parameters
     ----------
     folders : sequence of Path
-        Run folders, or folders of runs (one a category or fold).
+        Run folders, or folders of runs (one per category or fold).
     out : Path
         Replaced in one step.
     project : Project
         Its manifests, caches and videos give votes, tree paths and pictures, where they
         are still there.
-    advance : callable
-        Told ``(runs done, runs in all)``.
+    progress : callable
+        Called as ``progress(done, total)``, in runs.
 
     Returns
     -------
@@ -131,21 +131,17 @@ def write_report(
     total = sum(len(r.parts) if isinstance(r, ParentRecord) else 1 for r in records)
     done = itertools.count(1)
     sections = [
-        _section(record, f"run{number}", project, lambda: advance(next(done), total))
+        _section(record, f"run{number}", project, lambda: progress(next(done), total))
         for number, record in enumerate(records, start=1)
     ]
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            sections=sections,
-            comparison=comparison_drawings(list(_leaves(records)), "all")
-            if len(sections) > 1
-            else [],
-            selections=sorted({section.record.selection for section in sections}),
-            is_parent=lambda section: isinstance(section, ParentSection),
-            version=__version__,
-        )
+    page = render(
+        "report.html",
+        sections=sections,
+        comparison=list(comparison_drawings(list(_leaves(records)), "all"))
+        if len(sections) > 1
+        else [],
+        selections=sorted({section.record.selection for section in sections}),
+        is_parent=lambda section: isinstance(section, ParentSection),
     )
     write_text_atomically(out, page)
     return [_headline(section) for section in sections]
@@ -192,14 +188,14 @@ def _section(
         _run_section(part, f"{anchor}-{number}", project, step)
         for number, part in enumerate(record.parts, start=1)
     ]
-    average = record.metrics.get("average", {})
-    categories = [row for row in record.metrics.get("categories", []) if row["category"]]
+    average = record.metrics.average if record.metrics else Accuracy()
+    categories = record.metrics.categories if record.metrics else {}
     return ParentSection(
         anchor=anchor,
         record=record,
         headline=_plain_row("average", average),
-        categories=[_plain_row(row["category"], row) for row in categories],
-        drawings=comparison_drawings(record.parts, anchor),
+        categories=[_plain_row(name, own) for name, own in categories.items() if name],
+        drawings=list(comparison_drawings(record.parts, anchor)),
         parts=parts,
         sweep=sweep_page(record.folder, anchor),
     )
@@ -231,49 +227,48 @@ def _run_section(
         drawings=drawings,
         cases=studied,
         missing=missing,
-        settings=list(_flattened(record.config)),
+        settings=list(_flattened(record.stored)),
         sweep=sweep_page(record.folder, anchor),
     )
 
 
 def _metric_rows(record: RunRecord) -> list[MetricRow]:
-    heads = record.metrics.get("heads")
-    rows = []
-    if heads:
-        count = len(record.metrics.get("seeds", [])) or 1
-        rho, relative_l2 = heads["rho"], heads["relative_l2"]
-        rows.append(
-            MetricRow(
-                name=record.method if count == 1 else f"{record.method}, mean of {count} heads",
-                rho=rho["mean"],
-                rho_std=rho.get("std"),
-                rho_interval=rho.get("interval_95"),
-                relative_l2=relative_l2["mean"],
-                relative_l2_std=relative_l2.get("std"),
-                relative_l2_interval=relative_l2.get("interval_95"),
-                kendall_tau=heads.get("kendall_tau", {}).get("mean"),
-                l2=heads.get("l2", {}).get("mean"),
-            )
+    metrics = record.metrics
+    if metrics is None:
+        return []
+    count = len(metrics.seeds)
+    rho, relative_l2 = metrics.heads["rho"], metrics.heads["relative_l2"]
+    rows = [
+        MetricRow(
+            name=record.method if count == 1 else f"{record.method}, mean of {count} heads",
+            rho=rho.mean,
+            rho_std=rho.std,
+            rho_interval=rho.interval_95,
+            relative_l2=relative_l2.mean,
+            relative_l2_std=relative_l2.std,
+            relative_l2_interval=relative_l2.interval_95,
+            kendall_tau=metrics.heads["kendall_tau"].mean,
+            l2=metrics.heads["l2"].mean,
         )
-        if count > 1 and "ensemble" in record.metrics:
-            rows.append(_plain_row(f"the {count} heads averaged", record.metrics["ensemble"]))
-        any_epoch = heads.get("relative_l2_best_of_any_epoch")
-        if any_epoch:
-            mean = float(np.mean(any_epoch))
-            rows.append(MetricRow("lowest R-ℓ2 of any epoch, as published", relative_l2=mean))
-    if "difficulty_alone" in record.metrics:
-        rows.append(
-            _plain_row("difficulty alone, without a look", record.metrics["difficulty_alone"])
-        )
+    ]
+    if count > 1:
+        rows.append(_plain_row(f"the {count} heads averaged", metrics.ensemble))
+    if metrics.best_relative_l2_of_any_epoch:
+        mean = float(np.mean(metrics.best_relative_l2_of_any_epoch))
+        rows.append(MetricRow("lowest R-ℓ2 of any epoch, as published", relative_l2=mean))
+    if metrics.difficulty_alone:
+        rows.append(_plain_row("difficulty alone, without a look", metrics.difficulty_alone))
     return rows
 
 
-def _plain_row(name: str, values: Mapping[str, float | None]) -> MetricRow:
-    return MetricRow(name, rho=values.get("rho"), relative_l2=values.get("relative_l2"))
+def _plain_row(name: str, values: Accuracy) -> MetricRow:
+    return MetricRow(name, rho=values.rho, relative_l2=values.relative_l2)
 
 
 def _notes(record: RunRecord) -> list[str]:
-    exemplars = record.metrics.get("exemplars", {})
+    if record.metrics is None:
+        return []
+    exemplars = record.metrics.exemplars
     key = " and ".join(exemplars.get("key", [])) or "key"
     notes = []
     if exemplars.get("clips_with_fewer"):
@@ -286,8 +281,8 @@ def _notes(record: RunRecord) -> list[str]:
             f"{exemplars['clips_with_nearest_key']} test clips have no exemplar of their {key}; "
             "the nearest one voted."
         )
-    if record.metrics.get("intervals"):
-        notes.append(f"{interval_sentence(record.metrics['intervals'])}.")
+    if record.metrics.intervals:
+        notes.append(f"{interval_sentence(record.metrics.intervals)}.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The score over a long video as a picture: where there is something to score, and how good."""
+"""Plot of the score over a long video."""
 
 from __future__ import annotations
 

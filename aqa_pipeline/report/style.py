@@ -1,4 +1,4 @@
-"""The style of figures, and the way from a figure to SVG text inside a page.
+"""Style of figures, and the way from a figure to SVG text inside a page.
 
 Conventions
 -----------
@@ -22,14 +22,16 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 WIDTH, HEIGHT = 380, 270
 INK, MUTED, GRID = "#1b2733", "#5d6b78", "#dde3e8"
@@ -82,9 +84,11 @@ def styled_figure(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def line_styles(count: int) -> list[tuple[str, str]]:
-    """Line style and colour of each of several curves."""
-    return [_STYLES[i % len(_STYLES)] for i in range(count)]
+def with_styles(curves: Mapping[str, T]) -> Iterator[tuple[str, T, dict[str, Any]]]:
+    """Name, data, and colour, line style and label of each of several curves."""
+    for i, (name, data) in enumerate(curves.items()):
+        line, colour = _STYLES[i % len(_STYLES)]
+        yield name, data, {"color": colour, "linestyle": line, "label": shortened(name)}
 
 
 def shortened(name: str) -> str:

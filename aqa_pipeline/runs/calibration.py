@@ -1,11 +1,10 @@
-"""How far off a run was on clips it did not know: ``calibration.csv`` and intervals from it.
+"""Calibration of a run by its errors on held-out clips: ``calibration.csv`` and intervals.
 
 A run predicts with the mean of K heads, each of which held a validation part out of its
 training. A training clip that some heads held out is predicted by the mean of those heads, each
 at an epoch that the clip had no part in choosing (:mod:`aqa_pipeline.training.validation`): as if
-it
-were new, but by fewer heads than a new clip gets. So its error is, if anything, too large, and the
-intervals hold a little more than they promise. (The jackknife+ after bootstrap of Kim, Xu and
+it were new, but by fewer heads than a new clip gets. So its error is, if anything, too large, and
+the intervals hold a little more than they promise. (The jackknife+ after bootstrap of Kim, Xu and
 Barber, NeurIPS 2020, forms residuals in this way.)
 
 Residuals are counted in label points, that is score points divided by the clip's scale: a

@@ -29,7 +29,7 @@ from aqa_pipeline.errors import UsageError
 FloatArray = npt.NDArray[np.float64]
 
 #: Residuals beyond the interval, at the least, before a group is trusted with one of its own:
-#: with fewer, its width is the mood of one or two clips.
+#: with fewer, one or two outliers determine the width.
 _BEYOND = 5
 #: Clips beyond this many are thinned out where they are taken in pairs.
 _MOST_IN_PAIRS = 1500

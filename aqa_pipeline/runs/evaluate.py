@@ -1,38 +1,33 @@
-"""Scoring clips with a fitted run, and how good the scores are.
+"""Evaluation of a fitted run on the test split.
 
-Source: Eq. 8-11. Every number carries how its epoch was chosen.
-
-Averages over the categories and folds of a data set.
-
-Folds are averaged plainly; categories by Fisher's z (or plainly, if the protocol says so)
-for rho, and plainly for R-l2. Source: Sec. 4.1.
+Source: Eq. 8-11.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 
-from aqa_pipeline.cache.load import feature_set, load_features
+from aqa_pipeline.atomic import atomic_path
+from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import FitConfig, HeadConfig, RangeOf
+from aqa_pipeline.config import RangeOf
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.core.metrics import fisher_mean
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.heads.voting import Votes
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import measure_intervals
+from aqa_pipeline.runs.config import selection_sentence
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
+from aqa_pipeline.runs.metrics import Accuracy, AverageMetrics, Metrics, OverSeeds
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,78 +35,19 @@ FloatArray = npt.NDArray[np.float64]
 RANGE_NAMES: dict[RangeOf, str] = {"evaluated": "evaluated set", "class": "class, train and test"}
 
 
-def selection_sentence(config: FitConfig, head_config: HeadConfig) -> str:
-    """How the epoch was chosen, for every place that prints a number."""
-    best = "best grid point" if head_config.is_svr else "best epoch"
-    if config.model_selection == "test":
-        return f"{best} chosen on the test set (as in the literature)"
-    return f"{best} chosen on a validation part of the training split; test read once"
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Scores predicted for Q clips by the K heads of a run.
-
-    Attributes
-    ----------
-    clips : FeatureSet
-    per_head : ndarray of float64, shape=(K, Q)
-        In points.
-    exemplars : ndarray of int64, shape=(Q, M)
-        Positions in the run's exemplars, -1 for none.
-    fallback : ndarray of bool, shape=(Q,)
-        No exemplar has the clip's key (difficulty, ...); the nearest key voted.
-    votes : Votes
-    """
-
-    clips: FeatureSet
-    per_head: FloatArray
-    exemplars: npt.NDArray[np.int64]
-    fallback: npt.NDArray[np.bool_]
-    votes: Votes
-
-    @property
-    def score(self) -> FloatArray:
-        """The run's prediction: the mean of its heads, shape=(Q,), in points."""
-        # One clip after the other: a sum over a table may add in another order than a sum over
-        # one of its columns.
-        return np.array([own.mean() for own in np.ascontiguousarray(self.per_head.T)])
-
-
 def predict_clips(run: Run, clips: FeatureSet) -> Predictions:
     """Score clips by comparing them with the run's exemplars, each clip on its own.
-
-    So a clip's prediction is the same to the bit whichever clips are scored beside it
-    (:mod:`aqa_pipeline.heads.voter`).
 
     Raises
     ------
     CacheError
         If the features have another shape than those the head was trained on.
     """
-    jury = run.jury()
-    verdicts = [
-        jury.predict(features, key) for features, key in zip(clips.features, clips.key, strict=True)
-    ]
-    num_votes = max((len(predict.exemplars) for predict in verdicts), default=0)
-    opinions = num_votes if run.head.is_contrastive else 1
-    exemplars = np.full((len(clips), num_votes), -1, dtype=np.int64)
-    label = np.full((run.head.num_models, len(clips), opinions), np.nan)
-    mean = np.full((run.head.num_models, len(clips)), np.nan)
-    leaf = np.full(label.shape, -1, dtype=np.int64)
-    for i, predict in enumerate(verdicts):
-        exemplars[i, : len(predict.exemplars)] = predict.exemplars
-        label[:, i, : predict.label.shape[1]] = predict.label
-        mean[:, i] = predict.mean()
-        leaf[:, i, : predict.leaf.shape[1]] = predict.leaf
-    fallback = np.array([predict.fallback for predict in verdicts], dtype=bool)
-    return Predictions(clips, clips.to_score(mean), exemplars, fallback, Votes(label, leaf))
+    return run.voter().predict_clips(clips)
 
 
-def measure(
-    run: Run, predictions: Predictions, *, range_of: RangeOf | None = None
-) -> dict[str, Any]:
-    """Everything ``metrics.json`` holds, of clips whose scores are known.
+def measure(run: Run, predictions: Predictions, *, range_of: RangeOf | None = None) -> Metrics:
+    """Metrics of clips whose scores are known.
 
     Parameters
     ----------
@@ -119,69 +55,46 @@ def measure(
     predictions : Predictions
     range_of : {"evaluated", "class"}, optional
         What R-l2 divides by; default: as the run was fitted.
-
-    Returns
-    -------
-    dict
-        Plain values. ``heads`` describes single heads (mean and standard deviation over
-        the seeds, a bootstrap interval over the clips), ``ensemble`` the mean of the heads.
     """
     scores, per_head = predictions.clips.score, predictions.per_head
     range_of = range_of or run.fit_config.relative_l2_range
     span = _class_ranges(run.exemplars, predictions.clips) if range_of == "class" else None
-    measured = {
-        "rho": [metrics.spearman(scores, p) for p in per_head],
-        "relative_l2": [metrics.relative_l2(scores, p, score_range=span) for p in per_head],
-        "l2": [metrics.l2(scores, p) for p in per_head],
-        "kendall_tau": [metrics.kendall_tau(scores, p) for p in per_head],
-    }
-    heads: dict[str, Any] = {}
-    for name, values in measured.items():
-        heads[name] = {
-            "mean": float(np.mean(values)),
-            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "per_seed": values,
-        }
-    for name in ("rho", "relative_l2"):
-        heads[name]["interval_95"] = metrics.bootstrap_interval(
-            scores,
-            per_head,
-            metric=name,  # type: ignore[arg-type]
-            score_range=span,
-        )
-    ensemble = predictions.score
-    result = {
-        "method": run.head.config.name,
-        "selection": selection_sentence(run.fit_config, run.head.config),
-        "relative_l2_range": RANGE_NAMES[range_of],
-        "seeds": run.seeds,
-        "num_train": len(run.exemplars),
-        "num_test": len(predictions.clips),
-        "heads": heads,
-        "ensemble": {
-            "rho": metrics.spearman(scores, ensemble),
-            "relative_l2": metrics.relative_l2(scores, ensemble, score_range=span),
+
+    def accuracy(predicted: FloatArray) -> Accuracy:
+        error = metrics.relative_l2(scores, predicted, score_range=span)
+        return Accuracy(metrics.spearman(scores, predicted), error)
+
+    def interval(metric: Literal["rho", "relative_l2"]) -> tuple[float, float]:
+        return metrics.bootstrap_interval(scores, per_head, metric=metric, score_range=span)
+
+    own = [accuracy(predicted) for predicted in per_head]
+    asked = run.fit_config.num_exemplars
+    by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
+    return Metrics(
+        method=run.head.config.name,
+        selection=selection_sentence(run.fit_config, run.head.config),
+        relative_l2_range=RANGE_NAMES[range_of],
+        seeds=tuple(run.seeds),
+        num_train=len(run.exemplars),
+        num_test=len(predictions.clips),
+        heads={
+            "rho": OverSeeds.of([one.rho for one in own], interval("rho")),
+            "relative_l2": OverSeeds.of([one.relative_l2 for one in own], interval("relative_l2")),
+            "l2": OverSeeds.of([metrics.l2(scores, p) for p in per_head]),
+            "kendall_tau": OverSeeds.of([metrics.kendall_tau(scores, p) for p in per_head]),
         },
-        "exemplars": {
-            "asked": run.fit_config.num_exemplars,
+        # Published programs report the best rho and the best R-l2, each of its own epoch.
+        best_relative_l2_of_any_epoch=run.config.best_relative_l2_of_any_epoch,
+        ensemble=accuracy(predictions.score),
+        exemplars={
+            "asked": asked,
             "key": list(run.protocol.exemplar_key),
-            "clips_with_fewer": int(np.sum(_num_votes(predictions) < _asked(run, predictions))),
+            "clips_with_fewer": int(np.sum(predictions.num_votes < (asked or 0))),
             "clips_with_nearest_key": int(predictions.fallback.sum()),
         },
-    }
-    if "best_relative_l2_of_any_epoch" in run.config:
-        # Published programs report the best rho and the best R-l2, each of its own epoch.
-        heads["relative_l2_best_of_any_epoch"] = run.config["best_relative_l2_of_any_epoch"]
-    intervals = measure_intervals(run.calibration, predictions.clips, ensemble)
-    if intervals is not None:
-        result["intervals"] = intervals
-    by_difficulty = difficulty_alone(run.exemplars, predictions.clips)
-    if by_difficulty is not None:
-        result["difficulty_alone"] = {
-            "rho": metrics.spearman(scores, by_difficulty),
-            "relative_l2": metrics.relative_l2(scores, by_difficulty, score_range=span),
-        }
-    return result
+        intervals=measure_intervals(run.calibration, predictions.clips, predictions.score),
+        difficulty_alone=None if by_difficulty is None else accuracy(by_difficulty),
+    )
 
 
 def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
@@ -194,7 +107,7 @@ def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
 
 def evaluate_run(
     run: Run, manifest: Manifest, *, cache_root: Path, range_of: RangeOf | None = None
-) -> dict[str, Any]:
+) -> Metrics:
     """Metrics of a run on the test split of a manifest, from the features it was fitted on.
 
     Parameters as :func:`evaluate_folder` and :func:`measure`.
@@ -206,15 +119,13 @@ def evaluate_run(
     CacheError
         If the features are not in the cache, or were made with another backbone.
     """
-    rows = Part(**run.config["part"]).rows(manifest, "test")
+    rows = run.config.part.rows(manifest, "test")
     if rows.empty:
         raise DataError(f"{manifest.path}: no test clip for the run {run.folder}")
-    folder = cache_root / manifest.name / run.config["cache"]["folder"]
-    cache = FeatureCache.open(folder)
-    features = load_features(manifest, cache, rows["clip_id"].tolist())
+    cache = FeatureCache.open(cache_root / manifest.name / run.config.cache.folder)
     # The protocol the head was fitted with, whatever the file says by now.
     fitted = dataclasses.replace(manifest, protocol=run.protocol)
-    predictions = predict_clips(run, feature_set(rows, features, fitted, run.labels))
+    predictions = predict_clips(run, load_clips(fitted, cache, rows, run.labels))
     return measure(run, predictions, range_of=range_of)
 
 
@@ -225,7 +136,7 @@ def evaluate_folder(
     cache_root: Path,
     device: torch.device,
     range_of: RangeOf | None = None,
-) -> dict[str, Any]:
+) -> Metrics | AverageMetrics:
     """Metrics of a run folder, whether it is one run or the parent of parts.
 
     Parameters
@@ -238,11 +149,6 @@ def evaluate_folder(
     range_of : {"evaluated", "class"}, optional
         See :func:`measure`.
 
-    Returns
-    -------
-    dict
-        What ``metrics.json`` of the folder holds.
-
     Raises
     ------
     DataError
@@ -254,21 +160,12 @@ def evaluate_folder(
     measured = []
     for own in folders:
         run = read_run(own, device=device)
-        manifest = manifest_of(run.config["dataset"])
+        manifest = manifest_of(run.config.dataset)
         metrics_of_part = evaluate_run(run, manifest, cache_root=cache_root, range_of=range_of)
-        measured.append((Part(**run.config["part"]), metrics_of_part))
+        measured.append((run.config.part, metrics_of_part))
     if folders == [folder]:
         return measured[0][1]
-    return average_parts(measured, rho_average=run.protocol.rho_average)
-
-
-def _num_votes(predictions: Predictions) -> npt.NDArray[np.int64]:
-    count: npt.NDArray[np.int64] = (predictions.exemplars >= 0).sum(axis=1)
-    return count
-
-
-def _asked(run: Run, predictions: Predictions) -> int:
-    return run.fit_config.num_exemplars or 0
+    return AverageMetrics.of(measured, rho_average=run.protocol.rho_average)
 
 
 def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
@@ -289,8 +186,8 @@ def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
     return result
 
 
-def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
-    """``predictions.csv``: one row a clip, the run's prediction and each head's."""
+def write_predictions(run: Run, predictions: Predictions) -> None:
+    """Write ``predictions.csv``: one row per clip, the run's prediction and each head's."""
     clips = predictions.clips
     table = pd.DataFrame(
         {
@@ -299,90 +196,11 @@ def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
             "difficulty": clips.difficulty,
             "score": clips.score,
             "prediction": predictions.score,
-            "num_exemplars": _num_votes(predictions),
+            "num_exemplars": predictions.num_votes,
             "nearest_key": predictions.fallback,
         }
     )
     for seed, values in zip(run.seeds, predictions.per_head, strict=True):
         table[f"prediction_seed{seed}"] = values
-    return table
-
-
-def average_parts(
-    measured: Sequence[tuple[Part, dict[str, Any]]], *, rho_average: Literal["fisher", "mean"]
-) -> dict[str, Any]:
-    """What the parent folder's ``metrics.json`` holds.
-
-    Parameters
-    ----------
-    measured : sequence of (Part, dict)
-        Each part with its metrics, see :func:`aqa_pipeline.runs.evaluate.measure`.
-    rho_average : {"fisher", "mean"}
-
-    Returns
-    -------
-    dict
-        ``parts`` (one entry a part), ``categories`` (folds averaged) and ``average``.
-        A value that is not defined is NaN and left out of averages.
-    """
-    rows = [
-        {
-            "category": part.category,
-            "fold": part.fold,
-            "num_train": metrics["num_train"],
-            "num_test": metrics["num_test"],
-            "rho": metrics["heads"]["rho"]["mean"],
-            "relative_l2": metrics["heads"]["relative_l2"]["mean"],
-        }
-        for part, metrics in measured
-    ]
-    names = list(dict.fromkeys(row["category"] for row in rows))
-    categories = []
-    for name in names:
-        own = [row for row in rows if row["category"] == name]
-        categories.append(
-            {
-                "category": name,
-                "rho": _mean([row["rho"] for row in own]),
-                "relative_l2": _mean([row["relative_l2"] for row in own]),
-            }
-        )
-    rhos = [row["rho"] for row in categories]
-    first = measured[0][1]
-    return {
-        **_intervals([metrics.get("intervals") for _, metrics in measured]),
-        "method": first["method"],
-        "selection": first["selection"],
-        "relative_l2_range": first["relative_l2_range"],
-        "seeds": first["seeds"],
-        "parts": rows,
-        "categories": categories,
-        "rho_average": "Fisher z" if rho_average == "fisher" else "plain mean",
-        "average": {
-            "rho": fisher_mean(rhos) if rho_average == "fisher" else _mean(rhos),
-            "relative_l2": _mean([row["relative_l2"] for row in categories]),
-        },
-    }
-
-
-def _intervals(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """Coverage over the test clips of all parts; nothing where a part gives no intervals."""
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        return {}
-    inside, count = (sum(part[name] for part in known) for name in ("inside", "num_test"))
-    width = sum(part["mean_width"] * part["num_test"] for part in known) / count
-    return {
-        "intervals": {
-            "asked": known[0]["asked"],
-            "reached": inside / count,
-            "inside": inside,
-            "num_test": count,
-            "mean_width": width,
-        }
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+    with atomic_path(run.folder / "predictions.csv") as temporary:
+        table.to_csv(temporary, index=False)

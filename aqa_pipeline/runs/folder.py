@@ -1,4 +1,4 @@
-"""The run folder: everything needed to score a new clip, and how it came about.
+"""The run folder: everything needed to score a new clip, with its origin.
 
 ``config.json``, ``head.safetensors``, ``exemplars.h5``, ``metrics.json``,
 ``predictions.csv``, ``history.csv``, ``calibration.csv``. Self-contained: with the backbone's
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,23 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head, Regressor
-from aqa_pipeline.heads.outputs import trunk_from_settings
+from aqa_pipeline.heads.outputs import output_from_settings
 from aqa_pipeline.heads.svr import SvrHead
-from aqa_pipeline.heads.voter import ExemplarVoter
+from aqa_pipeline.heads.voting import ExemplarVoter
 from aqa_pipeline.runs.calibration import Calibration, read_calibration, write_calibration
-from aqa_pipeline.runs.config import fit_from_stored, stored_fit
+from aqa_pipeline.runs.config import (
+    FORMAT,
+    FORMAT_VERSION,
+    STORED_OUTPUT,
+    RunConfig,
+    fit_from_stored,
+    read_stored,
+    stored_fit,
+    stored_tensors,
+    tensors_from_stored,
+    untupled,
+)
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
-
-FORMAT, FORMAT_VERSION = "aqa-run", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +59,8 @@ class Run:
     protocol : Protocol
     labels : LabelScale
     fit_config : FitConfig
-    config : dict
-        All of ``config.json``.
+    config : RunConfig
+        How it came about.
     calibration : Calibration or None
         None: nothing was held out, or the run is older than this file.
     """
@@ -62,14 +71,14 @@ class Run:
     protocol: Protocol
     labels: LabelScale
     fit_config: FitConfig
-    config: dict[str, Any]
+    config: RunConfig = field(default_factory=RunConfig)
     calibration: Calibration | None = None
 
     @property
     def seeds(self) -> list[int]:
         return [self.fit_config.seed + k for k in range(self.fit_config.num_seeds)]
 
-    def jury(self) -> ExemplarVoter:
+    def voter(self) -> ExemplarVoter:
         """Its exemplars, encoded once, ready to vote on clips."""
         return ExemplarVoter(
             self.head,
@@ -92,7 +101,7 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     with atomic_path(folder / "head.safetensors") as temporary:
         save_file(
-            {name: value.contiguous() for name, value in run.head.state_dict().items()},
+            {n: t.contiguous() for n, t in stored_tensors(run.head.state_dict()).items()},
             temporary,
             metadata={"format": FORMAT},
         )
@@ -113,14 +122,14 @@ def write_run(run: Run, *, history: pd.DataFrame) -> None:
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **run.config,
+            **run.config.stored(),
             "protocol": dataclasses.asdict(run.protocol),
             "labels": dataclasses.asdict(run.labels),
             "head": dataclasses.asdict(run.head.config),
             "fit": stored_fit(run.fit_config),
             "num_snippets": exemplars.features.shape[1],
             "feature_dim": exemplars.features.shape[2],
-            **run.head.settings(),
+            **{STORED_OUTPUT if n == "output" else n: v for n, v in run.head.settings().items()},
         },
     )
 
@@ -151,36 +160,23 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     DataError
         If it is not a run folder, or a file in it is missing or damaged.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = (
-            "its fit did not end; type the same `aqa fit-head` again"
-            if folder.is_dir()
-            else ("`aqa fit-head` makes one")
-        )
-        raise DataError(f"{folder}: not a run folder, it has no config.json; {hint}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if config.get("format") != FORMAT or config.get("format_version") != FORMAT_VERSION:
+    path, stored = folder / "config.json", read_stored(folder)
+    if stored.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format {config.get('format')!r} version {config.get('format_version')}, "
-            f"this program reads {FORMAT!r} version {FORMAT_VERSION}"
+            f"{path}: version {stored.get('format_version')} of {FORMAT!r}, this program reads "
+            f"version {FORMAT_VERSION}"
         )
     try:
-        fit_config = fit_from_stored(config["fit"])
-        head_config = HeadConfig(**config["head"])
-        head = _empty_regressor(head_config, fit_config.num_seeds, config)
-        protocol = Protocol(**{k: _untupled(v) for k, v in config["protocol"].items()})
-        labels = LabelScale(
-            config["labels"]["transform"],
-            {name: (low, high) for name, (low, high) in config["labels"]["ranges"].items()},
-        )
+        fit_config = fit_from_stored(stored["fit"])
+        head_config = HeadConfig(**stored["head"])
+        head = _empty_regressor(head_config, fit_config.num_seeds, stored)
+        protocol = Protocol(**untupled(stored["protocol"]))
+        labels = LabelScale(**untupled(stored["labels"]))
+        config = RunConfig.from_stored(stored)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     try:
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+        head.load_state_dict(tensors_from_stored(load_file(folder / "head.safetensors")))
     except FileNotFoundError:
         raise DataError(f"{folder}: head.safetensors is missing; train the head again") from None
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -197,30 +193,21 @@ def read_run(folder: Path, *, device: torch.device) -> Run:
     )
 
 
-def _empty_regressor(head_config: HeadConfig, num_models: int, config: dict[str, Any]) -> Regressor:
+def _empty_regressor(head_config: HeadConfig, num_models: int, stored: dict[str, Any]) -> Regressor:
     """The regressor that ``config.json`` describes, its tensors still to be loaded."""
-    shape = {name: config[name] for name in ("num_snippets", "feature_dim")}
+    shape = {name: stored[name] for name in ("num_snippets", "feature_dim")}
     if head_config.is_svr:
         return SvrHead(
-            head_config, **shape, num_models=num_models, num_support=config["num_support"]
+            head_config, **shape, num_models=num_models, num_support=stored["num_support"]
         )
     generators = [torch.Generator().manual_seed(0) for _ in range(num_models)]
     return Head(
         head_config,
         **shape,
-        trunk=trunk_from_settings(head_config, config["trunk"], generators),
-        epsilon=config["epsilon"],
+        output=output_from_settings(head_config, stored[STORED_OUTPUT], generators),
+        epsilon=stored["epsilon"],
         generators=generators,
     )
-
-
-def _untupled(value: Any) -> Any:
-    """JSON has lists where the dataclasses have tuples."""
-    if isinstance(value, list):
-        return tuple(_untupled(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _untupled(item) for key, item in value.items()}
-    return value
 
 
 def _read_exemplars(path: Path) -> FeatureSet:
@@ -241,12 +228,6 @@ def _read_exemplars(path: Path) -> FeatureSet:
         )
     except KeyError as error:
         raise DataError(f"{path}: column {error} is missing; train the head again") from None
-
-
-def write_predictions(folder: Path, table: pd.DataFrame) -> None:
-    """Write ``predictions.csv``."""
-    with atomic_path(folder / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False)
 
 
 def history_table(rows: Sequence[tuple[float, ...]], columns: Sequence[str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a run folder says of itself, read without building its head.
+"""Records of runs: their files, read without building a head.
 
 Everything but ``config.json`` may be missing, and then is empty: a run of an older or newer
 version, or one that was interrupted, can still be looked at.
@@ -6,7 +6,6 @@ version, or one that was interrupted, can still be looked at.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from aqa_pipeline.errors import DataError
-from aqa_pipeline.runs.folder import FORMAT
+from aqa_pipeline.runs.config import STORED_OUTPUT, RunConfig, read_stored
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, read_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,28 +27,37 @@ class RunRecord:
     folder : Path
     name : str
         To be shown.
-    config, metrics : dict
-        Of ``config.json`` and ``metrics.json``.
+    config : RunConfig
+    stored : dict
+        All of ``config.json``.
+    metrics : Metrics or None
+        None where they were not written.
     predictions, history : DataFrame
         Of ``predictions.csv`` and ``history.csv``.
     """
 
     folder: Path
     name: str
-    config: dict[str, Any]
-    metrics: dict[str, Any]
+    config: RunConfig
+    stored: dict[str, Any]
+    metrics: Metrics | None
     predictions: pd.DataFrame
     history: pd.DataFrame
 
     @property
     def method(self) -> str:
-        return str(self.config.get("method", "CoRe + GART"))
+        return self.config.method
 
     @property
     def selection(self) -> str:
         """How the epoch was chosen; it belongs to every number."""
-        either = self.metrics.get("selection") or self.config.get("selection")
-        return str(either or "not recorded how the epoch was chosen")
+        return self.metrics.selection if self.metrics else self.config.selection
+
+    @property
+    def group_edges(self) -> list[list[float]]:
+        """Bounds of each head's groups, in label points; empty for heads without a tree."""
+        edges: list[list[float]] = self.stored.get(STORED_OUTPUT, {}).get("group_edges", [])
+        return edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +68,23 @@ class ParentRecord:
     ----------
     folder : Path
     name : str
-    metrics : dict
-        See :func:`aqa_pipeline.runs.evaluate.average_parts`; empty where they were not written.
+    metrics : AverageMetrics or None
+        None where they were not written.
     parts : tuple of RunRecord
     """
 
     folder: Path
     name: str
-    metrics: dict[str, Any]
+    metrics: AverageMetrics | None
     parts: tuple[RunRecord, ...]
 
     @property
     def method(self) -> str:
-        return str(self.metrics.get("method", self.parts[0].method))
+        return self.metrics.method if self.metrics else self.parts[0].method
 
     @property
     def selection(self) -> str:
-        return str(self.metrics.get("selection", self.parts[0].selection))
+        return self.metrics.selection if self.metrics else self.parts[0].selection
 
 
 def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentRecord:
@@ -97,25 +106,28 @@ def read_record(folder: Path, *, name: str | None = None) -> RunRecord | ParentR
             f"{folder}: not a run folder, it has no config.json, nor has any folder in it; "
             "`aqa fit-head` makes one"
         )
+    averages = read_metrics(folder)
     return ParentRecord(
         folder=folder,
         name=name,
-        metrics=_json(folder / "metrics.json"),
+        metrics=averages if isinstance(averages, AverageMetrics) else None,
         parts=tuple(_run(part, part.relative_to(folder).as_posix()) for part in parts),
     )
 
 
 def _run(folder: Path, name: str) -> RunRecord:
-    config = _json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise DataError(
-            f"{folder / 'config.json'}: format {config.get('format')!r}, expected {FORMAT!r}"
-        )
+    stored = read_stored(folder)
+    try:
+        config = RunConfig.from_stored(stored)
+    except TypeError as error:
+        raise DataError(f"{folder / 'config.json'}: damaged ({error})") from None
+    metrics = read_metrics(folder)
     return RunRecord(
         folder=folder,
         name=name,
         config=config,
-        metrics=_json(folder / "metrics.json"),
+        stored=stored,
+        metrics=metrics if isinstance(metrics, Metrics) else None,
         predictions=_csv(folder / "predictions.csv", texts=("clip_id", "category")),
         history=_csv(folder / "history.csv"),
     )
@@ -125,18 +137,6 @@ def _natural(text: str) -> list[tuple[int, str]]:
     """fold2 before fold10."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece)
             for piece in re.split(r"(\d+)", text)]  # fmt: skip
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _csv(path: Path, *, texts: tuple[str, ...] = ()) -> pd.DataFrame:

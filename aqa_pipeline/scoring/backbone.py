@@ -1,4 +1,4 @@
-"""The backbone that made a run's features, for new videos."""
+"""Backbone that made a run's features, for new videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aqa_pipeline.errors import CacheError
 from aqa_pipeline.runs.folder import Run
 
 #: What to do where a device has no memory left for a backbone and its heads.
-LESS_MEMORY = "type --device cpu, or end what else uses the GPU"
+LESS_MEMORY = "score on the CPU, or end what else uses the GPU"
 
 _log = logging.getLogger(__name__)
 
@@ -76,13 +76,13 @@ def find_backbone(
         If there are no weights, or they are damaged.
     """
     run = runs[0]
-    identities = {own.config["cache"]["weights_sha256"] for own in runs}
+    identities = {own.config.cache.weights_sha256 for own in runs}
     if len(identities) > 1:
         raise CacheError(
             f"{run.folder.parent}: its parts were fitted on features of {len(identities)} "
             f"different backbones; name one of them, such as {run.folder}"
         )
-    wanted = run.config["cache"]["weights_sha256"]
+    wanted = run.config.cache.weights_sha256
     steps, dim = run.exemplars.features.shape[1:]
     if wanted == imported_fingerprint("", steps=steps, dim=dim).weights_sha256:
         raise CacheError(
@@ -103,14 +103,15 @@ def find_backbone(
     if found != wanted:
         raise CacheError(
             f"{path}: these weights ({found[:12]}) are not those that made the features of "
-            f"{run.folder} ({wanted[:12]}); give the right ones with --weights"
+            f"{run.folder} ({wanted[:12]}); give the right ones",
+            fact="weights",
         )
     return RunBackbone(path, precision)
 
 
 def own_weights(run: Run) -> Path | None:
     """Weights that lie in the run folder (of a fine-tuned backbone), or None."""
-    name = run.config["cache"].get("weights_file")
+    name = run.config.cache.weights_file
     return run.folder / name if name else None
 
 
@@ -120,11 +121,11 @@ def has_exact_features(run: Run) -> bool:
     A run folder says where the head was fitted and now is; that a run fitted on a CPU has
     features of a GPU it cannot say, but in float32 these differ by rounding alone.
     """
-    devices = (str(run.head.device), str(run.config.get("device", "cpu")))
+    devices = (str(run.head.device), run.config.provenance.device)
     if any(name != "cpu" for name in devices):
         return False
     # A run put together in memory may not say what its features came from.
-    return "cache" not in run.config or _known_precision(run) in (None, FLOAT32)
+    return not run.config.cache.folder or _known_precision(run) in (None, FLOAT32)
 
 
 def _known_precision(run: Run) -> str | None:
@@ -132,12 +133,12 @@ def _known_precision(run: Run) -> str | None:
 
     The run folder holds the hash of their fingerprint, and the protocol has all of it but this.
     """
-    cache = run.config["cache"]
+    cache = run.config.cache
     for precision in PRECISIONS:
         here = fingerprint_of(
-            run.protocol, weights_sha256=cache["weights_sha256"], precision=precision
+            run.protocol, weights_sha256=cache.weights_sha256, precision=precision
         )
-        if here.sha256 == cache["fingerprint_sha256"]:
+        if here.sha256 == cache.fingerprint_sha256:
             return precision
     return None
 
@@ -154,7 +155,7 @@ def _precision(run: Run) -> str:
     if precision is not None:
         return precision
     raise CacheError(
-        f"{run.folder}: its features ({run.config['cache']['folder']}) were extracted with other "
+        f"{run.folder}: its features ({run.config.cache.folder}) were extracted with other "
         "settings than its protocol says or this program uses; extract and fit again to score "
         "videos with it"
     )

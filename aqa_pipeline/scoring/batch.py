@@ -1,16 +1,15 @@
-"""Scoring many videos: what a user names, turned into clips, and each clip into its score.
+"""Score many videos: what a user names becomes clips, and each clip a score.
 
 A name is a video file, a folder of numbered pictures (one video), a folder of videos, or a CSV
-with a row a clip. A clip that cannot be scored is a line in the result; the others go on.
+with a row per clip. A clip that cannot be scored is a line in the result; the others go on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from aqa_pipeline.errors import ClipError, DataError, UsageError
 from aqa_pipeline.media.clip import ClipFrames, escape_unprintable
 from aqa_pipeline.media.frame_folder import list_frames
 from aqa_pipeline.media.identity import VIDEO_SUFFIXES
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
 from aqa_pipeline.tables import Cells, read_cells
@@ -35,32 +35,15 @@ class ScoreRequest:
     name : str
         What it is called in the result: the clip's id, or the path as typed.
     video : Path
-    start_frame, end_frame : int or None
-    category : str
-    difficulty : float or None
-    columns : mapping of str to str
-        Further columns, for runs that compare by one of them.
+    metadata : ClipMetadata
     known_score : float or None
         The judges', where the CSV has it.
     """
 
     name: str
     video: Path
-    start_frame: int | None = None
-    end_frame: int | None = None
-    category: str = ""
-    difficulty: float | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    metadata: ClipMetadata = ClipMetadata()  # noqa: RUF009 - frozen
     known_score: float | None = None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Keyword arguments of the scorer's methods."""
-        return {
-            "category": self.category,
-            "difficulty": self.difficulty,
-            "columns": self.columns,
-        }
 
 
 @dataclass(frozen=True)
@@ -72,20 +55,22 @@ class BatchResult:
     error: str = ""
 
 
-def wanted_clips(paths: Sequence[Path], common: ScoreRequest) -> list[ScoreRequest]:
+def score_requests(paths: Sequence[Path], common: ClipMetadata) -> list[ScoreRequest]:
     """The clips that paths name.
 
     Parameters
     ----------
     paths : sequence of Path
         Videos, folders, CSV files.
-    common : ScoreRequest
+    common : ClipMetadata
         What holds for every clip that a CSV does not say otherwise of.
 
     Raises
     ------
     DataError
-        If a CSV is not a table of clips, or a folder holds no video.
+        If a CSV is not a table of clips.
+    ClipError
+        If a folder holds no video.
     """
     clips: list[ScoreRequest] = []
     for path in paths:
@@ -94,10 +79,12 @@ def wanted_clips(paths: Sequence[Path], common: ScoreRequest) -> list[ScoreReque
         elif path.is_dir() and not _is_frame_folder(path):
             videos = _videos_in(path)
             if not videos:
-                raise DataError(f"{path}: no video in this folder, and no numbered pictures")
-            clips += [dataclasses.replace(common, name=str(v), video=v) for v in videos]
+                raise ClipError(
+                    f"{path}: no video in this folder, and no numbered pictures", stage="open"
+                )
+            clips += [ScoreRequest(str(video), video, common) for video in videos]
         else:
-            clips.append(dataclasses.replace(common, name=str(path), video=path))
+            clips.append(ScoreRequest(str(path), path, common))
     return clips
 
 
@@ -122,7 +109,7 @@ def _videos_in(folder: Path) -> list[Path]:
     ]
 
 
-def _clips_of_table(path: Path, common: ScoreRequest) -> list[ScoreRequest]:
+def _clips_of_table(path: Path, common: ClipMetadata) -> list[ScoreRequest]:
     cells = read_cells(path)
     if "video" not in cells.header:
         raise DataError(
@@ -131,20 +118,28 @@ def _clips_of_table(path: Path, common: ScoreRequest) -> list[ScoreRequest]:
     rows = parse_clips(_completed(cells))
     scores = [_number(cell) for cell in cells.column("score")]
     names = cells.column("clip_id") if "clip_id" in cells.header else cells.column("video")
-    free = [str(name) for name in rows if name not in KNOWN]
     return [
-        ScoreRequest(
-            name=name,
-            video=path.parent / str(row["video"]),
-            start_frame=_or(row["start_frame"], common.start_frame, int),
-            end_frame=_or(row["end_frame"], common.end_frame, int),
-            category=str(row["category"]) or common.category,
-            difficulty=_or(row["difficulty"], common.difficulty, float),
-            columns={**common.columns, **{name: row[name] for name in free if row[name]}},
-            known_score=score,
-        )
+        ScoreRequest(name, path.parent / str(row["video"]), metadata_of(row, common), score)
         for name, score, row in zip(names, scores, rows.to_dict("records"), strict=True)
     ]
+
+
+def metadata_of(row: Mapping[Hashable, Any], other: ClipMetadata) -> ClipMetadata:
+    """What a row of a manifest says of its clip, and where it is silent, what is said elsewhere."""
+
+    def number(name: str) -> Any:
+        return getattr(other, name) if pd.isna(row[name]) else row[name]
+
+    start, end = number("start_frame"), number("end_frame")
+    difficulty = number("difficulty")
+    free = {str(name): str(cell) for name, cell in row.items() if name not in KNOWN and cell}
+    return ClipMetadata(
+        start_frame=None if start is None else int(start),
+        end_frame=None if end is None else int(end),
+        category=str(row["category"]) or other.category,
+        difficulty=None if difficulty is None else float(difficulty),
+        columns={**other.columns, **free},
+    )
 
 
 def _completed(cells: Cells) -> Cells:
@@ -165,15 +160,11 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _or(value: Any, otherwise: Any, kind: Callable[[Any], Any]) -> Any:
-    return otherwise if pd.isna(value) else kind(value)
-
-
 def score_clips(
     scorer: Scorer,
     clips: Sequence[ScoreRequest],
     *,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[BatchResult]:
     """Score clips one after the other; the next is decoded while the network is at work.
 
@@ -181,8 +172,8 @@ def score_clips(
     ----------
     scorer : Scorer
     clips : sequence of ScoreRequest
-    advance : callable
-        Told ``(clips done, clips in all)``.
+    progress : callable
+        Called as ``progress(done, total)``, in clips.
 
     Raises
     ------
@@ -191,58 +182,49 @@ def score_clips(
     """
     for clip in clips:
         try:
-            scorer.check_facts(**clip.facts)
+            scorer.check(clip.metadata)
         except UsageError as error:
             where = f"{escape_unprintable(clip.name)}: " if len(clips) > 1 else ""
-            raise UsageError(f"{where}{error}") from None
-    advance(0, len(clips))
+            raise type(error)(f"{where}{error}", fact=error.fact) from None
+    progress(0, len(clips))
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as ahead:
-        waiting = ahead.submit(_decode, scorer, clips[0]) if clips else None
+        decoded = [ahead.submit(scorer.decode, clip.video, clip.metadata) for clip in clips[:1]]
         for done, clip in enumerate(clips, start=1):
-            assert waiting is not None
-            current = waiting
-            if done < len(clips):
-                waiting = ahead.submit(_decode, scorer, clips[done])
-            yield _outcome(scorer, clip, current)
-            advance(done, len(clips))
+            decoded += [
+                ahead.submit(scorer.decode, following.video, following.metadata)
+                for following in clips[done : done + 1]
+            ]
+            yield _result(scorer, clip, decoded.pop(0))
+            progress(done, len(clips))
 
 
-def _decode(scorer: Scorer, clip: ScoreRequest) -> ClipFrames:
-    return scorer.decode(
-        clip.video,
-        start_frame=clip.start_frame,
-        end_frame=clip.end_frame,
-        category=clip.category,
-    )
-
-
-def _outcome(scorer: Scorer, clip: ScoreRequest, decoded: Future[ClipFrames]) -> BatchResult:
+def _result(scorer: Scorer, clip: ScoreRequest, decoded: Future[ClipFrames]) -> BatchResult:
     try:
-        return BatchResult(clip, scorer.score_frames(decoded.result(), **clip.facts))
-    except (ClipError, DataError) as error:
+        return BatchResult(clip, scorer.score_frames(decoded.result(), clip.metadata))
+    except ClipError as error:
         return BatchResult(clip, None, escape_unprintable(str(error)))
 
 
-def outcomes_table(outcomes: Sequence[BatchResult]) -> pd.DataFrame:
-    """One row a clip, for ``--csv``; scores and intervals in points."""
-    return pd.DataFrame([_row(outcome) for outcome in outcomes])
+def results_table(results: Sequence[BatchResult]) -> pd.DataFrame:
+    """One row per clip; scores and intervals in points."""
+    return pd.DataFrame([_row(result) for result in results])
 
 
-def _row(outcome: BatchResult) -> dict[str, Any]:
-    clip, scored = outcome.clip, outcome.scored
+def _row(result: BatchResult) -> dict[str, Any]:
+    clip, scored = result.clip, result.scored
     low, high = (scored and scored.interval) or (None, None)
     return {
         "clip_id": clip.name,
         "video": str(clip.video),
         "start_frame": scored and scored.start_frame,
         "end_frame": scored and scored.end_frame,
-        "category": scored.category if scored else clip.category,
-        "difficulty": clip.difficulty,
+        "category": scored.category if scored else clip.metadata.category,
+        "difficulty": clip.metadata.difficulty,
         "score": clip.known_score,
         "prediction": scored and scored.score,
         "low": low,
         "high": high,
         "coverage": scored and scored.coverage,
         "warnings": " ".join(scored.warnings) if scored else "",
-        "error": outcome.error,
+        "error": result.error,
     }

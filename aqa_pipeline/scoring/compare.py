@@ -1,12 +1,9 @@
-"""Which of two clips is better, and how sure that is.
+"""Compare two clips: which is better, and how sure that is.
 
 The difference of the two predicted scores is what counts. How far such a difference is off, and
-how often it has the right sign, is known from the calibrating clips, taken in pairs
-(:mod:`aqa_pipeline.scoring.compare`). A contrastive head can also put the two clips side by
-side, each once as the query and once as the exemplar (Eq. 3); that answer is given beside the
-other and is not calibrated.
-
-How often the clip with the higher predicted score is the better one.
+how often it has the right sign, is known from the calibrating clips, taken in pairs. A contrastive
+head can also put the two clips side by side, each once as the query and once as the exemplar
+(Eq. 3); that answer is given beside the other and is not calibrated.
 
 Conventions
 -----------
@@ -22,24 +19,24 @@ found by isotonic regression, which assumes nothing but that it rises.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from aqa_pipeline.datasets.manifest import KNOWN, read_manifest
+from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import conformal_quantile, difference_errors
 from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
-from aqa_pipeline.scoring.batch import ScoreRequest, score_clips
+from aqa_pipeline.scoring.batch import ScoreRequest, metadata_of, score_clips
 from aqa_pipeline.scoring.result import ScoredClip
 from aqa_pipeline.scoring.scorer import Scorer
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +79,8 @@ class Comparison:
         }
 
 
-def compare(
-    assessor: FeatureScorer, a: ScoredClip, b: ScoredClip, facts: tuple[ClipMetadata, ClipMetadata]
-) -> Comparison:
+def compare(assessor: FeatureScorer, a: ScoredClip, b: ScoredClip) -> Comparison:
     """Compare two clips that the same heads scored.
-
-    Parameters
-    ----------
-    assessor : FeatureScorer
-    a, b : ScoredClip
-    facts : (ClipMetadata, ClipMetadata)
-        What they were scored with.
 
     Raises
     ------
@@ -105,13 +93,12 @@ def compare(
             "of one category"
         )
     difference = a.score - b.score
-    scales = [assessor.scale(own) for own in facts]
     interval = probability = None
     calibration = assessor.calibration
     if calibration is not None and len(calibration) > 1:
         confidence = RankingConfidence(calibration.score, calibration.prediction, calibration.scale)
-        probability = confidence.probability(difference, scale_a=scales[0], scale_b=scales[1])
-        errors = difference_errors(calibration.residual, scale_a=scales[0], scale_b=scales[1])
+        probability = confidence.probability(difference, scale_a=a.scale, scale_b=b.scale)
+        errors = difference_errors(calibration.residual, scale_a=a.scale, scale_b=b.scale)
         half = conformal_quantile(np.abs(errors), assessor.coverage)
         if math.isfinite(half):
             interval = (difference - half, difference + half)
@@ -122,7 +109,7 @@ def compare(
         interval=interval,
         coverage=assessor.coverage,
         probability=probability,
-        side_by_side=assessor.side_by_side(a, b, facts),
+        side_by_side=assessor.side_by_side(a, b),
     )
 
 
@@ -136,27 +123,20 @@ def compare_clips(scorer: Scorer, a: ScoreRequest, b: ScoreRequest) -> Compariso
     UsageError
         If a fact is missing, or they are of two categories.
     """
-    outcomes = list(score_clips(scorer, [a, b]))
-    for outcome in outcomes:
-        if outcome.scored is None:
-            raise ClipError(outcome.error)
-    first, second = (outcome.scored for outcome in outcomes)
-    assert first is not None
-    assert second is not None
-    facts = [ClipMetadata(own.category, own.difficulty, own.columns) for own in (a, b)]
-    return compare(scorer.assessor(a.category), first, second, (facts[0], facts[1]))
+    scored: list[ScoredClip] = []
+    for result in score_clips(scorer, [a, b]):
+        if result.scored is None:
+            raise ClipError(result.error)
+        scored.append(result.scored)
+    return compare(scorer.assessor(a.metadata.category), *scored)
 
 
 def find_clip(
     scorer: Scorer,
     name: str,
+    metadata: ClipMetadata = ClipMetadata(),  # noqa: B008 - frozen
     *,
     project: Project,
-    start_frame: int | None = None,
-    end_frame: int | None = None,
-    category: str | None = None,
-    difficulty: float | None = None,
-    columns: Mapping[str, str] | None = None,
 ) -> ScoreRequest:
     """The clip that a name means: a video that is there, else a clip id of the run's data set.
 
@@ -164,29 +144,19 @@ def find_clip(
     ----------
     scorer : Scorer
     name : str
+    metadata : ClipMetadata
+        What is given beside the name; it goes before what the manifest says.
     project : Project
         Where the data set's manifest lies.
-    start_frame, end_frame, category, difficulty, columns
-        What is given beside the name; it goes before what the manifest says.
 
     Raises
     ------
     ClipError
         If it is neither.
     """
-    clip = ScoreRequest(
-        name=name,
-        video=Path(name),
-        start_frame=start_frame,
-        end_frame=end_frame,
-        category=category or "",
-        difficulty=difficulty,
-        columns=columns or {},
-    )
-    if clip.video.exists():
-        return clip
-    dataset = scorer.any_run.config["dataset"]
-    path = project.manifest_path(dataset)
+    if Path(name).exists():
+        return ScoreRequest(name, Path(name), metadata)
+    path = project.manifest_path(scorer.any_run.config.dataset)
     if not path.exists():
         raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")
     manifest = read_manifest(path)
@@ -194,24 +164,12 @@ def find_clip(
     if rows.empty:
         raise ClipError(f"{name}: no such video, and no clip of that id in {path}")
     row = rows.iloc[0].to_dict()
-    free = {str(c): str(v) for c, v in row.items() if c not in KNOWN and v}
-
-    def given(value: Any, column: str, kind: Any) -> Any:
-        return value if value is not None or pd.isna(row[column]) else kind(row[column])
-
+    known = metadata_of(row, ClipMetadata())
+    given = {field: value for field, value in asdict(metadata).items() if value not in (None, "")}
+    given["columns"] = {**known.columns, **metadata.columns}
     return ScoreRequest(
-        name=name,
-        video=manifest.video_path(str(row["video"])),
-        start_frame=given(start_frame, "start_frame", int),
-        end_frame=given(end_frame, "end_frame", int),
-        category=category or str(row["category"]),
-        difficulty=given(difficulty, "difficulty", float),
-        columns={**free, **clip.columns},
-        known_score=float(row["score"]),
+        name, manifest.video_path(str(row["video"])), replace(known, **given), float(row["score"])
     )
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 #: Clips beyond this many are thinned out: there are n x (n - 1) pairs.

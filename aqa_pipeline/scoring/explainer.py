@@ -1,4 +1,4 @@
-"""Why a clip got its score: the parts of one explanation, computed.
+"""Explanation of a score, computed: contributions, heat-map, tree path, exemplars.
 
 The backbone looks at the clip once, and that pass gives both the score and the heat-map
 (:mod:`aqa_pipeline.scoring.grad_cam`). Over folds, contributions and heat are the mean over the
@@ -8,10 +8,9 @@ folds, as the score is; tree path and exemplars are those of the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -22,25 +21,22 @@ from aqa_pipeline.backbone.encoder import Encoder, features_of, map_encoder
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.config import DEVICE, ScoreConfig
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.datasets.parts import Part
-from aqa_pipeline.device import find_device
+from aqa_pipeline.device import naming_shortage
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import TreeOutput
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.media.clip import (
     ClipFrames,
-    ClipRequest,
     ShownClip,
     escape_unprintable,
-    prefix_errors_with,
     read_shown_clip,
     read_shown_frames,
 )
-from aqa_pipeline.media.sandbox import LimitedProcess
 from aqa_pipeline.project import Project
 from aqa_pipeline.runs.conformal import check_coverage
-from aqa_pipeline.runs.folder import Run, read_run, run_folders
-from aqa_pipeline.scoring.backbone import find_backbone
+from aqa_pipeline.runs.folder import Run
+from aqa_pipeline.scoring.assessor import ClipMetadata
+from aqa_pipeline.scoring.backbone import LESS_MEMORY, find_backbone
 from aqa_pipeline.scoring.grad_cam import (
     LAST_LAYER,
     LayerCam,
@@ -50,9 +46,9 @@ from aqa_pipeline.scoring.grad_cam import (
 )
 from aqa_pipeline.scoring.heat_map import frame_heat
 from aqa_pipeline.scoring.result import ScoredClip
-from aqa_pipeline.scoring.scorer import Scorer
+from aqa_pipeline.scoring.scorer import Scorer, load_runs
 from aqa_pipeline.scoring.shapley import Contributions, mean_contributions, snippet_contributions
-from aqa_pipeline.scoring.similarity import ShownExemplar, distances, shown_exemplars
+from aqa_pipeline.scoring.similarity import ShownExemplar, StandardizedClips, shown_exemplars
 
 FloatArray = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
@@ -61,8 +57,8 @@ Frames = npt.NDArray[np.uint8]
 #: and slowest a clip is shown at.
 _DEFAULT_RATE, _RATES = 25.0, (2.0, 60.0)
 
-#: Told the stage of the work that begins: ``decoding``, ``network``, ``explaining``.
-Tell = Callable[[str], None]
+#: Called with the stage of the work that begins: ``decoding``, ``network``, ``explaining``.
+Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,35 +128,69 @@ class Explainer:
     ) -> None:
         self.scorer, self._encoder, self._project = scorer, encoder, project
         self._layer_cam = layer_cam
-        self._reader = LimitedProcess(
-            memory_bytes=scorer.config.decode_memory_bytes, seconds=scorer.config.decode_seconds
+        scorer.start()
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        project: Project | None = None,
+        weights: Path | None = None,
+        device: str = DEVICE,
+        coverage: float = ScoreConfig.coverage,
+        decode_seconds: float = ScoreConfig.decode_seconds,
+        layer: str = LAST_LAYER,
+    ) -> Explainer:
+        """Load a run folder and its backbone; the latter once, for scores and heat alike.
+
+        Parameters
+        ----------
+        run, weights, device, coverage, decode_seconds
+            As for :meth:`aqa_pipeline.scoring.scorer.Scorer.load`, with its errors.
+        project : Project or None
+            None: that of the current folder.
+        layer : str
+            Whose map the heat is on; before the last one it takes captum and about four passes'
+            time.
+        """
+        if layer != LAST_LAYER:
+            require_captum()
+        check_coverage(coverage)
+        project = project or Project.find()
+        runs, found = load_runs(project.run_path(run), device)
+        with naming_shortage(found, LESS_MEMORY):
+            backbone = find_backbone(runs, weights, device=str(found))
+            encoder = map_encoder(
+                backbone.weights, runs[0].protocol, found, precision=backbone.precision
+            )
+            layer_cam = None
+            if layer != LAST_LAYER:
+                layer_cam = LayerCam(load_i3d(backbone.weights)[0].to(found), encoder, layer)
+        config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
+        return cls(
+            Scorer(runs, encoder, config=config), encoder, project=project, layer_cam=layer_cam
         )
-        self._reader.start()
 
     def explain(
         self,
-        video: str,
+        video: str | Path,
+        metadata: ClipMetadata = ClipMetadata(),  # noqa: B008 - frozen
         *,
         name: str | None = None,
-        start_frame: int | None = None,
-        end_frame: int | None = None,
-        category: str = "",
-        difficulty: float | None = None,
-        columns: Mapping[str, str] | None = None,
-        tell: Tell = lambda stage: None,
+        stage: Stage = lambda name: None,
     ) -> Explanation:
         """Score one clip of a video and find the reasons.
 
         Parameters
         ----------
-        video : str
+        video : str or Path
             A video file, or a folder of numbered pictures.
+        metadata : ClipMetadata
         name : str or None
             To be shown; None: the video's.
-        start_frame, end_frame, category, difficulty, columns
-            As for :meth:`aqa_pipeline.scoring.scorer.Scorer.score`.
-        tell : callable
-            Told each stage as it begins.
+        stage : callable
+            Called with each stage as it begins.
 
         Raises
         ------
@@ -170,21 +200,26 @@ class Explainer:
             If the run needs a category or difficulty that is not given.
         """
         scorer = self.scorer
-        scorer.check_facts(category=category, difficulty=difficulty, columns=columns)
-        tell("decoding")
-        request = scorer.request(
-            video, start_frame=start_frame, end_frame=end_frame, category=category
-        )
-        shown = self._read(video, request)
-        tell("network")
+        scorer.check(metadata)
+        stage("decoding")
+        request = scorer.request(video, metadata)
+        shown: ShownClip = scorer.read(read_shown_clip, request)
+        stage("network")
+        with naming_shortage(scorer.any_run.head.device, LESS_MEMORY):
+            return self._explain(
+                shown, metadata, name=name or escape_unprintable(request.video.name), stage=stage
+            )
+
+    def _explain(
+        self, shown: ShownClip, metadata: ClipMetadata, *, name: str, stage: Stage
+    ) -> Explanation:
+        scorer = self.scorer
         frames = np.ascontiguousarray(shown.clip.frames)
         maps = self._encoder.maps(frames)
         features = features_of(maps)
-        scored = scorer.score_features(
-            features, shown.clip, category=category, difficulty=difficulty, columns=columns
-        )
-        tell("explaining")
-        runs = scorer.runs(category)
+        scored = scorer.score_features(features, metadata, shown.clip)
+        stage("explaining")
+        runs = scorer.runs(metadata.category)
         own = [_own_clip(run, scored) for run in runs]
         rows = [_voting_rows(run, scored) for run in runs]
         contributions = mean_contributions(
@@ -199,17 +234,17 @@ class Explainer:
             cam, layer = self._layer_cam(frames, runs, own, rows), self._layer_cam.layer
         run = runs[0]
         protocol = run.protocol
-        distance = distances(run.exemplars, features)
+        (distance,) = StandardizedClips(run.exemplars.features).distances(features[None])
         exemplars = shown_exemplars(
             run,
             distance,
             rows[0] if len(rows[0]) else np.arange(len(run.exemplars)),
             score=scored.score,
             project=self._project,
-            read=lambda wanted: self._reader.call(read_shown_frames, wanted),
+            read=lambda wanted: scorer.read(read_shown_frames, wanted),
         )
         return Explanation(
-            name=name or escape_unprintable(Path(video).name),
+            name=name,
             scored=scored,
             run=run,
             clip=shown.clip,
@@ -226,74 +261,19 @@ class Explainer:
             layer=layer,
             distance=distance,
             exemplars=tuple(exemplars),
-            path=_path(run, own[0], exemplars),
+            # Without an exemplar to show, the only one that votes is the clip itself.
+            path=run_tree_path(run, features, exemplars[0].row if exemplars else None),
         )
 
-    def _read(self, video: str, request: ClipRequest) -> ShownClip:
-        with prefix_errors_with(video):
-            shown: ShownClip = self._reader.call(read_shown_clip, request)
-        return shown
-
     def close(self) -> None:
-        """End the decoding processes."""
-        self._reader.close()
+        """End the decoding process."""
         self.scorer.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def load_explainer(
-    folder: Path,
-    *,
-    project: Project,
-    weights: Path | None = None,
-    device: str = DEVICE,
-    coverage: float = ScoreConfig.coverage,
-    decode_seconds: float = ScoreConfig.decode_seconds,
-    layer: str = LAST_LAYER,
-) -> Explainer:
-    """Load a run folder and its backbone; the latter once, for scores and heat alike.
-
-    Parameters
-    ----------
-    folder : Path
-    project : Project
-    weights, device, coverage, decode_seconds
-        As for :meth:`aqa_pipeline.scoring.scorer.Scorer.load`.
-    layer : str
-        Whose map the heat is on; before the last one it takes captum and about four passes'
-        time.
-
-    Raises
-    ------
-    DataError
-        If it is no run folder.
-    CacheError
-        If the run was fitted on features that no video can be turned into here.
-    SetupError
-        If the weights, or captum, are missing.
-    """
-    config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
-    check_coverage(coverage)
-    found = find_device(device)
-    runs = [read_run(own, device=found) for own in run_folders(folder)]
-    backbone = find_backbone(runs, weights, device=str(found))
-    encoder = map_encoder(backbone.weights, runs[0].protocol, found, precision=backbone.precision)
-    layer_cam = None
-    if layer != LAST_LAYER:
-        require_captum()
-        layer_cam = LayerCam(load_i3d(backbone.weights)[0].to(found), encoder, layer)
-    scorer = Scorer(runs, encoder, config=config)
-    return Explainer(scorer, encoder, project=project, layer_cam=layer_cam)
 
 
 def _own_clip(run: Run, scored: ScoredClip) -> FeatureSet:
@@ -316,7 +296,7 @@ def _own_clip(run: Run, scored: ScoredClip) -> FeatureSet:
 
 def _voting_rows(run: Run, scored: ScoredClip) -> npt.NDArray[np.int64]:
     """Positions of the exemplars that voted, in a run's exemplars; none for a direct head."""
-    fold = Part(**run.config["part"]).fold
+    fold = run.config.part.fold
     part = "" if fold is None else f"fold{fold}"
     row = {name: i for i, name in enumerate(run.exemplars.clip_id)}
     return np.array(
@@ -324,21 +304,31 @@ def _voting_rows(run: Run, scored: ScoredClip) -> npt.NDArray[np.int64]:
     )
 
 
-def _path(run: Run, clip: FeatureSet, exemplars: Sequence[ShownExemplar]) -> TreePath | None:
+def run_tree_path(
+    run: Run, features: npt.NDArray[np.float32], exemplar: int | None
+) -> TreePath | None:
+    """The way of a clip through the tree of a run's first head; None where there is none.
+
+    Parameters
+    ----------
+    run : Run
+    features : ndarray of float32, shape=(S, D)
+    exemplar : int or None
+        Its position in the run's exemplars; a direct head needs none.
+    """
     head = run.head
-    if not (isinstance(head, Head) and isinstance(head.trunk, TreeOutput)):
+    if not (isinstance(head, Head) and isinstance(head.output, TreeOutput)):
         return None
-    query = torch.from_numpy(clip.features[0]).to(head.device)
+    query = torch.from_numpy(features).to(head.device)
     if not head.is_contrastive:
         return tree_path(head, query)
-    if not exemplars:  # the only one that votes is the clip itself
+    if exemplar is None:
         return None
-    row = exemplars[0].row
     return tree_path(
         head,
         query,
-        exemplar=torch.from_numpy(run.exemplars.features[row]).to(head.device),
-        exemplar_label=float(run.exemplars.label[row]),
+        exemplar=torch.from_numpy(run.exemplars.features[exemplar]).to(head.device),
+        exemplar_label=float(run.exemplars.label[exemplar]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where in the picture: Grad-CAM of the predicted score on the backbone's maps (Fig. 9).
+"""Grad-CAM of the predicted score on the backbone's maps (Fig. 9).
 
 Conventions
 -----------
@@ -91,12 +91,12 @@ def expected_score(
 
 def _expected(head: Head, root: Tensor) -> Tensor:
     """Expected target of root features, (K, B, H) -> (K, B), in label points."""
-    trunk = head.trunk
-    if not isinstance(trunk, TreeOutput):
-        return trunk.value(root).target
-    output = trunk.tree(root)
-    left = trunk.groups.edges[:, :-1, None]  # (K, R, 1)
-    width = trunk.groups.edges.diff(dim=1).unsqueeze(2)
+    layer = head.output
+    if not isinstance(layer, TreeOutput):
+        return layer.value(root).target
+    output = layer.tree(root)
+    left = layer.groups.edges[:, :-1, None]  # (K, R, 1)
+    width = layer.groups.edges.diff(dim=1).unsqueeze(2)
     probability = output.log_prob.double().exp() * (width > 0)  # nothing is in an empty group
     leaves = left + output.place.double() * width  # (K, R, B)
     expected: Tensor = (probability * leaves).sum(dim=1) / probability.sum(dim=1)
@@ -223,7 +223,7 @@ class LayerCam:
         clips: Sequence[FeatureSet],
         exemplars: Sequence[npt.NDArray[np.int64]],
     ) -> FloatArray:
-        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars a run."""
+        """Mean over the runs, shape=(S, T', H', W'); one clip and list of exemplars per run."""
         snippets = self.encoder.snippets(frames)
         with computing_in(FLOAT32):
             cams = [

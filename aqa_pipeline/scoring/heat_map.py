@@ -1,4 +1,4 @@
-"""From Grad-CAM maps of snippets to a heat on every frame, and to a picture of it.
+"""Heat on every frame from Grad-CAM maps of snippets, and its picture.
 
 Conventions
 -----------

@@ -1,13 +1,15 @@
-"""What is known of a clip once it is scored."""
+"""Scored clips and the votes of their exemplars."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from aqa_pipeline.core.featureset import Key
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ class ScoredClip:
         Sentences about what may be wrong with the score.
     distance : float
         To the nearest training clip, see :mod:`aqa_pipeline.scoring.similarity`; above
-        ``usual_distance``
-        the clip is unlike them.
+        ``usual_distance`` the clip is unlike them.
     usual_distance : float
     features : ndarray of float32, shape=(snippets, dim)
+    key : tuple
+        Values of the exemplar key.
+    scale, offset : float
+        ``score = offset + scale * label``, see :mod:`aqa_pipeline.core.labels`.
     """
 
     video: str
@@ -87,6 +92,9 @@ class ScoredClip:
     distance: float
     usual_distance: float
     features: npt.NDArray[np.float32]
+    key: Key
+    scale: float
+    offset: float
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; without the features."""
@@ -104,14 +112,9 @@ class ScoredClip:
             "calibrating_clips": self.num_calibrating,
             "per_head": list(self.per_head),
             "exemplars": [
-                {
-                    "clip_id": e.clip_id,
-                    "score": e.score,
-                    "difficulty": None if math.isnan(e.difficulty) else e.difficulty,
-                    "vote": e.vote,
-                    "part": e.part,
-                }
-                for e in self.exemplars
+                asdict(vote)
+                | {"difficulty": None if math.isnan(vote.difficulty) else vote.difficulty}
+                for vote in self.exemplars
             ],
             "distance": self.distance,
             "usual_distance": self.usual_distance,

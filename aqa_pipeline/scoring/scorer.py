@@ -1,4 +1,4 @@
-"""Scoring a video that nobody has seen before, with a fitted run.
+"""Score a video that nobody has seen before with a fitted run.
 
 .. code-block:: python
 
@@ -13,26 +13,24 @@ backbone once, and is compared with exemplars whose features lie in the run fold
 to start (weights, exemplars, that process) is loaded once, by :meth:`Scorer.load`.
 
 On a CPU a prediction is the one that ``aqa evaluate`` makes for the same clip, to the bit
-(:mod:`aqa_pipeline.heads.voter`). A GPU computes one clip by other algorithms than a group of
-clips, so
-there the two differ by rounding.
+(:mod:`aqa_pipeline.heads.voting`). A GPU computes one clip by other algorithms than a group of
+clips, so there the two differ by rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from aqa_pipeline.backbone.encoder import Backbone, Encode
 from aqa_pipeline.config import DEVICE, ScoreConfig
-from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.device import find_device, naming_shortage
-from aqa_pipeline.errors import UsageError
+from aqa_pipeline.errors import MissingFactError, UsageError
 from aqa_pipeline.media.clip import (
     ClipFrames,
     ClipRequest,
@@ -76,10 +74,12 @@ class Scorer:
         check_coverage(config.coverage)
         self.config, self.encode = config, encode
         self._snippet_backbone = snippet_backbone
-        self._assessors: dict[str, FeatureScorer] = {}
-        for category in dict.fromkeys(_part(run).category or "" for run in runs):
-            own = [run for run in runs if (_part(run).category or "") == category]
-            self._assessors[category] = FeatureScorer(own, config.coverage)
+        by_category: dict[str, list[Run]] = {}
+        for run in runs:
+            by_category.setdefault(run.config.part.category or "", []).append(run)
+        self._assessors = {
+            category: FeatureScorer(own, config.coverage) for category, own in by_category.items()
+        }
         self._reader = LimitedProcess(
             memory_bytes=config.decode_memory_bytes, seconds=config.decode_seconds
         )
@@ -120,11 +120,8 @@ class Scorer:
             If the weights are missing.
         """
         config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
-        folder = Project.find().run_path(run)
-        found = find_device(device)
-        with naming_shortage(found, LESS_MEMORY):
-            runs = [read_run(own, device=found) for own in run_folders(folder)]
         check_coverage(coverage)
+        runs, found = load_runs(Project.find().run_path(run), device)
         snippets = snippet_protocol(runs[0].protocol)
         scorer = cls(
             runs,
@@ -134,8 +131,17 @@ class Scorer:
                 runs, weights, protocol=snippets, device=str(found)
             ),
         )
-        scorer._reader.start()
+        scorer.start()
         return scorer
+
+    def __repr__(self) -> str:
+        run, heads = self.any_run, sum(len(own.runs) for own in self._assessors.values())
+        categories = ", ".join(filter(None, self.categories))
+        return (
+            f"Scorer({run.head.config.name}, data set {run.config.dataset or 'unknown'}, "
+            f"{heads} {'run' if heads == 1 else 'runs'}"
+            f"{f', categories {categories}' if categories else ''}, on {run.head.device})"
+        )
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -145,10 +151,10 @@ class Scorer:
     @property
     def any_run(self) -> Run:
         """One of the runs, for what all of them agree in."""
-        return next(iter(self._assessors.values())).protocol_run
+        return next(iter(self._assessors.values())).any_run
 
     def runs(self, category: str = "") -> list[Run]:
-        """The runs that score a category: one, or one a fold.
+        """The runs that score a category: one, or one per fold.
 
         Raises
         ------
@@ -173,82 +179,74 @@ class Scorer:
         ----------
         video : str or Path
             A video file, or a folder of numbered pictures.
-        start_frame, end_frame : int or None
-            Half-open positions; None: the first frame, the end of the video. The protocol's
-            rule cuts its window out of that.
-        category : str
-        difficulty : float or None
-        columns : mapping of str to str, optional
-            Further columns of the exemplar key.
+        start_frame, end_frame, category, difficulty, columns
+            See :class:`aqa_pipeline.scoring.assessor.ClipMetadata`.
 
         Raises
         ------
         ClipError
             If the video cannot be read.
-        UsageError
+        MissingFactError
             If the run needs a category or difficulty that is not given.
         """
-        # Before anything slow: what is missing is known at once.
-        self.check_facts(category=category, difficulty=difficulty, columns=columns)
-        clip = self.decode(video, start_frame=start_frame, end_frame=end_frame, category=category)
-        return self.score_frames(clip, category=category, difficulty=difficulty, columns=columns)
+        metadata = ClipMetadata(start_frame, end_frame, category, difficulty, columns or {})
+        self.check(metadata)  # before anything slow
+        return self.score_frames(self.decode(video, metadata), metadata)
 
-    def request(
-        self,
-        video: str | Path,
-        *,
-        start_frame: int | None = None,
-        end_frame: int | None = None,
-        category: str = "",
-    ) -> ClipRequest:
+    def check(self, metadata: ClipMetadata) -> None:
+        """Raise what :meth:`score` would for a clip of which this is known, without its video."""
+        self.assessor(metadata.category).key(metadata)
+
+    def request(self, video: str | Path, metadata: ClipMetadata) -> ClipRequest:
         """What :func:`aqa_pipeline.media.clip.read_clip` is to read, in whichever process."""
-        protocol = self.assessor(category).protocol_run.protocol
-        return ClipRequest(Path(video), protocol, start_frame, end_frame)
+        protocol = self.assessor(metadata.category).any_run.protocol
+        return ClipRequest(Path(video), protocol, metadata.start_frame, metadata.end_frame)
 
-    def decode(
-        self,
-        video: str | Path,
-        *,
-        start_frame: int | None = None,
-        end_frame: int | None = None,
-        category: str = "",
-    ) -> ClipFrames:
-        """The frames of one clip, decoded in a process with limits.
-
-        Parameters and errors as :meth:`score`.
-        """
-        request = self.request(
-            video, start_frame=start_frame, end_frame=end_frame, category=category
-        )
-        with prefix_errors_with(request.video):
-            clip: ClipFrames = self._reader.call(read_clip, request)
+    def decode(self, video: str | Path, metadata: ClipMetadata) -> ClipFrames:
+        """The frames of one clip, decoded in a process with limits; errors as :meth:`score`."""
+        clip: ClipFrames = self.read(read_clip, self.request(video, metadata))
         return clip
+
+    def read(self, task: Callable[[ClipRequest], Any], request: ClipRequest) -> Any:
+        """Give a request to a function of :mod:`aqa_pipeline.media.clip`, in that process."""
+        with prefix_errors_with(request.video):
+            return self._reader.call(task, request)
+
+    def score_frames(self, clip: ClipFrames, metadata: ClipMetadata) -> ScoredClip:
+        """Score a clip whose frames are decoded; errors as :meth:`score`."""
+        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
+            features = self.encode(np.ascontiguousarray(clip.frames))
+        return self.score_features(features, metadata, clip)
+
+    def score_features(
+        self,
+        features: npt.NDArray[np.float32],
+        metadata: ClipMetadata,
+        clip: ClipFrames | None = None,
+    ) -> ScoredClip:
+        """Score a clip whose features are known, see :meth:`FeatureScorer.score`."""
+        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
+            return self.assessor(metadata.category).score(features, metadata, clip)
 
     def slide(
         self,
         video: str | Path,
+        metadata: ClipMetadata = ClipMetadata(),  # noqa: B008 - frozen
         *,
         stride: int = ScoreConfig.stride_frames,
-        start_frame: int | None = None,
-        end_frame: int | None = None,
-        category: str = "",
-        difficulty: float | None = None,
-        columns: Mapping[str, str] | None = None,
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> SlidingScores:
         """Score every window of a long video, which is decoded once, in bounded memory.
 
         Parameters
         ----------
         video : str or Path
+        metadata : ClipMetadata
+            The same for every window; its frames bound the stretch of the video.
         stride : int
             Frames from one window to the next.
-        start_frame, end_frame : int or None
-            Half-open stretch of the video; None: all of it.
-        category, difficulty, columns
-            As :meth:`score`; the same for every window.
-        advance : callable
-            Told ``(windows done, windows in all)``.
+        progress : callable
+            Called as ``progress(done, total)``, in windows.
 
         Raises
         ------
@@ -257,81 +255,23 @@ class Scorer:
         UsageError
             If the video is shorter than a window, or the run has none of a fixed length.
         """
-        assessor = self.assessor(category)
-        facts = ClipMetadata(category, difficulty, columns or {})
-        assessor.key(facts)
-        request = self.request(
-            video, start_frame=start_frame, end_frame=end_frame, category=category
-        )
+        self.check(metadata)
+        request = self.request(video, metadata)
         if self._snippet_backbone is None:
             raise UsageError("this scorer was made without a backbone for single snippets")
         with prefix_errors_with(request.video):
             return slide(
                 self._reader.stream(stream_clip, request),
-                assessor,
+                self.assessor(metadata.category),
                 self._snippet_backbone(),
                 request=request,
-                facts=facts,
+                metadata=metadata,
                 stride=stride,
-                advance=advance,
+                progress=progress,
             )
 
-    def score_frames(
-        self,
-        clip: ClipFrames,
-        *,
-        category: str = "",
-        difficulty: float | None = None,
-        columns: Mapping[str, str] | None = None,
-    ) -> ScoredClip:
-        """Score a clip whose frames are decoded; parameters and errors as :meth:`score`."""
-        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
-            features = self.encode(np.ascontiguousarray(clip.frames))
-        return self.score_features(
-            features, clip, category=category, difficulty=difficulty, columns=columns
-        )
-
-    def score_features(
-        self,
-        features: npt.NDArray[np.float32],
-        clip: ClipFrames | None = None,
-        *,
-        category: str = "",
-        difficulty: float | None = None,
-        columns: Mapping[str, str] | None = None,
-    ) -> ScoredClip:
-        """Score a clip whose features are known.
-
-        Parameters
-        ----------
-        features : ndarray of float32, shape=(snippets, dim)
-        clip : ClipFrames or None
-            What they were made from, for the record.
-        category, difficulty, columns
-            As :meth:`score`.
-        """
-        facts = ClipMetadata(category, difficulty, columns or {})
-        with naming_shortage(self.any_run.head.device, LESS_MEMORY):
-            return self.assessor(category).score(features, clip, facts)
-
-    def check_facts(
-        self,
-        *,
-        category: str = "",
-        difficulty: float | None = None,
-        columns: Mapping[str, str] | None = None,
-    ) -> None:
-        """Whether a clip with these facts can be scored.
-
-        Raises
-        ------
-        UsageError
-            If something is missing; the sentence says what to type.
-        """
-        self.assessor(category).key(ClipMetadata(category, difficulty, columns or {}))
-
     def assessor(self, category: str = "") -> FeatureScorer:
-        """What scores a category.
+        """The scorer of a category.
 
         Raises
         ------
@@ -346,8 +286,17 @@ class Scorer:
                 return self._assessors[only]
         known = ", ".join(self._assessors)
         if not category:
-            raise UsageError(f"this run has heads for {known}: type --category with one of them")
-        raise UsageError(f"this run has no heads for the category {category!r}, only for {known}")
+            raise MissingFactError(
+                f"this run has heads for {known}: name one of them as the category", fact="category"
+            )
+        raise UsageError(
+            f"this run has no heads for the category {category!r}, only for {known}",
+            fact="category",
+        )
+
+    def start(self) -> None:
+        """Start the decoding process, which the first video would otherwise wait for."""
+        self._reader.start()
 
     def close(self) -> None:
         """End the decoding process."""
@@ -356,14 +305,12 @@ class Scorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def _part(run: Run) -> Part:
-    return Part(**run.config["part"])
+def load_runs(folder: Path, device: str) -> tuple[list[Run], torch.device]:
+    """The runs of a folder on the device of that name, see :meth:`Scorer.load`."""
+    found = find_device(device)
+    with naming_shortage(found, LESS_MEMORY):
+        return [read_run(own, device=found) for own in run_folders(folder)], found

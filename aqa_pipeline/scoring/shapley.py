@@ -1,4 +1,4 @@
-"""Where in the clip its score was won or lost: the contribution of each snippet.
+"""Shapley contribution of each snippet to the score of its clip.
 
 Conventions
 -----------
@@ -33,7 +33,7 @@ import torch
 
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads.voting import predict_labels
+from aqa_pipeline.heads.batch_voting import vote
 from aqa_pipeline.runs.folder import Run
 
 FloatArray = npt.NDArray[np.float64]
@@ -142,7 +142,7 @@ def _scores(
     scores = np.empty(len(features))
     for start in range(0, len(features), _CLIPS_PER_PASS):
         part = features[start : start + _CLIPS_PER_PASS]
-        votes = predict_labels(
+        votes = vote(
             run.head,
             queries=torch.from_numpy(part).to(device),
             pool=pool,

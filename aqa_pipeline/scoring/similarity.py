@@ -1,36 +1,24 @@
-"""Which exemplars are most like a clip, and their pictures.
+"""Similarity of clips: outliers among new ones, and the exemplars most like one.
 
 Conventions
 -----------
 distance
-    Root mean square difference of the snippet features of two clips, each feature in standard
-    deviations over the training clips: about 1.4 for two clips that have nothing in common.
-    Snippets are compared with those at the same place.
+    Root mean square difference of the features of two clips, each feature in standard deviations
+    over the training clips: about 1.4 for two clips that have nothing in common, whatever the
+    number of features. Snippets are compared with those at the same offset, or their mean alone.
+outlier
+    A head gives a number for anything: a cat gets a score too. A clip further from every training
+    clip than all but one in a hundred of these are from each other is worth a warning.
+same clip
+    In float32 on a CPU the features of a clip come out the same each time, and its distance to
+    itself is nothing. A GPU takes other algorithms for other numbers of snippets, and half
+    precision rounds: there two are one clip where they are much nearer than different ones are.
 shown exemplars
     The one most like the clip, and the one most like it on the other side of its score: of a
     clip beside a better one and a worse one more can be seen than of a number.
 
 A run folder holds the exemplars' features and scores, not their pictures: these come from
 the videos of the project's manifest, where they are still there.
-
-Whether a clip looks like the clips a head was trained on.
-
-Conventions
------------
-vector
-    Mean of a clip's snippet features, each dimension in standard deviations of the training
-    clips.
-distance
-    Root mean square difference of two vectors to the nearest training clip, so about 1.4 for two
-    unrelated clips, whatever the dimension.
-
-A head gives a number for anything: a cat gets a score too. A clip further from every training
-clip than all but one in a hundred of these are from each other is worth a warning.
-
-In float32 on a CPU the features of a training clip come out the same each time, and its distance
-to itself is nothing. A GPU takes other algorithms for other numbers of snippets, and half
-precision rounds: then a clip is a training clip where it is much nearer to it than two different
-training clips are to each other.
 """
 
 from __future__ import annotations
@@ -52,19 +40,116 @@ from aqa_pipeline.scoring.backbone import has_exact_features
 
 _log = logging.getLogger(__name__)
 
-
 FloatArray = npt.NDArray[np.float64]
-
-
 Frames = npt.NDArray[np.uint8]
-
-
-#: Distances below this mean that the exemplar is the query clip itself; it is skipped.
-_SAME = 1e-3
-
 
 #: Gives the frames of a clip as they are shown.
 ReadFrames = Callable[[ClipRequest], Frames]
+
+#: Clips nearer to each other than this are the same clip.
+SAME = 1e-3
+#: The same where features are rounded: in distances of the two most similar different clips.
+#: bfloat16 against float32 of one clip is 0.08 to 0.13, those of the demo are 0.68 apart.
+_SAME_SHARE = 0.25
+_PERCENTILE = 99.0
+#: Training clips beyond this many are thinned out: the distances among them are N x N.
+_MOST_CLIPS = 4000
+
+
+class StandardizedClips:
+    """Clips whose distances to others are asked for.
+
+    Parameters
+    ----------
+    features : ndarray, shape=(N, S, D)
+    """
+
+    def __init__(self, features: npt.ArrayLike) -> None:
+        array = np.asarray(features, dtype=np.float64)
+        rows = array.reshape(-1, array.shape[-1])
+        self._mean, std = rows.mean(axis=0), rows.std(axis=0)
+        # A constant feature carries nothing; it must not become 0 / 0.
+        self._std = np.where(std > 1e-6, std, 1.0)
+        self._rows = self._standardized(array)
+
+    def _standardized(self, features: npt.ArrayLike) -> FloatArray:
+        """Features of M clips, (M, S, D) -> (M, S * D)."""
+        standardized: FloatArray = (np.asarray(features, np.float64) - self._mean) / self._std
+        return standardized.reshape(len(standardized), -1)
+
+    def distances(self, features: npt.ArrayLike) -> FloatArray:
+        """Distances of M clips, shape=(M, S, D), to these, shape=(M, N)."""
+        return self._to(self._standardized(features))
+
+    def among(self) -> FloatArray:
+        """Distances to each other, shape=(N, N); infinite from a clip to itself."""
+        among = self._to(self._rows)
+        np.fill_diagonal(among, np.inf)
+        return among
+
+    def _to(self, a: FloatArray) -> FloatArray:
+        b = self._rows
+        squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
+        distances: FloatArray = np.sqrt(np.maximum(squares, 0.0) / a.shape[1])
+        return distances
+
+
+def same_below(between: FloatArray, *, is_exact: bool) -> float:
+    """The distance below which two clips are one, by those between clips that may differ.
+
+    Parameters
+    ----------
+    between : ndarray of float64
+    is_exact : bool
+        Whether all features are float32 from a CPU
+        (:func:`aqa_pipeline.scoring.backbone.has_exact_features`).
+    """
+    different = between[np.isfinite(between) & (between > SAME)]  # no clip listed twice
+    if is_exact or not different.size:
+        return SAME
+    return max(SAME, _SAME_SHARE * float(different.min()))
+
+
+class OutlierDetector:
+    """Distances to the training clips, by mean snippets, against those among the training clips.
+
+    Parameters
+    ----------
+    features : ndarray, shape=(N, S, D)
+        Of the training clips.
+    is_exact : bool
+        As for :func:`same_below`.
+
+    Attributes
+    ----------
+    limit : float
+        99th percentile of the training clips' distances to their nearest neighbour; infinite
+        with fewer than 2 clips.
+    same : float
+        A clip nearer to a training clip than this is that clip.
+    """
+
+    def __init__(self, features: npt.ArrayLike, *, is_exact: bool = True) -> None:
+        means = _mean_snippet(features)
+        self._step = max(1, -(-len(means) // _MOST_CLIPS))
+        self._clips = StandardizedClips(means[:: self._step])
+        among = self._clips.among()
+        self.same = same_below(among, is_exact=is_exact)
+        self.limit = float("inf")
+        if len(among) > 1:
+            self.limit = float(np.percentile(among.min(axis=1), _PERCENTILE))
+
+    def nearest(self, features: npt.ArrayLike) -> tuple[float, int]:
+        """Distance of one clip, shape=(S, D), to its nearest training clip, and which that is."""
+        (distances,) = self._clips.distances(_mean_snippet(np.asarray(features)[None]))
+        nearest = int(distances.argmin())
+        return float(distances[nearest]), nearest * self._step
+
+
+def _mean_snippet(features: npt.ArrayLike) -> FloatArray:
+    """(N, S, D) -> (N, 1, D)."""
+    mean: FloatArray = np.asarray(features, dtype=np.float64).mean(axis=1, keepdims=True)
+    return mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +163,6 @@ class ShownExemplar:
     clip_id, category : str
     score, difficulty : float
     distance : float
-        See above.
     is_nearest : bool
     frames : ndarray of uint8, shape=(window_frames, H, W, 3), or None
     without_frames : str
@@ -96,17 +180,6 @@ class ShownExemplar:
     without_frames: str
 
 
-def distances(pool: FeatureSet, features: npt.NDArray[np.float32]) -> FloatArray:
-    """Distance of a clip to every clip of the pool, shape=(N,); features (S, D)."""
-    std = pool.features.std(axis=(0, 1), dtype=np.float64)
-    # A constant feature carries nothing; it must not become 0 / 0.
-    scale = np.where(std > 1e-6, std, 1.0).astype(np.float32)
-    difference = (pool.features - features) / scale
-    mean_square = np.einsum("nsd,nsd->n", difference, difference) / features.size
-    root: FloatArray = np.sqrt(mean_square.astype(np.float64))
-    return root
-
-
 def choose(
     pool: FeatureSet,
     distance: FloatArray,
@@ -121,36 +194,36 @@ def choose(
     ----------
     pool : FeatureSet
     distance : ndarray of float64, shape=(N,)
+        Of the clip to the pool's.
     rows : array_like of int, shape=(M,)
         Exemplars that may be shown; never the clip itself.
     score : float
         Of the clip, in points.
     is_exact : bool
-        Whether all features are float32 from a CPU
-        (:func:`aqa_pipeline.scoring.backbone.has_exact_features`). Otherwise an exemplar is the
-        clip itself if it is much nearer to it than to any other exemplar.
+        As for :func:`same_below`; of rounded features, an exemplar is the clip itself if it is
+        much nearer to it than to any other exemplar.
 
     Returns
     -------
     list of int
         None, one or two positions in the pool.
     """
-    others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > _SAME]
+    others = [i for i in np.asarray(rows, dtype=np.int64).tolist() if distance[i] > SAME]
     by_distance = sorted(others, key=lambda i: distance[i])
-    while not is_exact and by_distance and _is_the_clip(pool, distance, by_distance[0]):
-        del by_distance[0]
+    if not is_exact:
+        clips = StandardizedClips(pool.features)
+        while by_distance:
+            nearest = by_distance[0]
+            between = clips.distances(pool.features[nearest : nearest + 1])
+            if distance[nearest] >= same_below(between, is_exact=False):
+                break
+            del by_distance[0]
     if not by_distance:
         return []
     nearest = by_distance[0]
     is_above = pool.score[nearest] > score
     other_side = [i for i in by_distance if (pool.score[i] > score) != is_above]
     return [nearest, *other_side[:1]]
-
-
-def _is_the_clip(pool: FeatureSet, distance: FloatArray, row: int) -> bool:
-    apart = distances(pool, pool.features[row])
-    apart = apart[apart > _SAME]  # not from itself, nor from a copy of it
-    return bool(apart.size and distance[row] < SAME_SHARE * apart.min())
 
 
 def shown_exemplars(
@@ -167,10 +240,8 @@ def shown_exemplars(
     Parameters
     ----------
     run : Run
-    distance : ndarray of float64, shape=(N,)
-        Of :func:`distances` to the run's exemplars.
-    rows, score
-        As for :func:`choose`.
+    distance, rows, score
+        As for :func:`choose`, with the run's exemplars as the pool.
     project : Project
         Its manifest says where the run's clips are.
     read : callable
@@ -181,7 +252,7 @@ def shown_exemplars(
         requests = _requests(run, project)
     except AqaError as error:
         _log.info("no pictures of exemplars: %s", error)
-        reason = f"the manifest of {run.config.get('dataset')!r} cannot be read"
+        reason = f"the manifest of {run.config.dataset!r} cannot be read"
     shown: list[ShownExemplar] = []
     for row in choose(pool, distance, rows, score, is_exact=has_exact_features(run)):
         frames, why = None, reason
@@ -211,77 +282,9 @@ def shown_exemplars(
 
 
 def _requests(run: Run, project: Project) -> dict[str, ClipRequest]:
-    manifest = read_manifest(project.manifest_path(str(run.config.get("dataset"))))
+    manifest = read_manifest(project.manifest_path(run.config.dataset))
     # The protocol the head was fitted with, whatever the file says by now.
     return {
         clip.clip_id: ClipRequest(clip.video, run.protocol, clip.start_frame, clip.end_frame)
         for clip in manifest.clip_list()
     }
-
-
-_PERCENTILE = 99.0
-
-
-#: Training clips beyond this many are thinned out: the distances among them are N x N.
-_MOST_CLIPS = 4000
-
-
-#: Nearer to a training clip than this is being it.
-_KNOWN_AGAIN = 1e-4
-
-
-#: The same where features are rounded: in distances of the two most similar training clips.
-#: bfloat16 against float32 of one clip is 0.08 to 0.13, those of the demo are 0.68 apart.
-SAME_SHARE = 0.25
-
-
-class OutlierDetector:
-    """Distances to the training clips, against those among the training clips.
-
-    Parameters
-    ----------
-    features : ndarray, shape=(N, S, D)
-        Of the training clips.
-    is_exact : bool
-        Whether they, and those of the clips to come, are float32 from a CPU.
-
-    Attributes
-    ----------
-    limit : float
-        99th percentile of the training clips' distances to their nearest neighbour; infinite
-        with fewer than 2 clips.
-    same : float
-        A clip nearer to a training clip than this is that clip.
-    """
-
-    def __init__(self, features: npt.ArrayLike, *, is_exact: bool = True) -> None:
-        vectors = np.asarray(features, dtype=np.float64).mean(axis=1)  # (N, D)
-        self._step = max(1, -(-len(vectors) // _MOST_CLIPS))
-        vectors = vectors[:: self._step]
-        self._mean = vectors.mean(axis=0)
-        spread = vectors.std(axis=0)
-        # A constant feature carries nothing; it must not become 0 / 0.
-        self._spread = np.where(spread > 1e-6, spread, 1.0)
-        self._vectors = (vectors - self._mean) / self._spread
-        self.limit, self.same = float("inf"), _KNOWN_AGAIN
-        if len(vectors) > 1:
-            among = _distances(self._vectors, self._vectors)
-            np.fill_diagonal(among, np.inf)
-            self.limit = float(np.percentile(among.min(axis=1), _PERCENTILE))
-            different = among[np.isfinite(among) & (among > _KNOWN_AGAIN)]  # no clip listed twice
-            if not is_exact and different.size:
-                self.same = max(_KNOWN_AGAIN, SAME_SHARE * float(different.min()))
-
-    def nearest(self, features: npt.ArrayLike) -> tuple[float, int]:
-        """Distance of one clip, shape=(S, D), to its nearest training clip, and which that is."""
-        vector = (np.asarray(features, dtype=np.float64).mean(axis=0) - self._mean) / self._spread
-        distances = _distances(vector[None], self._vectors)[0]
-        place = int(distances.argmin())
-        return float(distances[place]), place * self._step
-
-
-def _distances(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Root mean square differences of all rows, (n, D) and (m, D) -> (n, m)."""
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
-    distances: FloatArray = np.sqrt(np.maximum(squares, 0.0) / a.shape[1])
-    return distances

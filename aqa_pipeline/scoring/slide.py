@@ -1,4 +1,4 @@
-"""The score over a long video: every window of it, decoded once, in bounded memory.
+"""Scores of every window of a long video, decoded once, in bounded memory.
 
 Windows overlap, and so do their snippets. Each snippet goes through the backbone once, whichever
 windows it belongs to: with the published starts (0, 10, ..., 80, 86) and a stride of 10 that is
@@ -72,7 +72,7 @@ class SlidingScores:
         return familiar
 
     def table(self) -> pd.DataFrame:
-        """One row a window, for a CSV."""
+        """One row per window, for a CSV."""
         has_interval = np.isfinite(self.half_width)
         half = self.half_width if has_interval else np.nan
         return pd.DataFrame(
@@ -99,10 +99,10 @@ class SlidingScores:
 
     def _apart(self, order: npt.NDArray[np.intp], count: int) -> list[int]:
         chosen: list[int] = []
-        for place in order.tolist():
-            gaps = [abs(int(self.starts[place] - self.starts[other])) for other in chosen]
-            if all(gap >= self.window_frames for gap in gaps):
-                chosen.append(place)
+        for window in order.tolist():
+            gaps = np.abs(self.starts[chosen] - self.starts[window])
+            if (gaps >= self.window_frames).all():
+                chosen.append(window)
             if len(chosen) == count:
                 break
         return chosen
@@ -122,7 +122,7 @@ def window_starts(
     if rule == "even":
         raise UsageError(
             "the run's protocol spreads its frames evenly over a whole recording, so that there "
-            "is no window to slide; give --start and --end of a recording instead"
+            "is no window to slide; score it as one clip, between a start and an end frame"
         )
     return np.arange(start_frame, end_frame - window_frames + 1, stride, dtype=np.int64)
 
@@ -133,9 +133,9 @@ def slide(
     encode: Encode,
     *,
     request: ClipRequest,
-    facts: ClipMetadata,
+    metadata: ClipMetadata,
     stride: int,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SlidingScores:
     """Score every window of a stream of frames.
 
@@ -149,11 +149,11 @@ def slide(
         to features, float32 (S, dim); see :func:`snippet_protocol`.
     request : ClipRequest
         What the chunks were made for.
-    facts : ClipMetadata
+    metadata : ClipMetadata
     stride : int
         Frames from one window to the next.
-    advance : callable
-        Told ``(windows done, windows in all)``.
+    progress : callable
+        Called as ``progress(done, total)``, in windows.
 
     Raises
     ------
@@ -173,14 +173,14 @@ def slide(
     if not len(starts):
         raise UsageError(
             f"{request.video}: {head.end_frame - head.start_frame} frames are shorter than one "
-            f"window of {protocol.window_frames}; score it without --slide"
+            f"window of {protocol.window_frames}; score it as one clip instead"
         )
     wanted = np.unique(starts[:, None] + np.array(protocol.snippet_starts)[None])
     cutter = _Cutter(wanted, protocol.snippet_frames, len(protocol.snippet_starts), encode)
     seconds: dict[int, float] = {}
     scored: list[tuple[float, float]] = []
     half_width = np.inf
-    advance(0, len(starts))
+    progress(0, len(starts))
     for chunk in chunks:
         assert isinstance(chunk, FrameChunk)
         last = {int(start) + protocol.window_frames - 1 for start in starts[len(scored) :]}
@@ -193,14 +193,14 @@ def slide(
         while len(scored) < len(starts):
             start = int(starts[len(scored)])
             own = [start + offset for offset in protocol.snippet_starts]
-            if not all(place in cutter.features for place in own):
+            if not all(start in cutter.features for start in own):
                 break
-            one = assessor.score(np.stack([cutter.features[p] for p in own]), None, facts)
+            one = assessor.score(np.stack([cutter.features[start] for start in own]), metadata)
             scored.append((one.score, one.distance))
             if one.interval is not None:
                 half_width = one.interval[1] - one.score
             cutter.forget(before=start + stride)
-        advance(len(scored), len(starts))
+        progress(len(scored), len(starts))
     scores, distances = np.array(scored, dtype=np.float64).T
     return SlidingScores(
         video=str(request.video),
@@ -253,10 +253,9 @@ class _Cutter:
             )
             if len(self._ready) == self._batch:
                 self._run()
-        keep = (
-            self._waiting[-1] if self._waiting else self._first + len(self._frames)
-        ) - self._first
-        keep = min(keep, len(self._frames))
+        keep = len(self._frames)
+        if self._waiting:
+            keep = min(keep, self._waiting[-1] - self._first)
         self._frames, self._first = self._frames[keep:], self._first + keep
 
     def finish(self) -> None:

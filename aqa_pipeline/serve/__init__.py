@@ -3,9 +3,9 @@
 ============  ===================================================================
 ``uploads``   taking a file in: size, first bytes, a name of our own
 ``jobs``      one after the other, in one thread
-``guard``     who may ask, and what every answer carries
-``fields``    what is asked about a clip
-``app``       the addresses
+``guard``     checks of every request, headers of every answer
+``fields``    form fields of a clip, and their answers
+``app``       addresses
 ``server``    all of it together, and the socket
 ============  ===================================================================
 

@@ -1,4 +1,4 @@
-"""The addresses of the local page.
+"""Addresses of the local page.
 
 ==========================  =====================================================
 ``GET /``                   the page
@@ -32,12 +32,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from aqa_pipeline.errors import AqaError
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.serve.guard import Guard
-from aqa_pipeline.serve.jobs import DONE, FAILED, Job, JobQueue
+from aqa_pipeline.serve.jobs import DONE, FAILED, Job, JobQueue, JobResult
 from aqa_pipeline.serve.uploads import RefusedUpload, receive
 
-#: Checks what the sender asked for, ``name -> text``; raises an AqaError.
-CheckOptions = Callable[[Mapping[str, str]], Mapping[str, Any]]
+#: Reads and checks what the sender says of a clip, ``name -> text``; raises an AqaError.
+Parse = Callable[[Mapping[str, str]], ClipMetadata]
 
 MAX_RECEIVING = 4  #: uploads that come in at once
 _DRAIN_SECONDS = 10.0  #: for what is still coming of a refused one
@@ -59,7 +60,7 @@ class Site:
         Of the uploads.
     max_bytes : int
         Of one upload.
-    check_options : callable
+    parse : callable
     """
 
     page: str
@@ -67,7 +68,7 @@ class Site:
     report: Callable[[], str]
     folder: Path
     max_bytes: int
-    check_options: CheckOptions
+    parse: Parse
 
 
 def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -> Starlette:
@@ -115,7 +116,7 @@ def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -
             )
         asked = dict(request.query_params)
         name = asked.pop("name", "clip")
-        options = site.check_options(asked)
+        metadata = site.parse(asked)
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > site.max_bytes:
             raise RefusedUpload(
@@ -131,7 +132,7 @@ def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -
             )
         finally:
             receiving -= 1
-        job = queue.add(upload, options)
+        job = queue.add(upload, metadata)
         return JSONResponse({"id": job.id}, status_code=202)
 
     def job_of(request: Request) -> Job:
@@ -145,24 +146,25 @@ def application(site: Site, queue: JobQueue, *, hosts: Collection[str] | None) -
         answer: dict[str, Any] = {"state": job.state, "name": job.upload.name}
         if job.state == FAILED:
             answer["error"] = job.message
-        elif job.state == DONE and job.outcome is not None:
-            answer["result"] = job.outcome.summary
+        elif job.state == DONE and job.result is not None:
+            answer["result"] = job.result.summary
         else:
             answer["position"] = queue.position(job)
         return JSONResponse(answer)
 
-    async def result(request: Request) -> Response:
-        outcome = job_of(request).outcome
-        if outcome is None:
+    def result_of(request: Request) -> JobResult:
+        found = job_of(request).result
+        if found is None:
             raise HTTPException(404, "no result yet")
-        return HTMLResponse(outcome.fragment)
+        return found
+
+    async def result(request: Request) -> Response:
+        return HTMLResponse(result_of(request).fragment)
 
     async def own_page(request: Request) -> Response:
-        outcome = job_of(request).outcome
-        if outcome is None:
-            raise HTTPException(404, "no result yet")
         return HTMLResponse(
-            outcome.page, headers={"content-disposition": 'attachment; filename="explain.html"'}
+            result_of(request).page,
+            headers={"content-disposition": 'attachment; filename="explain.html"'},
         )
 
     async def forget(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What every request passes and every answer carries.
+"""Checks of every request, headers of every answer.
 
 A page of any web site can make its visitor's browser send requests to this machine. So a
 request must name this server as its host (a foreign name that was made to point here is
@@ -52,31 +52,21 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = {name for name, _ in message.get("headers", [])}
-                message["headers"] = [
-                    *message.get("headers", []),
-                    *(
-                        (name.encode(), value.encode())
-                        for name, value in HEADERS.items()
-                        if name.encode() not in given
-                    ),
-                ]
+                own = {name.encode(): value.encode() for name, value in HEADERS.items()}
+                given = list(message.get("headers", []))
+                missing = [pair for pair in own.items() if pair[0] not in dict(given)]
+                message["headers"] = given + missing
             await send(message)
 
+        refusal = self._refusal(scope)
         if refusal is None:
             await self._app(scope, receive, send_guarded)
             return
-        await send_guarded(
-            {
-                "type": "http.response.start",
-                "status": 403,
-                "headers": [(b"content-type", b"text/plain; charset=utf-8")],
-            }
-        )
+        plain = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send_guarded({"type": "http.response.start", "status": 403, "headers": plain})
         await send_guarded({"type": "http.response.body", "body": f"{refusal}\n".encode()})
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""The queue of uploads: one after the other, by one thread.
+"""Queue of uploads: one after the other, by one thread.
 
 Conventions
 -----------
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aqa_pipeline.errors import AqaError
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.serve.uploads import RefusedUpload, Upload
 
 _log = logging.getLogger(__name__)
@@ -31,13 +32,13 @@ QUEUED, DONE, FAILED = "queued", "done", "failed"
 MAX_WAITING = 8  #: uploads in the queue; their files lie on the disk
 MAX_KEPT = 32  #: finished jobs that are remembered, about 1 MB each
 
-#: Told the name of each stage of the work as it begins.
-Tell = Callable[[str], None]
+#: Called with the name of each stage of the work as it begins.
+Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What the work on an upload gave.
+    """Result of the work on an upload.
 
     Attributes
     ----------
@@ -62,20 +63,20 @@ class Job:
     ----------
     id : str
     upload : Upload
-    options : mapping
-        What the sender asked for, checked.
+    metadata : ClipMetadata
+        What the sender said of the clip, checked.
     state : str
     message : str
         Why it failed; one sentence.
-    outcome : JobResult or None
+    result : JobResult or None
     """
 
     id: str
     upload: Upload
-    options: Mapping[str, Any]
+    metadata: ClipMetadata
     state: str = QUEUED
     message: str = ""
-    outcome: JobResult | None = None
+    result: JobResult | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -83,7 +84,7 @@ class Job:
 
 
 #: Does the work on a job's upload.
-Work = Callable[[Job, Tell], JobResult]
+Work = Callable[[Job, Stage], JobResult]
 
 
 class JobQueue:
@@ -125,7 +126,7 @@ class JobQueue:
     def is_full(self) -> bool:
         return len(self._waiting) >= MAX_WAITING
 
-    def add(self, upload: Upload, options: Mapping[str, Any]) -> Job:
+    def add(self, upload: Upload, metadata: ClipMetadata) -> Job:
         """Queue an upload.
 
         Raises
@@ -133,7 +134,7 @@ class JobQueue:
         RefusedUpload
             If too many wait already; the file is removed.
         """
-        job = Job(secrets.token_urlsafe(18), upload, options)
+        job = Job(secrets.token_urlsafe(18), upload, metadata)
         with self._changed:
             if self.is_full or self._is_closed:
                 upload.delete()
@@ -172,11 +173,11 @@ class JobQueue:
             self._do(job)
 
     def _do(self, job: Job) -> None:
-        def tell(stage: str) -> None:
-            job.state = stage
+        def stage(name: str) -> None:
+            job.state = name
 
         try:
-            job.outcome = self._work(job, tell)
+            job.result = self._work(job, stage)
         except AqaError as error:
             job.message = _without_path(str(error), job.upload)
             job.state = FAILED

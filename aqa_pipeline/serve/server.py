@@ -1,4 +1,4 @@
-"""The local page, put together: run, queue, addresses, socket."""
+"""Local page, put together: run, queue, addresses, socket."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from aqa_pipeline._version import __version__
 from aqa_pipeline.config import ServeConfig
-from aqa_pipeline.errors import SetupError, UsageError
+from aqa_pipeline.errors import SetupError
 from aqa_pipeline.project import Project
 from aqa_pipeline.report.explanation import fragment, page, view_of
-from aqa_pipeline.report.html import environment, template_text
+from aqa_pipeline.report.html import render, template_text
 from aqa_pipeline.report.page import write_report
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.explainer import Explainer
-from aqa_pipeline.serve.fields import KEY_PREFIX, fields_of
-from aqa_pipeline.serve.jobs import Job, JobQueue, JobResult, Tell, Work
+from aqa_pipeline.serve.fields import form_fields, parse_metadata
+from aqa_pipeline.serve.jobs import Job, JobQueue, JobResult, Stage, Work
 
 if TYPE_CHECKING:  # starlette is an extra
     from aqa_pipeline.serve.app import Site
 
-_OPTIONS = {"start", "end", "category", "difficulty"}
-
-#: Told the address once the server answers there.
+#: Called with the address once the server answers there.
 Ready = Callable[[str], None]
 
 
@@ -95,27 +91,30 @@ def site_of(
     """Everything the addresses show; parameters as :func:`serve`, and where uploads lie."""
     from aqa_pipeline.serve.app import Site
 
-    own = {name: template_text(name, package=__package__) for name in ("serve.css", "serve.js")}
-    style = "\n".join(
-        [template_text("style.css"), template_text("explanation.css"), own["serve.css"]]
-    )
+    style = "\n".join(map(template_text, ("style.css", "explanation.css", "serve.css")))
     return Site(
         page=_page(folder, explainer, config),
         static={
             "serve.css": ("text/css", style),
-            "serve.js": ("text/javascript", own["serve.js"]),
+            "serve.js": ("text/javascript", template_text("serve.js")),
             "players.js": ("text/javascript", template_text("players.js")),
         },
         report=_Report(folder, project).html,
         folder=uploads,
         max_bytes=config.max_megabytes * 10**6,
-        check_options=lambda asked: checked_options(explainer, asked),
+        parse=lambda asked: _parsed(explainer, asked),
     )
 
 
+def _parsed(explainer: Explainer, asked: Mapping[str, str]) -> ClipMetadata:
+    metadata = parse_metadata(asked)
+    explainer.scorer.check(metadata)
+    return metadata
+
+
 def work_of(explainer: Explainer) -> Work:
-    """What the queue's thread does with a job."""
-    return lambda job, tell: _outcome(explainer, job, tell)
+    """Work of the queue's thread on a job."""
+    return lambda job, stage: _explained(explainer, job, stage)
 
 
 def listen(config: ServeConfig) -> socket.socket:
@@ -140,13 +139,14 @@ def listen(config: ServeConfig) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except PermissionError:
         raise SetupError(
-            f"port {port} is reserved for the administrator; type --port 8000"
+            f"port {port} is reserved for the administrator; 8000 is not", fact="port"
         ) from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SetupError(
-                f"port {port} of {host} is taken, perhaps by another `aqa serve`; type --port "
-                f"{port + 1}, or --port 0 for any that is free"
+                f"port {port} of {host} is taken, perhaps by another `aqa serve`; try port "
+                f"{port + 1}, or 0 for any that is free",
+                fact="port",
             ) from None
         raise SetupError(f"cannot listen on {host}, port {port} ({error.strerror})") from None
 
@@ -164,60 +164,9 @@ def _hosts(host: str) -> set[str] | None:
     return {name} | (loopback if address.is_loopback else set())
 
 
-def checked_options(explainer: Explainer, asked: Mapping[str, str]) -> dict[str, Any]:
-    """What a sender asks for, as arguments of :meth:`Explainer.explain`.
-
-    Raises
-    ------
-    UsageError
-        If something is unknown, missing, or not a number.
-    """
-    columns = {
-        name.removeprefix(KEY_PREFIX): value
-        for name, value in asked.items()
-        if name.startswith(KEY_PREFIX)
-    }
-    unknown = sorted(set(asked) - {KEY_PREFIX + name for name in columns} - _OPTIONS)
-    if unknown:
-        raise UsageError(f"unknown: {', '.join(unknown)[:80]}; known are {', '.join(_OPTIONS)}")
-    options: dict[str, Any] = {
-        "start_frame": _frame(asked, "start"),
-        "end_frame": _frame(asked, "end"),
-        "category": asked.get("category", ""),
-        "difficulty": _positive(asked, "difficulty"),
-        "columns": columns,
-    }
-    explainer.scorer.check_facts(
-        category=options["category"], difficulty=options["difficulty"], columns=columns
-    )
-    return options
-
-
-def _frame(asked: Mapping[str, str], name: str) -> int | None:
-    text = asked.get(name, "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UsageError(f"{name} is {text[:20]!r}; expected a frame number, 0 or more")
-    return int(text)
-
-
-def _positive(asked: Mapping[str, str], name: str) -> float | None:
-    text = asked.get(name, "").replace(",", ".")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.nan
-    if not 0 < value < np.inf:
-        raise UsageError(f"{name} is {text[:20]!r}; expected a number above 0")
-    return value
-
-
-def _outcome(explainer: Explainer, job: Job, tell: Tell) -> JobResult:
+def _explained(explainer: Explainer, job: Job, stage: Stage) -> JobResult:
     explanation = explainer.explain(
-        str(job.upload.path), name=job.upload.name, tell=tell, **job.options
+        job.upload.path, job.metadata, name=job.upload.name, stage=stage
     )
     summary = explanation.scored.as_dict() | {
         "video": job.upload.name,
@@ -231,18 +180,14 @@ def _outcome(explainer: Explainer, job: Job, tell: Tell) -> JobResult:
 def _page(folder: Path, explainer: Explainer, config: ServeConfig) -> str:
     scorer = explainer.scorer
     runs = [run for name in scorer.categories for run in scorer.runs(name)]
-    return (
-        environment()
-        .get_template("serve.html")
-        .render(
-            name=folder.absolute().name,
-            method=runs[0].head.config.name,
-            dataset=runs[0].config.get("dataset", ""),
-            num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
-            fields=fields_of(runs, categories=scorer.categories),
-            max_mb=config.max_megabytes,
-            version=__version__,
-        )
+    return render(
+        "serve.html",
+        name=folder.absolute().name,
+        method=runs[0].head.config.name,
+        dataset=runs[0].config.dataset,
+        num_exemplars=len({name for run in runs for name in run.exemplars.clip_id}),
+        fields=form_fields(runs, categories=scorer.categories),
+        max_mb=config.max_megabytes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Taking in one upload: as much as is allowed, only if it begins like a video.
+"""Take in one upload: as much as is allowed, only if it begins like a video.
 
 The body of the request is the file itself. What the sender calls it is shown and nothing
 else: the file's name on the disk is made here.
@@ -122,8 +122,8 @@ async def receive(
                 size += len(chunk)
                 if size > max_bytes:
                     raise RefusedUpload(
-                        f"larger than {max_bytes / 1e6:.0f} MB; cut the clip out, or start "
-                        "`aqa serve` with a larger --max-mb",
+                        f"larger than {max_bytes / 1e6:.0f} MB; cut the clip out, or let the "
+                        "server take larger ones",
                         status=413,
                     )
                 if not is_known:

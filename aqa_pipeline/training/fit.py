@@ -7,7 +7,6 @@ complete run folder of its own, and a parent folder holds their averages.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline._version import __version__
-from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.cache.load import SplitClips, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
@@ -27,21 +24,21 @@ from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
 from aqa_pipeline.device import naming_shortage, smaller_heads
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import held_out_clips
+from aqa_pipeline.runs.config import FeatureSource, Provenance, RunConfig
 from aqa_pipeline.runs.evaluate import (
-    Predictions,
-    average_parts,
     measure,
     predict_clips,
-    predictions_table,
-    selection_sentence,
+    write_predictions,
 )
-from aqa_pipeline.runs.folder import Run, history_table, write_predictions, write_run
+from aqa_pipeline.runs.folder import Run, history_table, write_run
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics, write_metrics
 from aqa_pipeline.training.svr import train_svrs
 from aqa_pipeline.training.train import TrainedHeads, train_heads
 from aqa_pipeline.training.validation import validation_unit
 
-Advance = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +47,7 @@ class FitResult:
 
     run: Run
     predictions: Predictions
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def num_steps(head_config: HeadConfig, fit_config: FitConfig) -> int:
@@ -66,8 +63,8 @@ def fit_dataset(
     head_config: HeadConfig,
     fit_config: FitConfig,
     device: torch.device,
-    advance: Advance = lambda done, total: None,
-) -> dict[str, Any]:
+    progress: Progress = lambda done, total: None,
+) -> Metrics | AverageMetrics:
     """Fit every part of a data set and write the run folder.
 
     Parameters
@@ -78,15 +75,13 @@ def fit_dataset(
         The run folder; files of an earlier run in it are replaced.
     head_config, fit_config : HeadConfig, FitConfig
     device : torch.device
-    advance : callable
-        Told ``(steps done, steps in all)`` over all parts, see :func:`num_steps`.
+    progress : callable
+        Called as ``progress(done, total)``, in steps over all parts (:func:`num_steps`).
 
     Returns
     -------
-    dict
-        What ``metrics.json`` of ``folder`` holds: the metrics of the only part
-        (:func:`aqa_pipeline.runs.evaluate.measure`), or the averages of all
-        (:func:`aqa_pipeline.runs.evaluate.average_parts`).
+    Metrics or AverageMetrics
+        What ``metrics.json`` of ``folder`` holds: of the only part, or of all.
 
     Raises
     ------
@@ -104,8 +99,8 @@ def fit_dataset(
     measured = []
     for number, part in enumerate(parts):
 
-        def advance_all(done: int, _: int, number: int = number) -> None:
-            advance(number * steps + done, len(parts) * steps)
+        def progress_of_all(done: int, _: int, number: int = number) -> None:
+            progress(number * steps + done, len(parts) * steps)
 
         result = fit_head(
             manifest,
@@ -115,14 +110,14 @@ def fit_dataset(
             head_config=head_config,
             fit_config=fit_config,
             device=device,
-            advance=advance_all,
+            progress=progress_of_all,
         )
         measured.append((part, result.metrics))
     if len(parts) == 1 and part.folder(folder) == folder:
         return measured[0][1]
-    averages = average_parts(measured, rho_average=manifest.protocol.rho_average)
+    averages = AverageMetrics.of(measured, rho_average=manifest.protocol.rho_average)
     (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
-    write_json_atomically(folder / "metrics.json", averages)
+    write_metrics(folder, averages)
     return averages
 
 
@@ -135,11 +130,11 @@ def fit_head(
     fit_config: FitConfig,
     device: torch.device,
     part: Part = Part(),  # noqa: B008 - frozen
-    advance: Advance = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> FitResult:
     """Fit one part: train heads, score its test clips once, write its run folder.
 
-    Parameters and errors as :func:`fit_dataset`; ``advance`` counts this part's steps.
+    Parameters and errors as :func:`fit_dataset`; ``progress`` counts this part's steps.
     """
     _check_mode(head_config)
     on_test = fit_config.model_selection == "test"
@@ -158,7 +153,7 @@ def fit_head(
         config=fit_config,
         device=device,
         views=views,
-        advance=advance,
+        progress=progress,
     )
     fingerprint = cache.identity.fingerprint
     run = Run(
@@ -173,43 +168,28 @@ def fit_head(
             if on_test
             else held_out_clips(clips.train, trained.validation_rows, trained.held_out_scores)
         ),
-        config={
-            "dataset": manifest.name,
-            "method": head_config.name,
-            "part": dataclasses.asdict(part),
-            "selection": selection_sentence(fit_config, head_config),
-            "validation_of": None if on_test else validation_unit(clips.train, fit_config),
-            "exemplars_while_selecting": (
-                "whole training split" if on_test else "fit part of the training split"
+        config=RunConfig.of(
+            fit_config,
+            head_config,
+            dataset=manifest.name,
+            part=part,
+            validation_of=None if on_test else validation_unit(clips.train, fit_config),
+            best_epoch=trained.best_epoch,
+            selection_rho=trained.selection_rho,
+            validation_clips=tuple(
+                tuple(clips.train.clip_id[row] for row in rows) for rows in trained.validation_rows
             ),
-            "exemplars_at_test": "whole training split",
-            "best_epoch": list(trained.best_epoch),
-            "selection_rho": list(trained.selection_rho),
-            "validation_clips": [
-                [clips.train.clip_id[row] for row in rows] for rows in trained.validation_rows
-            ],
-            "cache": {
-                "folder": cache.folder.name,
-                "fingerprint_sha256": fingerprint.sha256,
-                "weights_sha256": fingerprint.weights_sha256,
-            },
-            "versions": {
-                "aqa-pipeline": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "device": str(device),
-        },
+            best_relative_l2_of_any_epoch=trained.best_relative_l2 if on_test else None,
+            cache=FeatureSource(cache.folder.name, fingerprint.sha256, fingerprint.weights_sha256),
+            provenance=Provenance.now(device),
+        ),
     )
-    if on_test:
-        run.config["best_relative_l2_of_any_epoch"] = list(trained.best_relative_l2)
     write_run(run, history=history_table(trained.history, trained.history_columns))
     with naming_shortage(f"device {device}", smaller_heads(device)):
         predictions = predict_clips(run, clips.test)
     measured = measure(run, predictions)
-    write_predictions(folder, predictions_table(run, predictions))
-    write_json_atomically(folder / "metrics.json", measured)
+    write_predictions(run, predictions)
+    write_metrics(folder, measured)
     return FitResult(run, predictions, measured)
 
 
@@ -229,7 +209,7 @@ def _train(
     config: FitConfig,
     device: torch.device,
     views: npt.NDArray[np.float32] | None,
-    advance: Advance,
+    progress: Progress,
 ) -> TrainedHeads[Any]:
     test = clips.test if config.model_selection == "test" else None
     if head_config.is_svr:
@@ -241,7 +221,7 @@ def _train(
             config=config,
             device=device,
             test=test,
-            advance=advance,
+            progress=progress,
         )
     return train_heads(
         clips.train,
@@ -252,5 +232,5 @@ def _train(
         device=device,
         test=test,
         views=views,
-        advance=advance,
+        progress=progress,
     )

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     keep : Tensor of bool, shape=(K, C, H) or empty
         What dropout leaves of the root feature; empty without dropout.
     labels
-        Of the trunk.
+        Of the output layer.
     """
 
     features: Tensor
@@ -128,7 +128,7 @@ class TrainingLoop:
             device, on_cpu=_NUMBERS_AHEAD, on_gpu=_NUMBERS_AHEAD_ON_GPU
         )
         self._label = torch.from_numpy(train.label).to(device)
-        self._direct_target = torch.from_numpy(head.trunk.direct_target(train)).to(device)
+        self._direct_target = torch.from_numpy(head.output.direct_target(train)).to(device)
         self._fit = torch.from_numpy(fit).to(device)  # (K, n)
         tables = [
             GroupTable.from_groups(groups[rows], num_groups=int(groups.max()) + 1) for rows in fit
@@ -250,7 +250,7 @@ class TrainingLoop:
             target = self._direct_target[clips]
             exemplar_label = target.new_empty(len(target), 0)
         features = self._head.standardise(self._seen(clips, views))
-        labels = self._head.trunk.labels(target)
+        labels = self._head.output.labels(target)
         return map(Batch, features.unbind(), exemplar_label.unbind(), keep.unbind(), labels)
 
     def _seen(self, clips: Tensor, views: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class TrainingLoop:
             root = head.roots_of_pairs(batch.features, batch.exemplar_label)
         else:
             root = head.roots_of_clips(batch.features)
-        losses = head.trunk.losses(self._dropped(root, batch.keep), batch.labels)  # (2, K)
+        losses = head.output.losses(self._dropped(root, batch.keep), batch.labels)  # (2, K)
         self._optimiser.zero_grad()
         # The models share no parameter, so the gradient of the sum is each one's own.
         losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]

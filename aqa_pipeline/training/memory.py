@@ -41,14 +41,14 @@ def bytes_a_model(
     on_gpu = device.type != "cpu"
     snippets, dim = train.features.shape[1:]
     generators = [torch.Generator().manual_seed(0)]
-    trunk = fit_output_layer(
+    output = fit_output_layer(
         head_config, [np.linspace(-1, 1, 64)], score_range=1.0, train=train, generators=generators
     )
     head = Head(
         head_config,
         num_snippets=snippets,
         feature_dim=dim,
-        trunk=trunk,
+        output=output,
         epsilon=1.0,
         generators=generators,
     )
@@ -63,13 +63,13 @@ def bytes_a_model(
     step = 2 * config.batch_size * (clip + pair)
     if on_gpu:
         step *= 2  # the captured step keeps memory of its own beside the plain step's
-    # A whole epoch's draws, and every clip's two projections when the epoch is judged.
+    # A whole epoch's draws, and every clip's two projections when the epoch is evaluated.
     epoch = len(train) * (12 + (head_config.hidden if head_config.dropout else 0))
-    judged = len(train) * 2 * head_config.hidden + len(train) * config.validation_fraction * (
+    evaluation = len(train) * 2 * head_config.hidden + len(train) * config.validation_fraction * (
         seen * dim
     )
     copies = _COPIES_OF_WEIGHTS + (_MORE_COPIES_ON_GPU if on_gpu else 0)
-    return int(_FLOAT * (copies * weights + step + epoch + judged))
+    return int(_FLOAT * (copies * weights + step + epoch + evaluation))
 
 
 def largest_stack(model_bytes: int, *, free: int, sharers: int = 1) -> int:

@@ -20,37 +20,36 @@ from torch import Tensor
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.metrics import relative_l2, spearman, spearman_rows
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
-from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.voting import (
+from aqa_pipeline.heads.batch_voting import (
     VotePairs,
     mean_votes,
-    predict_labels,
+    vote,
     vote_pairs,
     votes_on_device,
     votes_on_host,
 )
+from aqa_pipeline.heads.head import Head
 
 IntArray = npt.NDArray[np.int64]
 
 
 class EpochSelection:
-    """Keeps each model at the epoch with the best rho on the clips it is judged by.
+    """Keeps each model at the epoch with the best rho on its validation clips.
 
     Parameters
     ----------
     head : Head
-    judged : sequence of FeatureSet, length K
-        Clips that judge each model; all of one length.
+    validation : sequence of FeatureSet, length K
+        Clips that each model is evaluated on; all of one length.
     train : FeatureSet
         The training split.
     pools : sequence of ndarray of int64, length K
         Clips of ``train`` that may be exemplars for each model.
     num_exemplars : int or None, or a sequence of sequences of these
-        M of Eq. 9; or, for each model, several M to judge it by.
+        M of Eq. 9; or, for each model, several M to evaluate it with.
     seeds : sequence of int, length K
         Of the exemplar draws.
     device : torch.device
-
     keep_states : bool
         False: only the numbers are kept, not the models; then :meth:`restore` must not be
         called.
@@ -65,15 +64,15 @@ class EpochSelection:
         1-based.
     best_relative_l2 : list of float
         Lowest R-l2 of any epoch, whichever it was.
-    judged_scores : list of ndarray of float64, shape=(K, n)
-        What each model predicted for its judging clips, in points, one array an epoch.
+    validation_scores : list of ndarray of float64, shape=(K, n)
+        What each model predicted for its validation clips, in points, one array per epoch.
     """
 
     def __init__(
         self,
         head: Head,
         *,
-        judged: Sequence[FeatureSet],
+        validation: Sequence[FeatureSet],
         train: FeatureSet,
         pools: Sequence[IntArray],
         num_exemplars: int | Sequence[Sequence[int | None]] | None,
@@ -81,10 +80,10 @@ class EpochSelection:
         device: torch.device,
         keep_states: bool = True,
     ) -> None:
-        self._head, self._judged = head, list(judged)
+        self._head, self._validation = head, list(validation)
         # Condensed one by one: a stack's queries side by side may be too much at full length.
         self._queries = torch.stack(
-            [head.condensed(torch.from_numpy(own.features).to(device)) for own in judged]
+            [head.condensed(torch.from_numpy(own.features).to(device)) for own in validation]
         )
         self._pool = head.condensed(torch.from_numpy(train.features).to(device))
         self._pool_label = torch.from_numpy(train.label).to(device)
@@ -92,7 +91,7 @@ class EpochSelection:
             num_exemplars = [[num_exemplars]] * head.num_models
         votes: list[IntArray] = []  # columns of all M of a model, side by side
         self._blocks: list[list[slice]] = []  # where each M's columns stand
-        for own, rows, seed, counts in zip(judged, pools, seeds, num_exemplars, strict=True):
+        for own, rows, seed, counts in zip(validation, pools, seeds, num_exemplars, strict=True):
             # A clip may be the only one of its group: then the nearest group votes.
             keys = ExemplarKeys.of([train.key[i] for i in rows])
             pool_groups, _ = keys.match([train.key[i] for i in rows])
@@ -112,42 +111,42 @@ class EpochSelection:
         self._chosen = np.stack(padded)  # (K, n, M)
         self._pairs: VotePairs | None = None  # of votes on the device, once they are listed
         self._columns: Tensor | None = None  # bool, (J, K, M): of each M, at most J of them
-        num_judged = sum(map(len, self._blocks))
-        self.best_rho = [math.nan] * num_judged
-        self.best_relative_l2 = [math.nan] * num_judged
-        self.best_epoch = [0] * num_judged
+        num_votes = sum(map(len, self._blocks))
+        self.best_rho = [math.nan] * num_votes
+        self.best_relative_l2 = [math.nan] * num_votes
+        self.best_epoch = [0] * num_votes
         self._best = copy.deepcopy(head.state_dict()) if keep_states else {}
-        self.judged_scores: list[npt.NDArray[np.float64]] = []
+        self.validation_scores: list[npt.NDArray[np.float64]] = []
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Judge these models alone from now on; the head is cut by the caller."""
+        """Evaluate these models alone from now on; the head is cut by the caller."""
         index = torch.tensor(rows, device=self._pool.device)
-        self._judged = [self._judged[row] for row in rows]
+        self._validation = [self._validation[row] for row in rows]
         self._queries, self._chosen = self._queries[index], self._chosen[list(rows)]
         first = np.cumsum([0, *map(len, self._blocks)]).tolist()
-        judged = [j for row in rows for j in range(first[row], first[row + 1])]
+        kept = [j for row in rows for j in range(first[row], first[row + 1])]
         self._blocks = [self._blocks[row] for row in rows]
         self._pairs = self._columns = None
         for name in ("best_rho", "best_relative_l2", "best_epoch"):
             values = getattr(self, name)
-            setattr(self, name, [values[j] for j in judged])
+            setattr(self, name, [values[j] for j in kept])
         self._best = {name: value[index] for name, value in self._best.items()}
-        self.judged_scores = [scores[judged] for scores in self.judged_scores]
+        self.validation_scores = [scores[kept] for scores in self.validation_scores]
 
     def update(self, epoch: int) -> list[float]:
-        """Judge every model; copy those that improved. Returns rho, one a model and M."""
-        judges = [
-            own for own, blocks in zip(self._judged, self._blocks, strict=True) for _ in blocks
+        """Evaluate every model and keep those that improved; returns rho, one per model and M."""
+        clips = [
+            own for own, blocks in zip(self._validation, self._blocks, strict=True) for _ in blocks
         ]
         labels = self._labels()
-        points = [own.to_score(label) for own, label in zip(judges, labels, strict=True)]
+        points = [own.to_score(label) for own, label in zip(clips, labels, strict=True)]
         in_points = np.stack(points)
-        self.judged_scores.append(in_points)
+        self.validation_scores.append(in_points)
         # All rows at once: one after another they would take longer than a GPU takes for them.
-        scores_of_judges = np.stack([own.score for own in judges])
-        rhos: list[float] = spearman_rows(scores_of_judges, in_points).tolist()
+        true = np.stack([own.score for own in clips])
+        rhos: list[float] = spearman_rows(true, in_points).tolist()
         improved = []
-        for k, own in enumerate(judges):
+        for k, own in enumerate(clips):
             scores = in_points[k]
             if math.isnan(rhos[k]):
                 rhos[k] = spearman(own.score, scores)  # says in the log why
@@ -166,7 +165,7 @@ class EpochSelection:
         if not votes_on_host(self._pool.device):
             there = self.labels_on_device().cpu().numpy()  # (J, K, n); all that the host reads
             return [there[j, k] for k, own in enumerate(self._blocks) for j in range(len(own))]
-        votes = predict_labels(
+        votes = vote(
             self._head,
             queries=self._queries,
             pool=self._pool,
@@ -182,9 +181,9 @@ class EpochSelection:
         ]
 
     def labels_on_device(self) -> Tensor:
-        """Every model's predictions by each M, without a word from the host; (J, K, n).
+        """Every model's predictions by each M, without a transfer to the host; (J, K, n).
 
-        J is the largest number of M that a model is judged by; a model with fewer has the
+        J is the largest number of M that a model is evaluated with; a model with fewer has the
         first ones.
         """
         most = max(map(len, self._blocks))

@@ -9,8 +9,7 @@ S
     seed, K = members x S: those of the first member come first.
 fit part, validation part
     See :mod:`aqa_pipeline.training.validation`. Both depend on the seed alone, so that every
-    member is
-    judged by the same clips.
+    member is evaluated on the same clips.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Stack:
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
         Training clips in the views that are drawn from; default: the plain one alone.
     num_exemplars : sequence of sequences of int or None, optional
-        For each member, several M to judge it by; default: that of ``config``.
+        For each member, several M to evaluate it with; default: that of ``config``.
     vote_seed : int, optional
         Of the exemplars drawn in test-set model selection; default: that of ``config``.
     keep_states : bool
@@ -101,7 +100,7 @@ class Stack:
         labels = checked_labels(train)
         times = len(members)
         own_seeds = [config.seed + s for s in range(config.num_seeds)]
-        fit, held_out, judged = hold_out(train, config, test)
+        fit, held_out, validation = hold_out(train, config, test)
         groups, _ = ExemplarKeys.of(train.key).match(train.key)
         self.seeds = own_seeds * times
         # The global generators stay untouched; each model has its own.
@@ -111,7 +110,7 @@ class Stack:
             head_config,
             num_snippets=train.features.shape[1],
             feature_dim=train.features.shape[2],
-            trunk=fit_output_layer(
+            output=fit_output_layer(
                 head_config,
                 targets * times,
                 score_range=score_range or float(np.ptp(labels)),
@@ -136,7 +135,7 @@ class Stack:
         )
         self.selection = EpochSelection(
             self.head,
-            judged=judged * times,
+            validation=validation * times,
             train=train,
             pools=list(fit),
             num_exemplars=(
@@ -157,7 +156,7 @@ class Stack:
         self.epoch = 0
 
     def run_epoch(self) -> tuple[FloatArray, list[float]]:
-        """Train every model for an epoch and judge it.
+        """Train every model for an epoch and evaluate it.
 
         Returns
         -------
@@ -219,7 +218,7 @@ def checked_labels(train: FeatureSet) -> FloatArray:
 
 
 def _targets(labels: FloatArray, groups: IntArray, config: HeadConfig) -> FloatArray | PairLabels:
-    """What the trunk is to predict: differences of all unordered pairs, or the labels."""
+    """Targets of the output layer: differences of all unordered pairs, or the labels."""
     if config.mode == "direct":
         return labels
     pairs = PairLabels(labels, groups)

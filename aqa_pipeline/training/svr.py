@@ -34,7 +34,7 @@ GRID_COLUMNS = ("seed", "epoch", "cost", "epsilon", "gamma", "selection_rho")
 
 @dataclass(frozen=True, eq=False)
 class _Machine:
-    """The machine of one grid point and how it did on the clips that judge it."""
+    """The machine of one grid point and how it does on the validation clips."""
 
     point: int
     support_rows: IntArray
@@ -43,7 +43,7 @@ class _Machine:
     gamma: float
     rho: float
     relative_l2: float
-    judged_scores: FloatArray
+    scores: FloatArray
 
 
 def train_svrs(
@@ -54,7 +54,7 @@ def train_svrs(
     device: torch.device,
     test: FeatureSet | None = None,
     grid: SvrGrid = SvrGrid(),  # noqa: B008 - frozen
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainedHeads[SvrHead]:
     """Fit one machine a seed, its constants chosen from a grid.
 
@@ -68,7 +68,7 @@ def train_svrs(
     """
     svm = _scikit_learn()
     labels = checked_labels(train)
-    division = hold_out(train, config, test)
+    split = hold_out(train, config, test)
     head = SvrHead(
         head_config,
         num_snippets=train.features.shape[1],
@@ -76,7 +76,7 @@ def train_svrs(
         num_models=config.num_seeds,
     )
     features = torch.from_numpy(train.features)
-    for k, rows in enumerate(division.fit):
+    for k, rows in enumerate(split.fit):
         if head_config.standardise:
             std, head.mean[k] = torch.std_mean(
                 head.raw_vectors(features[rows]), dim=0, correction=0
@@ -89,13 +89,13 @@ def train_svrs(
     points = list(itertools.product(grid.gamma, grid.cost, grid.epsilon))
     history: list[tuple[float, ...]] = []
     best: list[_Machine] = []
-    judged_scores = []
+    validation_scores = []
     lowest_error = []
-    for k, (rows, judged) in enumerate(zip(division.fit, division.judged, strict=True)):
+    for k, (rows, clips) in enumerate(zip(split.fit, split.validation, strict=True)):
         centre, spread = float(head.centre[k]), float(head.spread[k])
         wanted = (labels[rows] - centre) / spread
         own = fitted[k, rows].double()
-        asked = head.vectors(torch.from_numpy(judged.features))[k].double()
+        asked = head.vectors(torch.from_numpy(clips.features))[k].double()
         inner, outer = squared_distances(own, own), squared_distances(asked, own)
         # The scale at which exp(-gamma |x - y|^2) tells such vectors apart.
         scale = max(own.shape[1] * float(own.var(correction=0)), 1e-12)
@@ -105,7 +105,7 @@ def train_svrs(
             machine = svm.SVR(kernel="precomputed", C=cost, epsilon=epsilon)
             machine.fit(_kernel(inner, gamma), wanted)
             label = centre + spread * machine.predict(_kernel(outer, gamma))
-            scores = judged.to_score(label)
+            scores = clips.to_score(label)
             machines.append(
                 _Machine(
                     point=point,
@@ -113,14 +113,14 @@ def train_svrs(
                     dual=machine.dual_coef_[0],
                     intercept=float(machine.intercept_[0]),
                     gamma=gamma,
-                    rho=spearman(judged.score, scores),
-                    relative_l2=relative_l2(judged.score, scores),
-                    judged_scores=scores,
+                    rho=spearman(clips.score, scores),
+                    relative_l2=relative_l2(clips.score, scores),
+                    scores=scores,
                 )
             )
             history.append((config.seed + k, point, cost, epsilon, gamma, machines[-1].rho))
-            advance(k * len(points) + point, config.num_seeds * len(points))
-        judged_scores.append(np.stack([machine.judged_scores for machine in machines]))
+            progress(k * len(points) + point, config.num_seeds * len(points))
+        validation_scores.append(np.stack([machine.scores for machine in machines]))
         best.append(max(machines, key=lambda machine: np.nan_to_num(machine.rho, nan=-2.0)))
         errors = [machine.relative_l2 for machine in machines]
         lowest_error.append(min(errors, key=lambda error: np.nan_to_num(error, nan=np.inf)))
@@ -130,10 +130,10 @@ def train_svrs(
         best_epoch=tuple(machine.point for machine in best),
         selection_rho=tuple(machine.rho for machine in best),
         best_relative_l2=tuple(lowest_error),
-        validation_rows=division.held_out,
+        validation_rows=split.held_out,
         held_out_scores=cross_fitted(
-            np.stack(judged_scores, axis=1),
-            train.score[division.held_out],
+            np.stack(validation_scores, axis=1),
+            train.score[split.held_out],
             seeds=[config.seed + k for k in range(config.num_seeds)],
         ),
         history=history,

@@ -7,8 +7,7 @@ K
     own validation part, its own pair draws.
 fit part, validation part
     The training split cut in two (:mod:`aqa_pipeline.training.validation`). The epoch with the
-    highest
-    Spearman's rho on the validation part is kept; exemplars come from the fit part
+    highest Spearman's rho on the validation part is kept; exemplars come from the fit part
     throughout.
 
 Source: Sec. 3.1-3.2 and 4.1.
@@ -89,7 +88,7 @@ def train_heads(
     device: torch.device,
     test: FeatureSet | None = None,
     views: npt.NDArray[np.float32] | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainedHeads[Head]:
     """Train one head a seed and keep each at its best epoch.
 
@@ -108,8 +107,8 @@ def train_heads(
         epoch.
     views : ndarray of float32, shape=(N, V, S or 1, D), optional
         See :class:`~aqa_pipeline.training.stack.Stack`.
-    advance : callable
-        Told ``(epochs done, epochs in all)``.
+    progress : callable
+        Called as ``progress(done, total)``, in epochs.
 
     Raises
     ------
@@ -129,10 +128,10 @@ def train_heads(
                     config, seed=config.seed + start, num_seeds=min(count, config.num_seeds - start)
                 )
 
-                def advance_all(
+                def progress_of_all(
                     done: int, total: int, number: int = number, of: int = len(starts)
                 ) -> None:
-                    advance((number * total + done) // of, total)
+                    progress((number * total + done) // of, total)
 
                 parts.append(
                     _train_stack(
@@ -145,7 +144,7 @@ def train_heads(
                         test=test,
                         views=views,
                         vote_seed=config.seed,
-                        advance=advance_all,
+                        progress=progress_of_all,
                     )
                 )
             return _side_by_side(parts)
@@ -192,7 +191,7 @@ def _train_stack(
     head_config: HeadConfig,
     config: FitConfig,
     vote_seed: int,
-    advance: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
     **data: Any,
 ) -> TrainedHeads[Head]:
     stack = Stack(
@@ -211,7 +210,7 @@ def _train_stack(
             history.append(
                 (seed, epoch, classification + regression, classification, regression, rho[k])
             )
-        advance(epoch, config.epochs)
+        progress(epoch, config.epochs)
     selection, held_out = stack.selection, stack.held_out
     selection.restore()
     return TrainedHeads(
@@ -221,7 +220,7 @@ def _train_stack(
         best_relative_l2=tuple(selection.best_relative_l2),
         validation_rows=held_out,
         held_out_scores=cross_fitted(
-            np.stack(selection.judged_scores), train.score[held_out], seeds=stack.seeds
+            np.stack(selection.validation_scores), train.score[held_out], seeds=stack.seeds
         ),
         history=history,
     )

@@ -1,4 +1,4 @@
-"""The validation part of a training split: which clips choose the epoch of a head.
+"""Validation parts of a training split, and cross-fitted predictions of them.
 
 Conventions
 -----------
@@ -112,13 +112,13 @@ class ValidationSplit(NamedTuple):
         Rows of the training split to learn from.
     held_out : ndarray of int64, shape=(K, m)
         Of the others; m = 0 in test-set model selection.
-    judged : list of FeatureSet
-        Clips that choose: those held out, or the test split.
+    validation : list of FeatureSet
+        Clips that choose the epoch: those held out, or the test split.
     """
 
     fit: IntArray
     held_out: IntArray
-    judged: list[FeatureSet]
+    validation: list[FeatureSet]
 
 
 def hold_out(train: FeatureSet, config: FitConfig, test: FeatureSet | None) -> ValidationSplit:
@@ -233,8 +233,8 @@ def cross_fitted(
             own, others = fold == number, fold != number
             if others.sum() < 2:
                 continue
-            judges = predicted[:, k, others]
-            rho = spearman_rows(np.broadcast_to(truth[k, others], judges.shape), judges)
+            known = predicted[:, k, others]
+            rho = spearman_rows(np.broadcast_to(truth[k, others], known.shape), known)
             epoch = int(np.argmax(np.nan_to_num(rho, nan=-2.0)))
             chosen[k, own] = predicted[epoch, k, own]
     return chosen

@@ -32,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     explainer = explainer_of(tmp_path)
     explainer.scorer.runs()[0].folder.mkdir(parents=True)
     monkeypatch.setattr(
-        "aqa_pipeline.scoring.explainer.load_explainer", lambda folder, **rest: explainer
+        "aqa_pipeline.scoring.explainer.Explainer.load", lambda folder, **rest: explainer
     )
     return tmp_path
 
@@ -101,7 +101,7 @@ SERVE = """
     from tests.support.explained import explainer_of
     explainer = explainer_of(Path.cwd())
     explainer.scorer.runs()[0].folder.mkdir(parents=True, exist_ok=True)
-    aqa_pipeline.scoring.explainer.load_explainer = lambda folder, **rest: explainer
+    aqa_pipeline.scoring.explainer.Explainer.load = lambda folder, **rest: explainer
     from aqa_cli.main import main
     sys.argv = ["aqa", "serve", "small", *sys.argv[1:]]
     if __name__ == "__main__":

@@ -100,9 +100,9 @@ def test_failed_clips_are_lines_and_exit_code_3(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("small", "videos/v0.mp4"), 2, "type --difficulty (its training clips have 2 to 2.5)"),
+        (("small", "videos/v0.mp4"), 2, "(its training clips have 2 to 2.5); type --difficulty"),
         (("nothing", "videos/v0.mp4"), 4, "not a run folder"),
-        (("small", "runs"), 4, "no video in this folder"),
+        (("small", "runs"), 3, "no video in this folder"),
         (("small", "videos/v0.mp4", "--coverage", "90"), 2, "90.0 is not in the range"),
         (("small", "videos/v0.mp4", "--key", "x"), 2, "'x' is not COLUMN=VALUE"),
         (("small", "https://a.b/c.mp4", "--difficulty", "2"), 3, "is an address, not a file"),

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.errors import DataError
 from tests.support.planted import planted_clips
 
@@ -41,3 +42,20 @@ def test_columns_must_fit_together() -> None:
         dataclasses.replace(clips, score=clips.score[:5])
     with pytest.raises(DataError, match=r"shape \(6, 6\); expected \(clips, snippets, dim\)"):
         dataclasses.replace(clips, features=clips.features[:, 0])
+
+
+def test_concat_is_the_inverse_of_take() -> None:
+    clips = dataclasses.replace(planted_clips(6), judges=np.arange(12.0).reshape(6, 2))
+    joined = FeatureSet.concat([clips.take([0, 1]), clips.take([]), clips.take([2, 3, 4, 5])])
+    for field in dataclasses.fields(clips):
+        np.testing.assert_array_equal(getattr(joined, field.name), getattr(clips, field.name))
+    without = dataclasses.replace(clips, judges=None, video=np.zeros(6, dtype=np.int64))
+    assert FeatureSet.concat([clips, without]).judges is None
+    assert FeatureSet.concat([without, without]).video is None
+
+
+def test_distinct_keeps_the_first_of_each_id() -> None:
+    clips = planted_clips(4)
+    twice = FeatureSet.concat([clips.take([2, 0]), clips])
+    assert twice.distinct().clip_id == tuple(clips.clip_id[i] for i in (2, 0, 1, 3))
+    assert clips.distinct() is clips

@@ -64,8 +64,8 @@ def plain_gradients(
                 + head.label_weight.mT * (label[exemplar] / head.epsilon).float()
                 + head.bias.mT
             )
-            (labels,) = head.trunk.labels((label[query] - label[exemplar]).view(1, 1, 1))
-            loss = head.trunk.losses(hidden.relu(), labels).sum() / (2 * len(PAIRS))
+            (labels,) = head.output.labels((label[query] - label[exemplar]).view(1, 1, 1))
+            loss = head.output.losses(hidden.relu(), labels).sum() / (2 * len(PAIRS))
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
     return total, gradients(model)

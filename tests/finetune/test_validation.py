@@ -15,7 +15,7 @@ from aqa_pipeline.datasets.manifest import exemplar_keys
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL, import_mtl_aqa
 from aqa_pipeline.finetune.start import fresh_head
 from aqa_pipeline.finetune.validation import ValidationPlan
-from aqa_pipeline.heads.voting import predict_labels
+from aqa_pipeline.heads.batch_voting import vote
 from tests.support.planted import planted_clips
 from tests.support.tuning_data import SMALL_HEAD
 
@@ -58,7 +58,7 @@ def test_the_exemplars_drawn_give_the_predictions_of_the_whole_bank() -> None:
     plan = plan_of(clips.key, 60, num_exemplars=5)
     assert len(plan.needed) < 60
     found = plan.predict(head, clips.features[plan.needed], clips)
-    label = predict_labels(
+    label = vote(
         head,
         queries=torch.from_numpy(clips.features[60:]),
         pool=torch.from_numpy(clips.features[:60]),

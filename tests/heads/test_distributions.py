@@ -1,4 +1,4 @@
-"""Score distribution learning: the trunks of usdl and musdl."""
+"""Score distribution learning: the output layers of usdl and musdl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aqa_pipeline.core.judges import label_of_marks
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head
-from aqa_pipeline.heads.outputs import DistributionTrunk, fit_output_layer, trunk_from_settings
+from aqa_pipeline.heads.outputs import DistributionOutput, fit_output_layer, output_from_settings
 from aqa_pipeline.training.train import TrainedHeads, train_heads
 from tests.support.planted import planted_clips
 
@@ -55,46 +55,46 @@ def trained(clips: FeatureSet, kind: str, seed: int = 0, num_seeds: int = 1) -> 
 def test_the_divergence_by_hand() -> None:
     # Bins 0, 2, 4; sigma a quarter of the range, 1 point. A label of 2 wants
     # exp(-2), 1, exp(-2), normalised; a network of zeros says a third each.
-    trunk = DistributionTrunk(USDL, [[0.0, 2.0, 4.0]], num_judges=1, rule="all",
+    layer = DistributionOutput(USDL, [[0.0, 2.0, 4.0]], num_judges=1, rule="all",
                               generators=generators(0))  # fmt: skip
-    for parameter in trunk.parameters():
+    for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     edge = math.exp(-2) / (1 + 2 * math.exp(-2))
     middle = 1 - 2 * edge
     divergence = 2 * edge * math.log(3 * edge) + middle * math.log(3 * middle)
-    (labels,) = trunk.labels(torch.tensor([[[2.0]]], dtype=torch.float64))
-    losses = trunk.losses(torch.zeros(1, 1, 4), labels)
+    (labels,) = layer.labels(torch.tensor([[[2.0]]], dtype=torch.float64))
+    losses = layer.losses(torch.zeros(1, 1, 4), labels)
     assert losses[0].item() == pytest.approx(divergence, rel=1e-5)
     assert losses[1].item() == 0
-    assert trunk.value(torch.zeros(1, 1, 4)).target.item() == pytest.approx(2.0)
+    assert layer.value(torch.zeros(1, 1, 4)).target.item() == pytest.approx(2.0)
 
 
 def test_the_divergence_is_a_mean_over_judges_and_clips() -> None:
-    trunk = DistributionTrunk(MUSDL, [[0.0, 0.5, 1.0]] * 2, num_judges=2, rule="all",
+    layer = DistributionOutput(MUSDL, [[0.0, 0.5, 1.0]] * 2, num_judges=2, rule="all",
                               generators=generators(0, 1))  # fmt: skip
     root = torch.rand(2, 3, 4, generator=generators(5)[0])
     marks = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], dtype=torch.float64).expand(2, 3, 2)
-    log_q = trunk(root)
+    log_q = layer(root)
     expected = torch.zeros(2)
     for k in range(2):
         for b in range(3):
             for j in range(2):
-                p = (-0.5 * ((trunk.bins[k] - marks[k, b, j]) / 0.25) ** 2).softmax(0)
+                p = (-0.5 * ((layer.bins[k] - marks[k, b, j]) / 0.25) ** 2).softmax(0)
                 expected[k] += (p * (p.log() - log_q[k, j, :, b])).sum().float() / 6
-    for labels in trunk.labels(torch.stack([marks, marks])):  # of two steps
-        torch.testing.assert_close(trunk.losses(root, labels)[0], expected)
+    for labels in layer.labels(torch.stack([marks, marks])):  # of two steps
+        torch.testing.assert_close(layer.losses(root, labels)[0], expected)
 
 
 def test_a_sure_network_predicts_what_the_judges_gave_by_their_rule() -> None:
-    trunk = DistributionTrunk(MUSDL, [np.arange(21) / 2], num_judges=7, rule="middle three",
+    layer = DistributionOutput(MUSDL, [np.arange(21) / 2], num_judges=7, rule="middle three",
                               generators=generators(0))  # fmt: skip
-    for parameter in trunk.parameters():
+    for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     marks = [7.0, 6.5, 8.0, 7.5, 7.0, 9.0, 5.0]
     with torch.no_grad():
         for judge, mark in enumerate(marks):
-            trunk.out_bias[0, judge * 21 + int(2 * mark)] = 60.0
-    assert trunk.value(torch.zeros(1, 2, 4)).target.tolist() == [[pytest.approx(21.5)] * 2]
+            layer.out_bias[0, judge * 21 + int(2 * mark)] = 60.0
+    assert layer.value(torch.zeros(1, 2, 4)).target.tolist() == [[pytest.approx(21.5)] * 2]
 
 
 @pytest.mark.parametrize("kind", ["usdl", "musdl"])
@@ -114,12 +114,12 @@ def test_a_planted_signal_is_learned_and_a_stack_equals_its_models_alone(kind: s
 
 
 @pytest.mark.parametrize("config", [USDL, MUSDL])
-def test_a_trunk_is_built_again_from_its_settings(config: HeadConfig) -> None:
+def test_an_output_layer_is_built_again_from_its_settings(config: HeadConfig) -> None:
     clips = judged_clips(20)
     first = fit_output_layer(
         config, [clips.label] * 2, score_range=30.0, train=clips, generators=generators(0, 1)
     )
-    second = trunk_from_settings(config, first.settings(), generators(5, 6))
+    second = output_from_settings(config, first.settings(), generators(5, 6))
     second.load_state_dict(first.state_dict())
     root = torch.rand(2, 3, 4)
     assert torch.equal(first.value(root).target, second.value(root).target)

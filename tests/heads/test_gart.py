@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aqa_pipeline.core.groups import Groups, eq5_edges, symmetric_edges
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.heads.gart import Gart, GroupTensors, TreeOutput, leaf_losses, uniform_parameter
+from aqa_pipeline.heads.gart import Gart, GroupTensors, Leaves, leaf_losses, uniform_parameter
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -144,13 +144,13 @@ def test_groups_on_the_device_equal_those_in_numpy(more: list[float]) -> None:
         assert torch.equal(own_place, place)
 
 
-def certain(leaf: Tensor, place: Tensor, num_groups: int) -> TreeOutput:
+def certain(leaf: Tensor, place: Tensor, num_groups: int) -> Leaves:
     """What a head says that is sure of the given leaves, and wrong in all other places."""
     log_prob = torch.full((*leaf.shape, num_groups), -50.0)
     places = torch.full((*leaf.shape, num_groups), 7.0)
     log_prob.scatter_(2, leaf.unsqueeze(2), 0.0)
     places.scatter_(2, leaf.unsqueeze(2), place.unsqueeze(2))
-    return TreeOutput(log_prob.transpose(1, 2), places.transpose(1, 2))
+    return Leaves(log_prob.transpose(1, 2), places.transpose(1, 2))
 
 
 def test_eq7_a_perfect_head_returns_the_delta() -> None:
@@ -173,7 +173,7 @@ def test_eq7_by_hand() -> None:
 def test_eq7_no_prediction_leaves_through_an_empty_group() -> None:
     groups = Groups(np.array([-3.0, 0.0, 0.0, 0.0, 3.0]))
     log_prob = torch.tensor([0.1, 0.4, 0.3, 0.2]).log().view(1, 4, 1)
-    delta, leaf = GroupTensors([groups]).delta(TreeOutput(log_prob, torch.full((1, 4, 1), 0.5)))
+    delta, leaf = GroupTensors([groups]).delta(Leaves(log_prob, torch.full((1, 4, 1), 0.5)))
     assert leaf.tolist() == [[3]]
     assert delta.tolist() == [[1.5]]
 
@@ -183,7 +183,7 @@ def test_eq6_by_hand() -> None:
     place = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])
     leaf, target = torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.5]])
     classification, regression = leaf_losses(
-        TreeOutput(log_prob, place), leaf, target, recipe="default"
+        Leaves(log_prob, place), leaf, target, recipe="default"
     )
     assert classification.tolist() == pytest.approx([-(math.log(0.75) + math.log(0.5)) / 2])
     assert regression.tolist() == pytest.approx([(0.4**2 + 0.1**2) / 2])
@@ -202,7 +202,7 @@ def test_eq6_a_perfect_head_has_no_loss_and_each_model_has_its_own() -> None:
 
 def test_eq6_as_printed_is_a_cross_entropy_over_every_leaf() -> None:
     probability = torch.tensor([[0.2], [0.5], [0.3]])  # R=3 leaves, one pair
-    output = TreeOutput(probability.log()[None], torch.full((1, 3, 1), 0.5))
+    output = Leaves(probability.log()[None], torch.full((1, 3, 1), 0.5))
     leaf, place = torch.tensor([[1]]), torch.tensor([[0.75]])
     classification, regression = leaf_losses(output, leaf, place, recipe="paper")
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.7))
@@ -219,7 +219,7 @@ def test_eq6_as_printed_stays_finite_for_a_tree_that_is_sure_and_wrong() -> None
 
 def test_official_loss_sums_the_means_within_the_leaves() -> None:
     leaf, place = torch.tensor([[0, 0, 2]]), torch.tensor([[0.5, 0.5, 0.5]])
-    output = TreeOutput(
+    output = Leaves(
         torch.full((1, 3, 3), 1 / 3).log(),
         torch.tensor([[[0.5, 0.9, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.8]]]),
     )

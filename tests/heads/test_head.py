@@ -26,7 +26,7 @@ def head_of(config: HeadConfig, snippets: int, dim: int, *seeds: int) -> Head:
         config,
         num_snippets=snippets,
         feature_dim=dim,
-        trunk=fit_output_layer(
+        output=fit_output_layer(
             config, [np.arange(40) / 4.0] * len(seeds), score_range=30.0, generators=generators
         ),
         epsilon=30.0,
@@ -121,7 +121,7 @@ def test_standardisation_can_be_left_out() -> None:
 def test_standardisation_is_saved_with_the_head_but_not_trained() -> None:
     head = small_head(1)
     trained = {name for name, _ in head.named_parameters()}
-    assert {"standardise.mean", "standardise.std", "trunk.groups.edges"} <= set(
+    assert {"standardise.mean", "standardise.std", "output.groups.edges"} <= set(
         head.state_dict()
     ) - trained
 

@@ -10,10 +10,10 @@ import torch
 
 from aqa_pipeline.config import HeadConfig
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.heads.batch_voting import vote
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.heads.tree_path import read_path, tree_path
-from aqa_pipeline.heads.voting import predict_labels
 
 #: Four leaves: first decision .3 / .7, then .5 / .5 on the left, .8 / .2 on the right.
 LEAF_PROB = [0.15, 0.15, 0.56, 0.14]
@@ -56,11 +56,16 @@ def made_head(seeds: Sequence[int] = (0, 1), **config: object) -> Head:
     head_config = HeadConfig(hidden=6, num_groups=8, reduced_dim=3, **config)  # type: ignore[arg-type]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     deltas = np.random.default_rng(0).normal(scale=4, size=200)
-    trunk = fit_output_layer(
+    output = fit_output_layer(
         head_config, [deltas] * len(seeds), score_range=30.0, generators=generators
     )
     return Head(
-        head_config, num_snippets=2, feature_dim=5, trunk=trunk, epsilon=30.0, generators=generators
+        head_config,
+        num_snippets=2,
+        feature_dim=5,
+        output=output,
+        epsilon=30.0,
+        generators=generators,
     )
 
 
@@ -69,7 +74,7 @@ def test_a_path_ends_where_the_vote_of_that_pair_does(recipe: str) -> None:
     head = made_head(recipe=recipe)
     clips = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([10.0, 15.0, 20.0], dtype=torch.float64)
-    votes = predict_labels(
+    votes = vote(
         head,
         queries=clips[:1],
         pool=clips[1:],
@@ -90,9 +95,7 @@ def test_a_direct_tree_answers_the_label_itself() -> None:
     head = made_head(mode="direct")
     clips = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(3))
     nobody = torch.empty(1, 0, dtype=torch.int64)
-    votes = predict_labels(
-        head, queries=clips, pool=clips, pool_label=torch.zeros(1), exemplars=nobody
-    )
+    votes = vote(head, queries=clips, pool=clips, pool_label=torch.zeros(1), exemplars=nobody)
     assert tree_path(head, clips[0], model=1).value == pytest.approx(votes.label[1, 0, 0], abs=1e-5)
 
 

@@ -155,7 +155,6 @@ def test_heads_fitted_on_many_synthetic_clips_keep_the_promise_within_one_in_a_h
         protocol=Protocol(name="planted"),
         labels=LabelScale("raw"),
         fit_config=config,
-        config={},
     )
     found = measure_intervals(calibrated, new, predict_clips(run, new).score)
     assert found is not None

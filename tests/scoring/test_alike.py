@@ -9,7 +9,7 @@ import pytest
 
 from aqa_pipeline.config import PIXEL_PRESETS
 from aqa_pipeline.media.clip import SHOWN_PIXELS, shown_pixels
-from aqa_pipeline.scoring.similarity import choose, distances
+from aqa_pipeline.scoring.similarity import StandardizedClips, choose
 from tests.support.planted import planted_clips
 
 
@@ -22,7 +22,8 @@ def test_distance_is_the_rms_difference_in_standard_deviations() -> None:
     query = np.zeros((3, 6), np.float32)
     query[:, 5] = 7.0
     expected = np.sqrt(5 / 6 * 4 / (8 / 3))
-    np.testing.assert_allclose(distances(pool, query), [0, expected, expected], rtol=1e-6)
+    (found,) = StandardizedClips(pool.features).distances(query[None])
+    np.testing.assert_allclose(found, [0, expected, expected], rtol=1e-6)
 
 
 def test_the_nearest_and_the_nearest_on_the_other_side_are_shown() -> None:
@@ -44,7 +45,7 @@ def test_rounding_does_not_make_a_clip_company_for_itself() -> None:
     pool.features[3] = pool.features[1]  # a copy of the second clip under another name
     spread = pool.features.std(axis=(0, 1))
     query = pool.features[1] + 0.05 * spread
-    distance = distances(pool, query)
+    (distance,) = StandardizedClips(pool.features).distances(query[None])
     assert distance[1] == pytest.approx(0.05, rel=1e-3)
     assert 1 in choose(pool, distance, range(4), 60.0)
     assert sorted(choose(pool, distance, range(4), 60.0, is_exact=False)) == [0, 2]

@@ -31,18 +31,15 @@ def scorer(made: tuple[Manifest, Path]) -> Iterator[Scorer]:
         yield own
 
 
-EASY, HARD = ClipMetadata(difficulty=2.0), ClipMetadata(difficulty=2.5)
-
-
 def features(first: float) -> npt.NDArray[np.float32]:
     return np.array([[first, first + 8, first + 4]], np.float32)
 
 
 def test_the_two_orders_of_a_pair_agree(scorer: Scorer) -> None:
-    a = scorer.score_features(features(10), difficulty=2.0)
-    b = scorer.score_features(features(70), difficulty=2.0)
-    one = compare(scorer.assessor(), a, b, (EASY, EASY))
-    other = compare(scorer.assessor(), b, a, (EASY, EASY))
+    a = scorer.score_features(features(10), ClipMetadata(difficulty=2.0))
+    b = scorer.score_features(features(70), ClipMetadata(difficulty=2.0))
+    one = compare(scorer.assessor(), a, b)
+    other = compare(scorer.assessor(), b, a)
     assert one.difference == a.score - b.score == -other.difference
     assert one.probability is not None
     assert other.probability is not None
@@ -55,17 +52,17 @@ def test_the_two_orders_of_a_pair_agree(scorer: Scorer) -> None:
 
 
 def test_a_clip_against_itself_is_a_tie(scorer: Scorer) -> None:
-    a = scorer.score_features(features(10), difficulty=2.0)
-    tie = compare(scorer.assessor(), a, a, (EASY, EASY))
+    a = scorer.score_features(features(10), ClipMetadata(difficulty=2.0))
+    tie = compare(scorer.assessor(), a, a)
     assert tie.difference == 0
     assert tie.probability == pytest.approx(0.5)
     assert tie.side_by_side == 0
 
 
 def test_clips_of_other_difficulties_are_compared_by_their_scores_alone(scorer: Scorer) -> None:
-    a = scorer.score_features(features(10), difficulty=2.0)
-    b = scorer.score_features(features(10), difficulty=2.5)
-    result = compare(scorer.assessor(), a, b, (EASY, HARD))
+    a = scorer.score_features(features(10), ClipMetadata(difficulty=2.0))
+    b = scorer.score_features(features(10), ClipMetadata(difficulty=2.5))
+    result = compare(scorer.assessor(), a, b)
     assert result.side_by_side is None
     assert result.probability is not None
 
@@ -80,15 +77,15 @@ def test_a_name_is_a_video_or_a_clip_of_the_runs_manifest(
     assert clip == ScoreRequest(
         name="v1_3",
         video=manifest.video_path(row["video"]),
-        start_frame=15,
-        end_frame=27,
-        difficulty=2.5,
+        metadata=ClipMetadata(start_frame=15, end_frame=27, difficulty=2.5),
         known_score=row["score"],
     )
-    given = find_clip(scorer, "v1_3", project=project, difficulty=3.0, start_frame=4)
-    assert (given.difficulty, given.start_frame, given.end_frame) == (3.0, 4, 27)
+    given = ClipMetadata(difficulty=3.0, start_frame=4)
+    found = find_clip(scorer, "v1_3", given, project=project)
+    assert found.metadata == ClipMetadata(start_frame=4, end_frame=27, difficulty=3.0)
     path = str(manifest.video_path(row["video"]))
-    assert find_clip(scorer, path, project=project, difficulty=2.0).known_score is None
+    found = find_clip(scorer, path, given, project=project)
+    assert (found.metadata, found.known_score) == (given, None)
     with pytest.raises(ClipError, match=r"v9: no such video, and no clip of that id"):
         find_clip(scorer, "v9", project=project)
     with pytest.raises(ClipError, match=r"v9: no such video, and no manifest"):
@@ -99,13 +96,16 @@ def test_a_name_is_a_video_or_a_clip_of_the_runs_manifest(
 
 
 def test_a_clip_that_cannot_be_read_ends_it(scorer: Scorer) -> None:
-    clips = [ScoreRequest(name, Path(name), difficulty=2.0) for name in ("gone.mp4", "too.mp4")]
+    clips = [
+        ScoreRequest(name, Path(name), ClipMetadata(difficulty=2.0))
+        for name in ("gone.mp4", "too.mp4")
+    ]
     with pytest.raises(ClipError, match=r"gone\.mp4: no such video"):
         compare_clips(scorer, *clips)
 
 
 def test_two_categories_are_not_compared(scorer: Scorer) -> None:
-    a = scorer.score_features(features(10), category="dive", difficulty=2.0)
-    b = scorer.score_features(features(10), category="vault", difficulty=2.0)
+    a = scorer.score_features(features(10), ClipMetadata(category="dive", difficulty=2.0))
+    b = scorer.score_features(features(10), ClipMetadata(category="vault", difficulty=2.0))
     with pytest.raises(UsageError, match="scales of their own"):
-        compare(scorer.assessor(), a, b, (EASY, EASY))
+        compare(scorer.assessor(), a, b)

@@ -17,9 +17,12 @@ import pandas as pd
 import pytest
 
 from aqa_pipeline.config import Protocol
+from aqa_pipeline.datasets.parts import Part
 from aqa_pipeline.errors import ClipError, UsageError
 from aqa_pipeline.report.explanation import fragment, page, view_of
 from aqa_pipeline.report.explanation_files import write_explanation
+from aqa_pipeline.runs.config import RunConfig
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.explainer import Explainer, Explanation
 from tests.report.test_page import Page
 from tests.support.explained import PROTOCOL, QUERY, explainer_of
@@ -35,7 +38,7 @@ def explainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explainer]:
 
 @pytest.fixture(scope="module")
 def explanation(explainer: Explainer) -> Explanation:
-    return explainer.explain(query_of(explainer), difficulty=2.0)
+    return explainer.explain(query_of(explainer), ClipMetadata(difficulty=2.0))
 
 
 def query_of(explainer: Explainer) -> str:
@@ -87,10 +90,10 @@ def test_without_manifest_or_video_a_sentence_stands_for_the_pictures(tmp_path: 
     with explainer_of(tmp_path) as explainer:
         (tmp_path / "videos" / "v0.mp4").unlink()
         (tmp_path / "videos" / "v1.mp4").unlink()
-        lacking = explainer.explain(str(tmp_path / QUERY), difficulty=2.0)
+        lacking = explainer.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
         assert {one.without_frames for one in lacking.exemplars} == {"its video cannot be read"}
         (tmp_path / "manifests" / "small.csv").unlink()
-        lacking = explainer.explain(str(tmp_path / QUERY), difficulty=2.0)
+        lacking = explainer.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
         assert "the manifest of 'small' cannot be read" in Page(page(view_of(lacking))).said
         files = write_explanation(lacking, tmp_path / "out")
         assert len(files) == 6
@@ -146,7 +149,7 @@ def test_heads_without_votes_or_tree_are_explained_by_the_rest(
     tmp_path: Path, config: dict[str, str]
 ) -> None:
     with explainer_of(tmp_path, **config) as explainer:
-        found = explainer.explain(str(tmp_path / QUERY), difficulty=2.5)
+        found = explainer.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.5))
         said = Page(page(view_of(found))).said
         assert ("way through the tree" in said) == (found.path is not None)
         assert ("and their votes" in said) == bool(found.scored.exemplars)
@@ -155,12 +158,12 @@ def test_heads_without_votes_or_tree_are_explained_by_the_rest(
 
 def test_stages_are_told_and_what_is_missing_before_them(explainer: Explainer) -> None:
     stages: list[str] = []
-    with pytest.raises(UsageError, match="type --difficulty"):
-        explainer.explain(query_of(explainer), tell=stages.append)
+    with pytest.raises(UsageError, match="scores by difficulty, which is not given"):
+        explainer.explain(query_of(explainer), stage=stages.append)
     with pytest.raises(ClipError, match="no such video"):
-        explainer.explain("gone.mp4", difficulty=2.0, tell=stages.append)
+        explainer.explain("gone.mp4", ClipMetadata(difficulty=2.0), stage=stages.append)
     assert stages == ["decoding"]
-    explainer.explain(query_of(explainer), difficulty=2.0, tell=stages.append)
+    explainer.explain(query_of(explainer), ClipMetadata(difficulty=2.0), stage=stages.append)
     assert stages[1:] == ["decoding", "network", "explaining"]
 
 
@@ -170,13 +173,13 @@ def test_over_folds_contributions_are_those_of_the_mean(tmp_path: Path) -> None:
     with explainer_of(tmp_path) as one:
         run = one.scorer.runs()[0]
         folds = [
-            dataclasses.replace(run, config={"dataset": "small", "part": {"fold": k}})
+            dataclasses.replace(run, config=RunConfig(dataset="small", part=Part(fold=k)))
             for k in (1, 2)
         ]
         encoder = one._encoder
         with Explainer(Scorer(folds, encoder), encoder, project=one._project) as both:
-            single = one.explain(str(tmp_path / QUERY), difficulty=2.0)
-            double = both.explain(str(tmp_path / QUERY), difficulty=2.0)
+            single = one.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
+            double = both.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
     np.testing.assert_allclose(double.contributions.points, single.contributions.points)
     np.testing.assert_allclose(double.cam, single.cam, rtol=1e-5)
     assert len(double.scored.exemplars) == 2 * len(single.scored.exemplars)
@@ -192,7 +195,7 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
     from aqa_pipeline.project import Project
     from aqa_pipeline.runs.folder import write_run
     from aqa_pipeline.scoring.backbone import RunBackbone
-    from aqa_pipeline.scoring.explainer import load_explainer
+    from aqa_pipeline.scoring.explainer import Explainer
     from tests.support.explained import Averages
 
     with explainer_of(tmp_path) as made:
@@ -210,10 +213,10 @@ def test_a_run_folder_is_loaded_with_one_backbone_for_score_and_heat(
         "aqa_pipeline.scoring.explainer.find_backbone", lambda runs, weights, device: backbone
     )
     monkeypatch.setattr("aqa_pipeline.scoring.explainer.map_encoder", network)
-    with load_explainer(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
-        found = explainer.explain(str(tmp_path / QUERY), difficulty=2.0)
+    with Explainer.load(run.folder, project=Project(tmp_path), coverage=0.8) as explainer:
+        found = explainer.explain(str(tmp_path / QUERY), ClipMetadata(difficulty=2.0))
     assert loaded == [(tmp_path / "w", "float32")]
     assert found.scored.score == expected.score
     assert found.scored.coverage == 0.8
     with pytest.raises(UsageError, match="coverage"):
-        load_explainer(run.folder, project=Project(tmp_path), coverage=1.5)
+        Explainer.load(run.folder, project=Project(tmp_path), coverage=1.5)

@@ -28,9 +28,9 @@ def test_expected_score_of_a_sure_tree_is_the_predicted_one() -> None:
 
     run, clip = drawn_run(), one_clip()
     assert isinstance(run.head, Head)
-    assert isinstance(run.head.trunk, TreeOutput)
+    assert isinstance(run.head.output, TreeOutput)
     # Decisions so far apart that one leaf has all the probability.
-    for layer in run.head.trunk.tree.weights:
+    for layer in run.head.output.tree.weights:
         layer.data[:, :, -2:] *= 1e4
     value = expected_score(run, clip, ROWS, torch.from_numpy(clip.features[0]))
     assert value.item() == pytest.approx(snippet_contributions(run, clip, ROWS).score, abs=1e-3)
@@ -69,8 +69,8 @@ def test_gradient_is_what_finite_differences_say(config: dict[str, Any]) -> None
 def test_an_empty_group_does_not_pull_the_expected_score() -> None:
     run, clip = drawn_run(seeds=(0,)), one_clip()
     assert isinstance(run.head, Head)
-    assert isinstance(run.head.trunk, TreeOutput)
-    groups = run.head.trunk.groups
+    assert isinstance(run.head.output, TreeOutput)
+    groups = run.head.output.groups
     features = torch.from_numpy(clip.features[0])
     groups.edges[0] = torch.tensor([-30.0, -30.0, -30.0, -30.0, 30.0])
     value = expected_score(run, clip, ROWS, features)

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,12 @@ from aqa_pipeline.atomic import as_json
 from aqa_pipeline.cache.exchange import imported_fingerprint
 from aqa_pipeline.cache.fingerprint import fingerprint_of
 from aqa_pipeline.config import FitConfig, HeadConfig
+from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.errors import CacheError, ClipError, UsageError
+from aqa_pipeline.errors import CacheError, ClipError, MissingFactError, UsageError
+from aqa_pipeline.runs.config import Provenance
 from aqa_pipeline.runs.evaluate import evaluate_run
-from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.runs.folder import Run, read_run
 from aqa_pipeline.scoring.assessor import ClipMetadata, FeatureScorer
 from aqa_pipeline.scoring.backbone import load_backbone, own_weights
 from aqa_pipeline.scoring.scorer import Scorer
@@ -74,7 +75,7 @@ def test_a_test_clip_gets_evaluates_prediction_to_the_bit(
             assert scored.per_head == heads
     run = read_run(folder, device=CPU)
     again = evaluate_run(run, manifest, cache_root=folder.parent.parent / "cache")
-    assert json.loads(as_json(again)) == json.loads((folder / "metrics.json").read_text())
+    assert json.loads(as_json(again.as_dict())) == json.loads((folder / "metrics.json").read_text())
 
 
 def test_the_clip_ends_where_the_video_ends(scorer: Scorer, tmp_path: Path) -> None:
@@ -88,7 +89,9 @@ def test_the_clip_ends_where_the_video_ends(scorer: Scorer, tmp_path: Path) -> N
 def test_votes_add_up_to_the_score_and_the_interval_lies_around_it(
     scorer: Scorer, folder: Path
 ) -> None:
-    scored = scorer.score_features(np.array([[10, 18, 14]], np.float32), difficulty=2.5)
+    scored = scorer.score_features(
+        np.array([[10, 18, 14]], np.float32), ClipMetadata(difficulty=2.5)
+    )
     assert {vote.difficulty for vote in scored.exemplars} == {2.5}
     assert np.mean([vote.vote for vote in scored.exemplars]) == pytest.approx(scored.score)
     known = read_run(folder, device=CPU).exemplars
@@ -97,12 +100,16 @@ def test_votes_add_up_to_the_score_and_the_interval_lies_around_it(
     assert scored.interval is not None
     assert np.mean(scored.interval) == pytest.approx(scored.score)
     assert scored.interval[1] > scored.score
-    wider = load_scorer(folder, coverage=0.95).score_features(scored.features, difficulty=2.5)
+    wider = load_scorer(folder, coverage=0.95).score_features(
+        scored.features, ClipMetadata(difficulty=2.5)
+    )
     assert wider.interval is None or wider.interval[1] >= scored.interval[1]
 
 
 def test_what_json_gets_is_plain(scorer: Scorer) -> None:
-    scored = scorer.score_features(np.array([[10, 18, 14]], np.float32), difficulty=2.5)
+    scored = scorer.score_features(
+        np.array([[10, 18, 14]], np.float32), ClipMetadata(difficulty=2.5)
+    )
     text = json.dumps(scored.as_dict(), allow_nan=False)
     assert json.loads(text)["score"] == scored.score
     assert "features" not in scored.as_dict()
@@ -110,10 +117,18 @@ def test_what_json_gets_is_plain(scorer: Scorer) -> None:
 
 def test_a_training_clip_is_recognised(scorer: Scorer, folder: Path) -> None:
     known = read_run(folder, device=CPU).exemplars
-    scored = scorer.score_features(known.features[3], difficulty=float(known.difficulty[3]))
+    scored = scorer.score_features(
+        known.features[3], ClipMetadata(difficulty=float(known.difficulty[3]))
+    )
     assert scored.warnings == (
         f"it is the training clip {known.clip_id[3]}: the run knows its score",
     )
+
+
+def from_cache(run: Run, **changes: str) -> Run:
+    """The run, as if fitted on the features of another cache."""
+    cache = dataclasses.replace(run.config.cache, **changes)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, cache=cache))
 
 
 def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
@@ -127,31 +142,35 @@ def test_a_training_clip_is_recognised_in_half_precision_and_on_another_device(
     difficulty = float(known.difficulty[3])
     sentence = f"it is the training clip {known.clip_id[3]}: the run knows its score"
 
-    def warnings(features: np.ndarray, **config: Any) -> tuple[str, ...]:
-        run = read_run(folder, device=CPU)
-        run.config["cache"].update(config.pop("cache", {}))
-        run.config.update(config)
+    def warnings(features: np.ndarray, device: str = "cpu", **cache: str) -> tuple[str, ...]:
+        run = from_cache(read_run(folder, device=CPU), **cache)
+        provenance = Provenance(device=device)
+        run = dataclasses.replace(
+            run, config=dataclasses.replace(run.config, provenance=provenance)
+        )
         assessor = FeatureScorer([run], 0.9)
-        return assessor.score(features, None, ClipMetadata(difficulty=difficulty)).warnings
+        return assessor.score(features, ClipMetadata(difficulty=difficulty)).warnings
 
     made = fingerprint_of(
         read_run(folder, device=CPU).protocol, weights_sha256="00" * 32, precision="fp16"
     )
     of_fp16 = {"fingerprint_sha256": made.sha256, "weights_sha256": "00" * 32}
     assert sentence not in warnings(rounded), "on a CPU a clip's features are always the same"
-    for config in ({"cache": of_fp16}, {"device": "cuda:0"}):
+    for config in (of_fp16, {"device": "cuda:0"}):
         assert sentence in warnings(rounded, **config)
         assert not any("the training clip" in text for text in warnings(between, **config))
 
 
 def test_another_world_is_warned_of(scorer: Scorer) -> None:
-    scored = scorer.score_features(np.full((1, 3), 5000, np.float32), difficulty=2.5)
+    scored = scorer.score_features(np.full((1, 3), 5000, np.float32), ClipMetadata(difficulty=2.5))
     assert scored.distance > scored.usual_distance
     assert "looks unlike the clips the run was trained on" in scored.warnings[0]
 
 
 def test_an_unknown_difficulty_takes_the_nearest_and_says_so(scorer: Scorer) -> None:
-    scored = scorer.score_features(np.array([[10, 18, 14.5]], np.float32), difficulty=3.5)
+    scored = scorer.score_features(
+        np.array([[10, 18, 14.5]], np.float32), ClipMetadata(difficulty=3.5)
+    )
     assert "no known performance has difficulty 3.5: those with 2.5 voted" in scored.warnings
     assert {vote.difficulty for vote in scored.exemplars} == {2.5}
 
@@ -168,13 +187,13 @@ def test_fewer_exemplars_than_asked_for_are_told(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     run = dataclasses.replace(run, fit_config=dataclasses.replace(run.fit_config, num_exemplars=40))
     scored = Scorer([run], encode_numbers).score_features(
-        np.array([[10, 18, 14.5]], np.float32), difficulty=2.0
+        np.array([[10, 18, 14.5]], np.float32), ClipMetadata(difficulty=2.0)
     )
     assert "only 18 of 40 exemplars have its difficulty" in scored.warnings
 
 
 def test_a_missing_difficulty_is_asked_for_before_anything_is_read(scorer: Scorer) -> None:
-    with pytest.raises(UsageError, match=r"type --difficulty .*2 to 2\.5"):
+    with pytest.raises(UsageError, match=r"scores by difficulty, which is not given .*2 to 2\.5"):
         scorer.score("nowhere.mp4")
 
 
@@ -201,14 +220,16 @@ def test_a_run_without_calibration_gives_no_interval_and_says_why(
 ) -> None:
     old = shutil.copytree(folder, tmp_path / "old")
     (old / "calibration.csv").unlink()
-    scored = load_scorer(old).score_features(np.array([[1, 9, 5]], np.float32), difficulty=2.0)
+    scored = load_scorer(old).score_features(
+        np.array([[1, 9, 5]], np.float32), ClipMetadata(difficulty=2.0)
+    )
     assert scored.interval is None
     assert "no calibration.csv" in scored.warnings[-1]
 
 
 def test_too_high_a_coverage_for_the_clips_gives_no_interval(folder: Path) -> None:
     scored = load_scorer(folder, coverage=0.999).score_features(
-        np.array([[1, 9, 5]], np.float32), difficulty=2.0
+        np.array([[1, 9, 5]], np.float32), ClipMetadata(difficulty=2.0)
     )
     assert scored.interval is None
     assert "one of 99.9 % takes 999" in scored.warnings[-1]
@@ -218,7 +239,9 @@ def test_test_set_model_selection_holds_nothing_out(tmp_path: Path) -> None:
     fit = dataclasses.replace(FIT, model_selection="test", epochs=1)
     _, folder = make_run(tmp_path, fit=fit)
     assert not (folder / "calibration.csv").exists()
-    scored = load_scorer(folder).score_features(np.array([[1, 9, 5]], np.float32), difficulty=2.0)
+    scored = load_scorer(folder).score_features(
+        np.array([[1, 9, 5]], np.float32), ClipMetadata(difficulty=2.0)
+    )
     assert "chosen on the test split" in scored.warnings[-1]
     assert "intervals" not in json.loads((folder / "metrics.json").read_text())
 
@@ -261,18 +284,38 @@ def test_categories_are_chosen_and_folds_averaged(tmp_path: Path) -> None:
     parent = folds(tmp_path)
     scorer = load_scorer(parent)
     assert scorer.categories == ("a", "b")
-    with pytest.raises(UsageError, match="heads for a, b: type --category"):
-        scorer.score_features(np.zeros((1, 3), np.float32), difficulty=2.0)
+    with pytest.raises(UsageError, match="heads for a, b: name one of them as the category"):
+        scorer.score_features(np.zeros((1, 3), np.float32), ClipMetadata(difficulty=2.0))
     with pytest.raises(UsageError, match="no heads for the category 'c', only for a, b"):
         scorer.score("v.mp4", category="c", difficulty=2.0)
     features = np.array([[10, 18, 14.5]], np.float32)
-    scored = scorer.score_features(features, category="b", difficulty=2.0)
-    single = load_scorer(parent / "b" / "fold1").score_features(features, difficulty=2.0)
+    scored = scorer.score_features(features, ClipMetadata(category="b", difficulty=2.0))
+    single = load_scorer(parent / "b" / "fold1").score_features(
+        features, ClipMetadata(difficulty=2.0)
+    )
     assert scored.category == "b"
     assert scored.per_head == single.per_head * 2
     assert scored.score == pytest.approx(single.score)
     assert {vote.part for vote in scored.exemplars} == {"fold1", "fold2"}
     assert scored.num_calibrating == single.num_calibrating
+
+
+def test_an_unknown_category_is_one_mistake_wherever_it_is_made(folder: Path) -> None:
+    """Heads for several categories, or one run that scales by category: the same exit code."""
+    run = read_run(folder, device=CPU)
+    labels = LabelScale("range", {"dive": (0.0, 90.0), "vault": (0.0, 20.0)})
+    scorer = Scorer([dataclasses.replace(run, labels=labels)], encode_numbers)
+    with pytest.raises(MissingFactError, match=r"by category, .*there are dive, vault") as missing:
+        scorer.score("v.mp4", difficulty=2.0)
+    assert missing.value.fact == "category"
+    with pytest.raises(UsageError, match=r"knows no category 'ski' .there are dive, vault"):
+        scorer.score("v.mp4", category="ski", difficulty=2.0)
+
+
+def test_a_scorer_says_what_it_is(scorer: Scorer, tmp_path: Path) -> None:
+    assert repr(scorer) == "Scorer(CoRe + GART, data set small, 1 run, on cpu)"
+    several = repr(load_scorer(folds(tmp_path)))
+    assert several == "Scorer(CoRe + GART, data set small, 4 runs, categories a, b, on cpu)"
 
 
 def test_other_weights_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -284,7 +327,7 @@ def test_other_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_imported_features_cannot_be_made_of_a_video(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     imported = imported_fingerprint("videoswin", steps=1, dim=3)
-    run.config["cache"]["weights_sha256"] = imported.weights_sha256
+    run = from_cache(run, weights_sha256=imported.weights_sha256)
     with pytest.raises(CacheError, match="features were imported, not extracted here"):
         load_backbone([run])
 
@@ -301,7 +344,7 @@ def test_a_protocol_that_did_not_make_the_features_is_refused(
 
 def test_parts_with_backbones_of_their_own_are_scored_one_by_one(folder: Path) -> None:
     runs = [read_run(folder, device=CPU) for _ in range(2)]
-    runs[1].config["cache"]["weights_sha256"] = "11" * 32
+    runs[1] = from_cache(runs[1], weights_sha256="11" * 32)
     with pytest.raises(CacheError, match="of 2 different backbones; name one of them, such as"):
         load_backbone(runs)
 
@@ -312,7 +355,7 @@ def test_features_of_a_gpus_precision_are_told(
     """On a GPU they are made in it again, elsewhere in float32."""
     run = read_run(folder, device=CPU)
     made = fingerprint_of(run.protocol, weights_sha256="00" * 32, precision="bf16")
-    run.config["cache"]["fingerprint_sha256"] = made.sha256
+    run = from_cache(run, fingerprint_sha256=made.sha256)
     asked = []
     monkeypatch.setattr("aqa_pipeline.scoring.backbone.weights_identity", lambda path: "00" * 32)
     monkeypatch.setattr(
@@ -328,7 +371,7 @@ def test_features_of_a_gpus_precision_are_told(
 def test_a_run_may_bring_weights_of_its_own(folder: Path) -> None:
     run = read_run(folder, device=CPU)
     assert own_weights(run) is None
-    run.config["cache"]["weights_file"] = "backbone.safetensors"
+    run = from_cache(run, weights_file="backbone.safetensors")
     assert own_weights(run) == folder / "backbone.safetensors"
 
 

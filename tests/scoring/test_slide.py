@@ -45,11 +45,9 @@ def test_each_window_gets_the_score_it_gets_on_its_own(scorer: Scorer, video: Pa
     told: list[tuple[int, int]] = []
     slid = scorer.slide(
         video,
+        ClipMetadata(start_frame=20, end_frame=140, difficulty=2.0),
         stride=7,
-        start_frame=20,
-        end_frame=140,
-        difficulty=2.0,
-        advance=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: told.append((done, total)),
     )
     assert slid.starts.tolist() == list(range(20, 132, 7))
     assert told[0] == (0, 16)
@@ -69,11 +67,11 @@ def test_each_window_gets_the_score_it_gets_on_its_own(scorer: Scorer, video: Pa
 
 def test_too_short_a_video_says_what_to_do(scorer: Scorer, video: Path) -> None:
     with pytest.raises(UsageError, match="8 frames are shorter than one window of 9"):
-        scorer.slide(video, end_frame=8, difficulty=2.0)
-    with pytest.raises(UsageError, match="type --difficulty"):
+        scorer.slide(video, ClipMetadata(end_frame=8, difficulty=2.0))
+    with pytest.raises(UsageError, match="scores by difficulty, which is not given"):
         scorer.slide(video)
     with pytest.raises(ClipError, match="no such video"):
-        scorer.slide("gone.mp4", difficulty=2.0)
+        scorer.slide("gone.mp4", ClipMetadata(difficulty=2.0))
 
 
 PROTOCOL = Protocol(name="p", window_frames=30, snippet_frames=4, snippet_starts=(0, 10, 20, 26))
@@ -85,7 +83,7 @@ class CountingAssessor(FeatureScorer):
     def __init__(self) -> None:
         self.coverage, self.seen = 0.9, list[np.ndarray]()
 
-    def score(self, features, clip, facts):  # type: ignore[no-untyped-def]
+    def score(self, features, metadata, clip=None):  # type: ignore[no-untyped-def]
         self.seen.append(features)
         return Slidable(float(features.sum()))
 
@@ -122,7 +120,7 @@ def test_each_snippet_is_encoded_once_in_full_batches(size: int) -> None:
         assessor,
         encode,
         request=ClipRequest(Path("v"), PROTOCOL),
-        facts=ClipMetadata(),
+        metadata=ClipMetadata(),
         stride=10,
     )
     assert slid.starts.tolist() == list(range(0, 100, 10))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from aqa_pipeline.config import ServeConfig
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.errors import UsageError
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.scoring.explainer import Explainer
-from aqa_pipeline.serve.fields import fields_of
-from aqa_pipeline.serve.server import checked_options
+from aqa_pipeline.serve.fields import form_fields, parse_metadata
+from aqa_pipeline.serve.server import site_of
 from tests.support.drawn_run import drawn_run
 from tests.support.explained import explainer_of
 
 
 def test_a_run_that_compares_by_difficulty_asks_for_one() -> None:
-    (field,) = fields_of([drawn_run()], categories=[""])
+    (field,) = form_fields([drawn_run()], categories=[""])
     assert (field.name, field.values, field.value) == ("difficulty", ("2", "3"), "3")
     assert field.is_free  # a dive of 2.7 may come, too
 
@@ -32,7 +35,7 @@ def test_every_column_of_the_exemplar_key_is_asked_for() -> None:
     protocol = dataclasses.replace(run.protocol, exemplar_key=("category", "action_type"))
     labels = LabelScale("none")
     run = dataclasses.replace(run, exemplars=pool, protocol=protocol, labels=labels)
-    category, action = fields_of([run], categories=[""])
+    category, action = form_fields([run], categories=[""])
     assert (category.name, category.values, category.is_free) == ("category", ("a", "b"), False)
     assert (action.name, action.label) == ("key.action_type", "Action type")
     assert action.values == ("100B", "101B", "102B")
@@ -41,8 +44,8 @@ def test_every_column_of_the_exemplar_key_is_asked_for() -> None:
 def test_heads_of_their_own_for_each_category_are_a_choice() -> None:
     run = dataclasses.replace(drawn_run(), labels=LabelScale("none"))
     run = dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, exemplar_key=()))
-    assert fields_of([run], categories=[""]) == []
-    (field,) = fields_of([run], categories=["vault", "diving"])
+    assert form_fields([run], categories=[""]) == []
+    (field,) = form_fields([run], categories=["vault", "diving"])
     assert field.values == ("diving", "vault")
 
 
@@ -52,21 +55,17 @@ def explainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explainer]:
         yield found
 
 
-def test_answers_become_arguments(explainer: Explainer) -> None:
+def test_answers_become_metadata() -> None:
     asked = {"difficulty": "2,5", "start": "3", "end": "", "key.x": "y"}
-    assert checked_options(explainer, asked) == {
-        "start_frame": 3,
-        "end_frame": None,
-        "category": "",
-        "difficulty": 2.5,
-        "columns": {"x": "y"},
-    }
+    assert parse_metadata(asked) == ClipMetadata(
+        start_frame=3, end_frame=None, category="", difficulty=2.5, columns={"x": "y"}
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({}, "type --difficulty"),
+        ({}, "scores by difficulty, which is not given"),
         ({"difficulty": "hard"}, "difficulty is 'hard'; expected a number above 0"),
         ({"difficulty": "-1"}, "expected a number above 0"),
         ({"difficulty": "nan"}, "expected a number above 0"),
@@ -79,7 +78,10 @@ def test_answers_become_arguments(explainer: Explainer) -> None:
     ids=str,
 )
 def test_wrong_answers_are_one_sentence(
-    explainer: Explainer, asked: dict[str, str], sentence: str
+    explainer: Explainer, tmp_path: Path, asked: dict[str, str], sentence: str
 ) -> None:
+    pytest.importorskip("starlette")
+    project, folder = explainer._project, explainer.scorer.any_run.folder
+    site = site_of(folder, explainer, project=project, config=ServeConfig(), uploads=tmp_path)
     with pytest.raises(UsageError, match=sentence):
-        checked_options(explainer, asked)
+        site.parse(asked)

@@ -14,14 +14,15 @@ from urllib.parse import quote
 import pytest
 
 from aqa_pipeline.errors import ClipError, UsageError
-from aqa_pipeline.serve.jobs import MAX_WAITING, Job, JobQueue, JobResult, Tell
+from aqa_pipeline.scoring.assessor import ClipMetadata
+from aqa_pipeline.serve.jobs import MAX_WAITING, Job, JobQueue, JobResult, Stage
 from aqa_pipeline.serve.uploads import RefusedUpload, Upload, container_of, receive, shown_name
 from tests.support.live_server import MP4_HEAD, LiveServer, live_server
 
 
-def work(job: Job, tell: Tell) -> JobResult:
+def work(job: Job, stage: Stage) -> JobResult:
     """Gives the size as the score; what begins with ``bad`` fails."""
-    tell("decoding")
+    stage("decoding")
     content = job.upload.path.read_bytes()
     if b"bad" in content:
         raise ClipError(f"{job.upload.path}: no frame in it", stage="decode")
@@ -220,29 +221,29 @@ def test_names_a_server_answers_to(host: str, names: set[str] | None) -> None:
 
 
 def test_options_are_checked_before_the_upload(tmp_path: Path) -> None:
-    def check(asked: dict[str, str]) -> dict[str, str]:
+    def check(asked: dict[str, str]) -> ClipMetadata:
         if asked.get("difficulty") != "3":
             raise UsageError("this run scores by difficulty: give one")
-        return asked
+        return ClipMetadata(difficulty=3.0)
 
     seen = []
 
-    def note(job: Job, tell: Tell) -> JobResult:
-        seen.append(dict(job.options))
+    def note(job: Job, stage: Stage) -> JobResult:
+        seen.append(job.metadata)
         return JobResult({}, "", "")
 
-    with live_server(note, tmp_path, check_options=check) as server:
+    with live_server(note, tmp_path, parse=check) as server:
         answer = server.upload(MP4_HEAD, "name=a&difficulty=x")
         assert (answer.status, answer.error) == (400, "this run scores by difficulty: give one")
         server.finished(server.upload(MP4_HEAD, "name=a&difficulty=3").json["id"])
-    assert seen == [{"difficulty": "3"}]
+    assert seen == [ClipMetadata(difficulty=3.0)]
 
 
 def test_a_refused_sender_can_finish_and_read_why(tmp_path: Path) -> None:
-    def refuse(asked: dict[str, str]) -> dict[str, str]:
+    def refuse(asked: dict[str, str]) -> ClipMetadata:
         raise UsageError("give a difficulty")
 
-    with live_server(work, tmp_path, check_options=refuse, max_bytes=30_000_000) as server:
+    with live_server(work, tmp_path, parse=refuse, max_bytes=30_000_000) as server:
         for _ in range(5):
             answer = server.upload(MP4_HEAD + b"\0" * 25_000_000)
             assert (answer.status, answer.error) == (400, "give a difficulty")
@@ -252,7 +253,7 @@ def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:
     gate, at_work = threading.Event(), threading.Semaphore(0)
     running = []
 
-    def slow(job: Job, tell: Tell) -> JobResult:
+    def slow(job: Job, stage: Stage) -> JobResult:
         running.append(job.upload.name)
         at_work.release()
         assert gate.wait(60)
@@ -275,7 +276,7 @@ def test_uploads_queue_and_say_how_many_are_before_them(tmp_path: Path) -> None:
 def test_a_full_queue_says_so_and_its_files_go_when_it_closes(tmp_path: Path) -> None:
     gate, at_work = threading.Event(), threading.Semaphore(0)
 
-    def slow(job: Job, tell: Tell) -> JobResult:
+    def slow(job: Job, stage: Stage) -> JobResult:
         at_work.release()
         gate.wait(60)
         return JobResult({}, "", "")
@@ -286,12 +287,12 @@ def test_a_full_queue_says_so_and_its_files_go_when_it_closes(tmp_path: Path) ->
         return Upload(path, f"clip{n}", len(MP4_HEAD))
 
     with JobQueue(slow) as queue:
-        queue.add(upload(0), {})
+        queue.add(upload(0), ClipMetadata())
         assert at_work.acquire(timeout=30)
         for n in range(1, MAX_WAITING + 1):
-            queue.add(upload(n), {})
+            queue.add(upload(n), ClipMetadata())
         with pytest.raises(RefusedUpload, match=f"{MAX_WAITING} clips wait already") as refused:
-            queue.add(upload(99), {})
+            queue.add(upload(99), ClipMetadata())
         assert refused.value.status == 429
         assert not (tmp_path / "99.upload").exists()
         gate.set()

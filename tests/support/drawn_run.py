@@ -12,6 +12,7 @@ from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import fit_output_layer
+from aqa_pipeline.runs.config import RunConfig
 from aqa_pipeline.runs.folder import Run
 from tests.support.planted import planted_clips
 
@@ -30,7 +31,7 @@ def drawn_run(
         head_config,
         num_snippets=pool.features.shape[1],
         feature_dim=pool.features.shape[2],
-        trunk=fit_output_layer(
+        output=fit_output_layer(
             head_config, [targets] * len(seeds), score_range=30.0, generators=generators
         ),
         epsilon=30.0,
@@ -43,7 +44,7 @@ def drawn_run(
         protocol=Protocol(name="planted", exemplar_key=("difficulty",), label_transform="raw"),
         labels=LabelScale("raw"),
         fit_config=FitConfig(num_seeds=len(seeds)),
-        config={"dataset": "planted", "part": {}},
+        config=RunConfig(dataset="planted"),
     )
 
 

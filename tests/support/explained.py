@@ -18,6 +18,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.protocol import write_protocol
 from aqa_pipeline.media.reader import VideoReader
 from aqa_pipeline.project import Project
+from aqa_pipeline.runs.config import RunConfig
 from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.scoring.explainer import Explainer
 from aqa_pipeline.scoring.scorer import Scorer
@@ -90,7 +91,7 @@ def run_of(manifest: Manifest, encoder: Encoder, **config: object) -> Run:
         folder=manifest.path.parent.parent / "runs" / "small",
         protocol=PROTOCOL,
         fit_config=FitConfig(num_seeds=2, num_exemplars=None),
-        config={"dataset": "small", "part": {}},
+        config=RunConfig(dataset="small"),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aqa_pipeline.scoring.assessor import ClipMetadata
 from aqa_pipeline.serve.jobs import JobQueue, Work
 
 #: The shortest thing that begins like an MP4 file.
@@ -98,7 +99,7 @@ def live_server(
     page: str = "<!DOCTYPE html><title>page</title>",
     static: Mapping[str, tuple[str, str]] | None = None,
     report: str = "<!DOCTYPE html><title>report</title><p>how good it is",
-    check_options: Any = dict,
+    parse: Any = lambda asked: ClipMetadata(),
     site: Any = None,
 ) -> Iterator[LiveServer]:
     """Serve until the block ends; ``site`` in place of one made of the other arguments."""
@@ -114,7 +115,7 @@ def live_server(
         report=lambda: report,
         folder=folder,
         max_bytes=max_bytes,
-        check_options=check_options,
+        parse=parse,
     )
     with listening, JobQueue(work) as queue:
         app = application(site, queue, hosts={"127.0.0.1", "localhost"})

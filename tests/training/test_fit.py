@@ -125,10 +125,10 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
         "metrics.json", "predictions.csv",
     }  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["heads"]["rho"]["mean"] == result.metrics["heads"]["rho"]["mean"]
+    assert metrics["heads"]["rho"]["mean"] == result.metrics.heads["rho"].mean
     assert (metrics["num_train"], metrics["num_test"], metrics["seeds"]) == (45, 15, [0, 1])
     assert "validation part" in metrics["selection"]
-    assert result.run.config["validation_of"] == "single clips"
+    assert result.run.config.validation_of == "single clips"
     table = pd.read_csv(folder / "predictions.csv")
     assert len(table) == 15
     heads = table[["prediction_seed0", "prediction_seed1"]]
@@ -143,7 +143,8 @@ def test_the_run_folder_is_complete_and_its_numbers_are_the_returned_ones(
 
 def test_a_planted_label_is_found(fitted: tuple[Path, Manifest, FitResult]) -> None:
     _, _, result = fitted
-    assert result.metrics["ensemble"]["rho"] > result.metrics["difficulty_alone"]["rho"] + 0.2
+    assert result.metrics.difficulty_alone is not None
+    assert result.metrics.ensemble.rho > result.metrics.difficulty_alone.rho + 0.2
 
 
 def test_evaluating_a_run_folder_again_gives_its_metrics_to_the_last_digit(
@@ -161,23 +162,23 @@ def test_r_l2_by_the_range_of_the_class_counts_the_training_clips_too(
     root, manifest, result = fitted
     run = read_run(root / "runs" / "r", device=CPU)
     by_class = evaluate_run(run, manifest, cache_root=root / "cache", range_of="class")
-    assert by_class["relative_l2_range"] == "class, train and test"
+    assert by_class.relative_l2_range == "class, train and test"
     test, every = result.predictions.clips.score, manifest.clips["score"]
     ratio = (np.ptp(test) / np.ptp(every)) ** 2
     assert ratio < 1
-    assert by_class["ensemble"]["relative_l2"] == pytest.approx(
-        ratio * result.metrics["ensemble"]["relative_l2"]
+    assert by_class.ensemble.relative_l2 == pytest.approx(
+        ratio * result.metrics.ensemble.relative_l2
     )
-    assert by_class["ensemble"]["rho"] == result.metrics["ensemble"]["rho"]
+    assert by_class.ensemble.rho == result.metrics.ensemble.rho
 
 
 def test_where_the_split_is_by_video_so_is_the_validation_part(tmp_path: Path) -> None:
     videos = [f"test{i}.mp4" if i % 4 == 0 else f"train{i % 5}.mp4" for i in range(60)]
     manifest, cache = make_cache(tmp_path, video=videos)
     config = fit(tmp_path, manifest, cache).run.config
-    assert config["validation_of"] == "whole videos"
+    assert config.validation_of == "whole videos"
     video = dict(zip(manifest.clips["clip_id"], videos, strict=True))
-    for held_out in config["validation_clips"]:
+    for held_out in config.validation_clips:
         for name in {video[clip] for clip in held_out}:
             same = [clip for clip, other in video.items() if other == name]
             assert set(same) <= set(held_out), "of videos of one size nothing is left over"
@@ -217,7 +218,7 @@ def test_one_seed_of_several_is_the_head_it_would_be_alone(tmp_path: Path) -> No
     )
 
 
-def dataset(root: Path, manifest: Manifest, cache: FeatureCache, **config: Any) -> dict[str, Any]:
+def dataset(root: Path, manifest: Manifest, cache: FeatureCache, **config: Any) -> Any:
     quick = {"epochs": 2, "num_seeds": 2, "batch_size": 8}
     head = HeadConfig(hidden=32, reduced_dim=8, **config.pop("head", {}))
     return fit_dataset(
@@ -230,7 +231,7 @@ def dataset(root: Path, manifest: Manifest, cache: FeatureCache, **config: Any) 
     )
 
 
-def evaluated(root: Path, manifest: Manifest) -> dict[str, Any]:
+def evaluated(root: Path, manifest: Manifest) -> Any:
     return evaluate_folder(
         root / "runs" / "all", lambda name: manifest, cache_root=root / "cache", device=CPU
     )
@@ -253,7 +254,7 @@ def test_every_method_of_the_paper_fits_and_evaluates_alike(
     manifest, cache = make_cache(tmp_path)
     fitted = dataset(tmp_path, manifest, cache, head={"kind": kind, "mode": mode})
     first = "CoRe" if mode == "contrastive" else "I3D"
-    assert fitted["method"] == f"{first} + {kind.upper()}"
+    assert fitted.method == f"{first} + {kind.upper()}"
     assert evaluated(tmp_path, manifest) == fitted
 
 
@@ -276,13 +277,13 @@ def test_without_difficulty_any_two_clips_are_compared_by_their_scores(tmp_path:
 def test_test_set_model_selection_says_so(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
     fitted = dataset(tmp_path, manifest, cache, model_selection="test", epochs=6)
-    assert fitted["selection"] == "best epoch chosen on the test set (as in the literature)"
+    assert fitted.selection == "best epoch chosen on the test set (as in the literature)"
     history = pd.read_csv(tmp_path / "runs" / "all" / "history.csv")
     best = history.groupby("seed")["selection_rho"].max()
-    np.testing.assert_allclose(fitted["heads"]["rho"]["per_seed"], best, rtol=1e-9)
-    lowest = fitted["heads"]["relative_l2_best_of_any_epoch"]
+    np.testing.assert_allclose(fitted.heads["rho"].per_seed, best, rtol=1e-9)
+    lowest = fitted.best_relative_l2_of_any_epoch
     # Epochs are judged by all clips at once, the kept one clip by clip: equal but for rounding.
-    kept = np.array(fitted["heads"]["relative_l2"]["per_seed"])
+    kept = np.array(fitted.heads["relative_l2"].per_seed)
     assert all(np.array(lowest) <= kept * (1 + 1e-6))
     assert evaluated(tmp_path, manifest) == fitted
 
@@ -300,18 +301,18 @@ def test_categories_and_folds_get_runs_of_their_own_and_averages(tmp_path: Path)
     write_protocol(manifest.path.with_suffix(".toml"), protocol)
     manifest = read_manifest(manifest.path)
     fitted = dataset(tmp_path, manifest, cache)
-    assert [(row["category"], row["fold"]) for row in fitted["parts"]] == [
+    assert [(row["category"], row["fold"]) for row in fitted.parts] == [
         (name, fold) for name in ("Knot Tying", "Suturing") for fold in (1, 2, 3)
     ]
-    assert {row["num_test"] for row in fitted["parts"]} == {10}
+    assert {row["num_test"] for row in fitted.parts} == {10}
     by_task = [
-        np.mean([row["rho"] for row in fitted["parts"] if row["category"] == name])
+        np.mean([row["rho"] for row in fitted.parts if row["category"] == name])
         for name in ("Knot Tying", "Suturing")
     ]
-    assert [row["rho"] for row in fitted["categories"]] == pytest.approx(by_task)
-    assert fitted["average"]["rho"] == pytest.approx(np.tanh(np.arctanh(by_task).mean()))
+    assert [own.rho for own in fitted.categories.values()] == pytest.approx(by_task)
+    assert fitted.average.rho == pytest.approx(np.tanh(np.arctanh(by_task).mean()))
     one = tmp_path / "runs" / "all" / "Knot_Tying" / "fold2"
-    assert read_run(one, device=CPU).config["part"]["split_column"] == "fold_2"
+    assert read_run(one, device=CPU).config.part.split_column == "fold_2"
     assert evaluated(tmp_path, manifest) == fitted
 
 

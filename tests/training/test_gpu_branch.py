@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from aqa_pipeline.config import FitConfig, HeadConfig, ModelSettings
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.heads.outputs import LeafLabels, TreeOutput, Value
+from aqa_pipeline.heads.gart import Value
+from aqa_pipeline.heads.outputs import LeafLabels, TreeOutput
 from aqa_pipeline.training.adam import side_by_side
 from aqa_pipeline.training.stack import Stack
 from tests.support.planted import planted_clips
@@ -153,7 +154,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def whole_value(self: TreeOutput, root: Tensor) -> Value:
         taken.append("value")
-        return Value(*self.groups.delta(self.tree(root)))
+        return self.groups.delta(self.tree(root))
 
     def not_taken(device: torch.device) -> bool:
         taken.append("gradients")
@@ -166,7 +167,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(TreeOutput, "labels", whole_labels)
     monkeypatch.setattr(TreeOutput, "value", whole_value)
     monkeypatch.setattr("aqa_pipeline.training.adam.takes_gradients", not_taken)
-    for module in ("heads.voting", "training.selection"):
+    for module in ("heads.batch_voting", "training.selection"):
         monkeypatch.setattr(f"aqa_pipeline.{module}.votes_on_host", not_on_host)
     return taken
 
@@ -188,7 +189,7 @@ def test_the_gpu_branch_computes_what_the_cpu_branch_does(
     for (losses, _), (own_losses, _) in zip(found, expected, strict=True):
         np.testing.assert_allclose(losses, own_losses, rtol=3e-6, atol=1e-7)
     np.testing.assert_allclose(
-        np.stack(by_gpu.selection.judged_scores), np.stack(by_cpu.selection.judged_scores),
+        np.stack(by_gpu.selection.validation_scores), np.stack(by_cpu.selection.validation_scores),
         rtol=1e-4,
     )  # fmt: skip
     for (key, value), other in zip(
@@ -210,7 +211,7 @@ def test_several_m_and_a_cut_stack_vote_on_the_device_as_on_the_host(
         own.run_epoch()
         own.keep([0, 2])
         own.run_epoch()
-        return own.selection.best_relative_l2, own.selection.judged_scores
+        return own.selection.best_relative_l2, own.selection.validation_scores
 
     error, scores = run()
     force(monkeypatch)

@@ -41,7 +41,7 @@ def test_heads_that_do_not_fit_side_by_side_train_some_at_a_time(
         )
         outcome = train_heads(
             clips.take(range(40)), head_config=SMALL, config=config, score_range=None,
-            epsilon=30.0, device=CPU, test=test, advance=lambda *now: told.append(now),
+            epsilon=30.0, device=CPU, test=test, progress=lambda *now: told.append(now),
         )  # fmt: skip
         return outcome, told
 

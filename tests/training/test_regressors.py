@@ -17,6 +17,7 @@ from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.runs.evaluate import evaluate_folder
 from aqa_pipeline.runs.folder import read_run
+from aqa_pipeline.runs.metrics import Metrics
 from aqa_pipeline.training.fit import fit_dataset
 from tests.training.test_fit import make_cache
 
@@ -38,7 +39,7 @@ def judged_cache(root: Path) -> tuple[Manifest, FeatureCache]:
 
 def fit_and_evaluate(
     root: Path, manifest: Manifest, cache: FeatureCache, seeds: int = 2, **head: Any
-) -> dict[str, Any]:
+) -> Any:
     told: list[tuple[int, int]] = []
     fitted = fit_dataset(
         manifest,
@@ -47,7 +48,7 @@ def fit_and_evaluate(
         head_config=HeadConfig(hidden=32, reduced_dim=8, **head),
         fit_config=FitConfig(epochs=8, num_seeds=seeds, batch_size=8, learning_rate=5e-3),
         device=CPU,
-        advance=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1][0] == told[-1][1] == len(told), "the progress bar ends full"
     again = evaluate_folder(
@@ -73,10 +74,10 @@ def test_every_method_the_paper_compares_with_fits_and_evaluates_alike(
         pytest.importorskip("sklearn")
     manifest, cache = judged_cache(tmp_path)
     fitted = fit_and_evaluate(tmp_path, manifest, cache, kind=kind, mode="direct")
-    assert fitted["method"] == method
-    assert fitted["heads"]["rho"]["mean"] > fitted["difficulty_alone"]["rho"]
+    assert fitted.method == method
+    assert fitted.heads["rho"].mean > fitted.difficulty_alone.rho
     run = read_run(tmp_path / "run", device=CPU)
-    assert run.config["method"] == method
+    assert run.config.method == method
     assert run.exemplars.judges is not None
     assert run.exemplars.judges.shape == (45, 7)
     names = {path.suffix for path in (tmp_path / "run").iterdir()}
@@ -86,7 +87,7 @@ def test_every_method_the_paper_compares_with_fits_and_evaluates_alike(
 @pytest.mark.parametrize("mode", ["direct", "contrastive"])
 @pytest.mark.parametrize("aggregation", ["lstm", "attention"])
 @pytest.mark.parametrize("kind", ["mlp", "gart"])
-def test_every_aggregation_goes_with_every_trunk(
+def test_every_aggregation_goes_with_every_output_layer(
     tmp_path: Path, kind: str, aggregation: str, mode: str
 ) -> None:
     manifest, cache = make_cache(tmp_path)
@@ -98,14 +99,14 @@ def test_the_lstm_with_an_mlp_is_called_by_its_name(tmp_path: Path) -> None:
     fitted = fit_and_evaluate(
         tmp_path, manifest, cache, kind="mlp", aggregation="lstm", mode="direct"
     )
-    assert fitted["method"] == "I3D + LSTM"
+    assert fitted.method == "I3D + LSTM"
 
 
 def test_the_history_of_a_machine_is_its_grid(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     manifest, cache = make_cache(tmp_path)
     fitted = fit_and_evaluate(tmp_path, manifest, cache, kind="svr", mode="direct")
-    assert fitted["selection"].startswith("best grid point chosen on a validation part")
+    assert fitted.selection.startswith("best grid point chosen on a validation part")
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history["seed"].tolist() == [0] * 12 + [1] * 12
     best = json.loads((tmp_path / "run" / "config.json").read_text())["best_epoch"]
@@ -138,11 +139,13 @@ def test_machines_choose_on_the_test_split_in_test_set_model_selection(tmp_path:
         fit_config=FitConfig(model_selection="test"),
         device=CPU,
     )
-    assert fitted["selection"] == "best grid point chosen on the test set (as in the literature)"
+    assert isinstance(fitted, Metrics)
+    assert fitted.selection == "best grid point chosen on the test set (as in the literature)"
     history = pd.read_csv(tmp_path / "run" / "history.csv")
-    assert fitted["heads"]["rho"]["mean"] == pytest.approx(history["selection_rho"].max())
-    lowest = fitted["heads"]["relative_l2_best_of_any_epoch"][0]
-    assert lowest <= fitted["heads"]["relative_l2"]["mean"] * (1 + 1e-6)
+    assert fitted.heads["rho"].mean == pytest.approx(history["selection_rho"].max())
+    assert fitted.best_relative_l2_of_any_epoch is not None
+    lowest = fitted.best_relative_l2_of_any_epoch[0]
+    assert lowest <= fitted.heads["relative_l2"].mean * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["usdl", "musdl", "svr", "dct-svr"])

@@ -15,9 +15,9 @@ from aqa_pipeline.core.groups import Groups
 from aqa_pipeline.core.metrics import spearman
 from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.errors import DataError
+from aqa_pipeline.heads.batch_voting import vote
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.outputs import TreeOutput
-from aqa_pipeline.heads.voting import vote
 from aqa_pipeline.training import selection
 from aqa_pipeline.training.loop import TrainingLoop
 from aqa_pipeline.training.train import HISTORY_COLUMNS, TrainedHeads, train_heads
@@ -69,7 +69,7 @@ def loop_over(clips: FeatureSet, fit: list[list[int]], **config: Any) -> Trainin
         SMALL,
         num_snippets=clips.features.shape[1],
         feature_dim=clips.features.shape[2],
-        trunk=TreeOutput(SMALL, groups, generators),
+        output=TreeOutput(SMALL, groups, generators),
         epsilon=30.0,
         generators=generators,
     )
@@ -155,8 +155,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pairs(
                         label[[exemplar]].expand(2, 1),
                     )
                     delta = (label[query] - label[exemplar]).expand(2, 1)
-                    (labels,) = head.trunk.labels(delta.unsqueeze(0))
-                    losses = head.trunk.losses(root, labels)
+                    (labels,) = head.output.labels(delta.unsqueeze(0))
+                    losses = head.output.losses(root, labels)
                 expected[:, k] += [float(loss[k]) / (2 * len(rows)) for loss in losses]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
@@ -207,7 +207,7 @@ def test_two_equal_runs_are_equal_to_the_bit() -> None:
 def test_another_seed_is_another_head() -> None:
     clips = planted_clips(40)
     one, other = (weights(trained(clips, seed=seed)) for seed in (0, 1))
-    assert not torch.equal(one["trunk.tree.leaf_weight"], other["trunk.tree.leaf_weight"])
+    assert not torch.equal(one["output.tree.leaf_weight"], other["output.tree.leaf_weight"])
 
 
 def test_the_global_generators_stay_untouched() -> None:
@@ -263,7 +263,7 @@ def test_history_has_a_row_for_each_model_and_epoch() -> None:
         score_range=30.0,
         epsilon=None,
         device=CPU,
-        advance=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
     rows = [dict(zip(HISTORY_COLUMNS, row, strict=True)) for row in outcome.history]
@@ -272,8 +272,8 @@ def test_history_has_a_row_for_each_model_and_epoch() -> None:
     ]
     for row in rows:
         assert row["loss"] == pytest.approx(row["classification"] + row["regression"])
-    assert isinstance(outcome.head.trunk, TreeOutput)
-    assert outcome.head.trunk.groups.edges[:, [0, -1]].tolist() == [[-30, 30]] * 2
+    assert isinstance(outcome.head.output, TreeOutput)
+    assert outcome.head.output.groups.edges[:, [0, -1]].tolist() == [[-30, 30]] * 2
     assert outcome.head.epsilon == pytest.approx(planted_clips(40).label.max())
 
 

@@ -65,7 +65,7 @@ def test_whole_videos_are_held_out_and_no_model_learns_from_a_piece_of_one() -> 
     # Models are trained side by side, so their parts are of one size: of the smallest.
     assert {len(rows) for rows in division.held_out} <= {6, 7, 8, 9, 11}
     assert len({tuple(rows) for rows in division.held_out}) > 1
-    assert [len(judged) for judged in division.judged] == [division.held_out.shape[1]] * 6
+    assert [len(judged) for judged in division.validation] == [division.held_out.shape[1]] * 6
 
 
 def test_of_two_long_videos_neither_is_held_out_whole(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,4 +84,4 @@ def test_test_set_model_selection_holds_nothing_out() -> None:
     division = hold_out(clips, FitConfig(), test)
     assert division.fit.tolist() == [list(range(15))]
     assert division.held_out.shape == (1, 0)
-    assert division.judged == [test]
+    assert division.validation == [test]

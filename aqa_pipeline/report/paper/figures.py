@@ -30,7 +30,7 @@ from aqa_pipeline.heads.outputs import fit_output_layer
 from aqa_pipeline.heads.tree_path import TreePath, tree_path
 from aqa_pipeline.report import figures
 from aqa_pipeline.report.paper.numbers import NOT_AVAILABLE
-from aqa_pipeline.report.paper.runs import PaperContext, PaperRunResult, method_job, read_part
+from aqa_pipeline.report.paper.runs import PaperContext, PaperRunResult, paper_run, read_part
 from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 from aqa_pipeline.report.paper.tables import R_L2, RHO, times_100, uses_difficulty
 from aqa_pipeline.report.style import BLUE, HEIGHT, WIDTH, styled_figure, svg_text
@@ -57,7 +57,7 @@ class PaperFigure:
 
     Attributes
     ----------
-    sheets : list of ResultTable
+    tables : list of ResultTable
         To be printed.
     drawings : dict of str to str
         File name without ending -> SVG for a page.
@@ -66,7 +66,7 @@ class PaperFigure:
     notes : list of str
     """
 
-    sheets: list[ResultTable]
+    tables: list[ResultTable]
     drawings: dict[str, str]
     data: dict[str, ResultTable]
     notes: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ def depth_sentence(recipe: Recipe) -> str:
     """Which of the two countings of depth holds."""
     if recipe == "paper":
         return "depth d has 2^d groups, as in the paper's text"
-    return "depth d has 2^(d-1) groups, as in the published program; --recipe paper has 2^d"
+    return "depth d has 2^(d-1) groups, as in the published program; recipe paper has 2^d"
 
 
 def one_part(manifest: Manifest) -> Manifest:
@@ -105,23 +105,23 @@ def part_sentence(manifest: Manifest) -> str:
     return f"of the category {part.category}, column {part.split_column}"
 
 
-def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 4: training pairs in groups of equal width and of equal mass. Nothing is fitted."""
-    (part,) = parts_of(place.manifest)
-    protocol = place.manifest.protocol
+    (part,) = parts_of(context.manifest)
+    protocol = context.manifest.protocol
     on_test = fit.model_selection == "test"
-    train = load_split(place.manifest, place.cache, part, published_ranges=on_test).train
+    train = load_split(context.manifest, context.cache, part, published_ranges=on_test).train
     groups, _ = ExemplarKeys.of(train.key).match(train.key)
     deltas = pair_deltas(train.label, groups)
     if not deltas.size:
-        raise DataError(f"{place.manifest.path}: no two training clips share an exemplar group")
-    trunk = fit_output_layer(
+        raise DataError(f"{context.manifest.path}: no two training clips share an exemplar group")
+    output = fit_output_layer(
         dataclasses.replace(head, kind="gart", mode="contrastive"),
         [deltas],
         score_range=protocol.score_range or float(np.ptp(train.label)),
         generators=[torch.Generator().manual_seed(fit.seed)],
     )
-    edges = np.array(trunk.settings()["group_edges"][0])
+    edges = np.array(output.settings()["group_edges"][0])
     both = np.concatenate([deltas, -deltas])
     uniform = np.linspace(edges[0], edges[-1], len(edges))
     counts = {
@@ -139,38 +139,38 @@ def fig4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
         for r in range(len(edges) - 1)
     ]
     header = ("Group", "(a) uniform", "pairs", "(b) equal mass", "pairs of (b)")
-    sheet = ResultTable(f"{len(both):,} ordered training pairs", header, tuple(rows))
+    table = ResultTable(f"{len(both):,} ordered training pairs", header, tuple(rows))
     drawing = figures.pairs_per_group(both, edges, noun="training pairs", key="fig4")
-    return PaperFigure([sheet], {"fig4": drawing}, {"fig4": sheet}, [_paper("Fig. 4")])
+    return PaperFigure([table], {"fig4": drawing}, {"fig4": table}, [_paper("Fig. 4")])
 
 
-def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig5(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 5: CoRe + GART at depths 2-7, and with 1, 2, 5, 10, 20 and all exemplars."""
-    jobs = []
+    runs = []
     for depth in DEPTHS:
         own = dataclasses.replace(head, num_groups=groups_at_depth(depth, head.recipe))
-        job = method_job("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
-        jobs.append(dataclasses.replace(job, name=f"depth {depth}", folder_name=f"depth{depth}"))
-    outcomes = place.outcomes(jobs)
+        run = paper_run("gart", "contrastive", head=own, fit=fit, use_difficulty=True)
+        runs.append(dataclasses.replace(run, name=f"depth {depth}", folder_name=f"depth{depth}"))
+    results = context.results(runs)
     rows: list[tuple[Cell, ...]] = [
-        (str(depth), str(job.head.num_groups), NOT_AVAILABLE, outcome.overall("rho"),
-         times_100(outcome.overall("relative_l2")))
-        for depth, job, outcome in zip(DEPTHS, jobs, outcomes, strict=True)
+        (str(depth), str(run.head.num_groups), NOT_AVAILABLE, result.overall("rho"),
+         times_100(result.overall("relative_l2")))
+        for depth, run, result in zip(DEPTHS, runs, results, strict=True)
     ]  # fmt: skip
     numbers = (f"{RHO} here", f"{R_L2} here")
     header = ("Depth", "Groups", "paper", *numbers)
     by_depth = ResultTable("(a) depth of the tree", header, tuple(rows), {numbers[1]: 3})
-    voted = _by_voters(place, outcomes[DEPTHS.index(PAPER_DEPTH)], fit)
+    voted = _by_voters(context, results[DEPTHS.index(PAPER_DEPTH)], fit)
     drawings = {}
-    for name, label, sheet in (
+    for name, label, table in (
         ("fig5a", "depth of the tree", by_depth),
         ("fig5b", "number of exemplars", voted),
     ):
         for metric, column in zip(("rho", "relative_l2"), numbers, strict=True):
-            place_of = sheet.columns.index(column)
-            values = [v for row in sheet.rows if isinstance(v := row[place_of], MeanStd)]
+            column_index = table.columns.index(column)
+            values = [v for row in table.rows if isinstance(v := row[column_index], MeanStd)]
             drawings[f"{name}-{metric.replace('_', '-')}"] = curve(
-                [str(row[0]) for row in sheet.rows],
+                [str(row[0]) for row in table.rows],
                 values,
                 xlabel=label,
                 ylabel=column.removesuffix(" here"),
@@ -190,8 +190,8 @@ def fig5(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     )
 
 
-def _by_voters(place: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> ResultTable:
-    run, clips = read_part(place, outcome)
+def _by_voters(context: PaperContext, result: PaperRunResult, fit: FitConfig) -> ResultTable:
+    run, clips = read_part(context, result)
     rows: list[tuple[Cell, ...]] = []
     for count in VOTERS:
         rho, relative = [], []
@@ -207,25 +207,25 @@ def _by_voters(place: PaperContext, outcome: PaperRunResult, fit: FitConfig) -> 
             (
                 "all" if count is None else str(count),
                 NOT_AVAILABLE,
-                _spread(rho),
-                times_100(_spread(relative)),
+                MeanStd.of(rho),
+                times_100(MeanStd.of(relative)),
             )
         )
     header = ("M", "paper", f"{RHO} here", f"{R_L2} here")
     return ResultTable("(b) exemplars that vote", header, tuple(rows), {header[-1]: 3})
 
 
-def fig6(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig6(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 6: predicted against judged scores of the baseline and of ours."""
-    tables = _predictions(place, head, fit)
+    frames = _predictions(context, head, fit)
     rows, drawings, data = [], {}, {}
-    for (name, slug), table in tables.items():
-        score, prediction = (table[c].to_numpy(float) for c in ("score", "prediction"))
-        heads = table.filter(regex=r"^prediction_seed").to_numpy(float).T
+    for (name, slug), frame in frames.items():
+        score, prediction = (frame[c].to_numpy(float) for c in ("score", "prediction"))
+        heads = frame.filter(regex=r"^prediction_seed").to_numpy(float).T
         drawings[f"fig6-{slug}"] = figures.scatter(
             score, prediction, per_head=heads, key=f"fig6-{slug}"
         )
-        cells = zip(table["clip_id"], score.tolist(), prediction.tolist(), strict=True)
+        cells = zip(frame["clip_id"], score.tolist(), prediction.tolist(), strict=True)
         data[f"fig6-{slug}"] = ResultTable(
             name, ("clip_id", "score", "prediction"), tuple(tuple(row) for row in cells)
         )
@@ -238,70 +238,68 @@ def fig6(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
             )
         )
     header = ("Method", RHO, R_L2, "mean error, points")
-    sheet = ResultTable("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
-    return PaperFigure([sheet], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
+    table = ResultTable("Points against the diagonal", header, tuple(rows), {R_L2: 3, header[3]: 2})
+    return PaperFigure([table], drawings, data, [_ensemble(fit), _paper("Fig. 6")])
 
 
-def fig7(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig7(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 7: the share of test clips within an error threshold."""
-    tables = _predictions(place, head, fit)
+    frames = _predictions(context, head, fit)
     errors = {
-        name: (table["prediction"] - table["score"]).abs().to_numpy(float)
-        for (name, _), table in tables.items()
+        name: (frame["prediction"] - frame["score"]).abs().to_numpy(float)
+        for (name, _), frame in frames.items()
     }
-    scores = next(iter(tables.values()))["score"].to_numpy(float)
+    scores = next(iter(frames.values()))["score"].to_numpy(float)
     thresholds = [round(share * float(np.ptp(scores)), 1) for share in _SHARES]
     rows: list[tuple[Cell, ...]] = [
         (name, *(f"{100 * np.mean(error <= limit):.1f} %" for limit in thresholds))
         for name, error in errors.items()
     ]
     header = ("Method", *(f"within {limit:g}" for limit in thresholds))
-    sheet = ResultTable("Test clips within an error of so many points", header, tuple(rows))
+    table = ResultTable("Test clips within an error of so many points", header, tuple(rows))
     curves = tuple(
         (name, limit, (i + 1) / len(error))
         for name, error in errors.items()
         for i, limit in enumerate(np.sort(error).tolist())
     )
-    data = ResultTable(sheet.title, ("method", "threshold_points", "share"), curves)
+    data = ResultTable(table.title, ("method", "threshold_points", "share"), curves)
     drawing = figures.cumulative_score(errors, key="fig7")
     return PaperFigure(
-        [sheet], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")]
+        [table], {"fig7": drawing}, {"fig7": data}, [_ensemble(fit), _paper("Fig. 7")]
     )
 
 
 def _predictions(
-    place: PaperContext, head: HeadConfig, fit: FitConfig
+    context: PaperContext, head: HeadConfig, fit: FitConfig
 ) -> dict[tuple[str, str], pd.DataFrame]:
-    jobs = [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
+    runs = [
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=False),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
-    if uses_difficulty(place.manifest):
-        jobs.append(method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
-    tables = {}
-    for outcome in place.outcomes(jobs):
-        (part,) = outcome.parts
-        path = part.folder(outcome.folder) / "predictions.csv"
-        tables[outcome.job.name, outcome.job.folder_name] = pd.read_csv(
-            path, dtype={"clip_id": str}
-        )
-    return tables
+    if uses_difficulty(context.manifest):
+        runs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
+    frames = {}
+    for result in context.results(runs):
+        (part,) = result.parts
+        path = part.folder(result.folder) / "predictions.csv"
+        frames[result.run.name, result.run.folder_name] = pd.read_csv(path, dtype={"clip_id": str})
+    return frames
 
 
-def fig8(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
+def fig8(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
     """Fig. 8: the tree's way for a pair far apart and for a pair close together."""
-    job = method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
-    (outcome,) = place.outcomes([job])
-    run, clips = read_part(place, outcome)
+    wanted = paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True)
+    (result,) = context.results([wanted])
+    run, clips = read_part(context, result)
     pool = run.exemplars
     exemplars = predict_clips(run, clips).exemplars
     deltas = np.where(exemplars >= 0, np.abs(clips.label[:, None] - pool.label[exemplars]), np.nan)
-    sheets, drawings, data = [], {}, {}
-    for slug, title, place_of in (
+    tables, drawings, data = [], {}, {}
+    for slug, title, column_index in (
         ("large", "a large difference", np.nanargmax(deltas)),
         ("small", "a small difference", np.nanargmin(deltas)),
     ):
-        row, column = np.unravel_index(place_of, deltas.shape)
+        row, column = np.unravel_index(column_index, deltas.shape)
         other = int(exemplars[row, column])
         path = tree_path(
             run.head,
@@ -310,17 +308,17 @@ def fig8(place: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure:
             exemplar_label=float(pool.label[other]),
         )
         truth = float(clips.label[row] - pool.label[other])
-        sheet = ResultTable(
+        table = ResultTable(
             f"{title}: input {clips.clip_id[row]}, exemplar {pool.clip_id[other]}; "
             f"difference {truth:.2f}, predicted {path.value:.2f} label points",
             ("Layer", "turns to", "probability", "of the way so far"),
             _path_rows(path),
         )
-        sheets.append(sheet)
-        data[f"fig8-{slug}"] = sheet
+        tables.append(table)
+        data[f"fig8-{slug}"] = table
         drawings[f"fig8-{slug}"] = figures.tree(path, key=f"fig8-{slug}")
     note = f"the head of seed {run.seeds[0]}, alone; pairs of its test clips and their exemplars"
-    return PaperFigure(sheets, drawings, data, [note, _paper("Fig. 8")])
+    return PaperFigure(tables, drawings, data, [note, _paper("Fig. 8")])
 
 
 def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
@@ -334,10 +332,6 @@ def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
     rows.append(("leaf", f"{left:.2f} .. {right:.2f}", None, None))
     rows.append(("place", f"{path.place:.2f} of the interval", None, None))
     return tuple(rows)
-
-
-def _spread(values: list[float]) -> MeanStd:
-    return MeanStd(float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else None)
 
 
 def _ensemble(fit: FitConfig) -> str:

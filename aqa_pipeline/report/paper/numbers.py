@@ -1,4 +1,4 @@
-"""The numbers of the paper's Tables 1-3, from ``paper_numbers.toml`` beside this file.
+"""Numbers of the paper's Tables 1-3, from ``paper_numbers.toml`` beside this file.
 
 Conventions
 -----------
@@ -24,9 +24,9 @@ from typing import Any, Literal
 NOT_AVAILABLE = "not available"
 
 
-@dataclass(frozen=True)
-class CategoryRow:
-    """One row of one half of Table 1.
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """Method of a row of Tables 1-3.
 
     Attributes
     ----------
@@ -36,54 +36,47 @@ class CategoryRow:
         Taken by the paper from another work, and not run by its authors.
     cite, year : int or None
         That work in the paper's references, and the year the table prints.
+    """
+
+    method: str
+    quoted: bool
+    cite: int | None = None
+    year: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.cite is None else f"{self.method} [{self.cite}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryRow(PaperRow):
+    """One row of one half of Table 1.
+
+    Attributes
+    ----------
     values : dict of str to float
         Category, as the manifests name it -> number.
     average : float
         As printed; for rho a Fisher-z mean, but for the row CoRe + GART*.
     """
 
-    method: str
-    quoted: bool
-    cite: int | None
-    year: int | None
     values: dict[str, float]
     average: float
 
-    @property
-    def label(self) -> str:
-        return _label(self.method, self.cite)
 
+@dataclass(frozen=True, kw_only=True)
+class MethodRow(PaperRow):
+    """One row of Table 2 or 3."""
 
-@dataclass(frozen=True)
-class MethodRow:
-    """One row of Table 2 or 3; the fields as in :class:`CategoryRow`."""
-
-    method: str
-    quoted: bool
-    cite: int | None
-    year: int | None
     difficulty: bool
     rho: float
     relative_l2: float
     ablation: str = ""
 
-    @property
-    def label(self) -> str:
-        return _label(self.method, self.cite)
-
-
-def _label(method: str, cite: int | None) -> str:
-    return method if cite is None else f"{method} [{cite}]"
-
 
 @cache
 def _document() -> dict[str, Any]:
-    text = (
-        files("aqa_pipeline.report.paper")
-        .joinpath("paper_numbers.toml")
-        .read_text(encoding="utf-8")
-    )
-    return tomllib.loads(text)
+    return tomllib.loads((files(__package__) / "paper_numbers.toml").read_text(encoding="utf-8"))
 
 
 def dataset_of(table: Literal["table1", "table2", "table3"]) -> str:
@@ -101,18 +94,11 @@ def table1(metric: Literal["rho", "relative_l2"]) -> list[CategoryRow]:
     """One half of Table 1, row by row."""
     table = _document()["table1"]
     return [
-        CategoryRow(
-            method=row["method"],
-            quoted=row["quoted"],
-            cite=row.get("cite"),
-            year=row.get("year"),
-            values=dict(zip(table["columns"], row["values"], strict=True)),
-            average=row["average"],
-        )
+        CategoryRow(**row | {"values": dict(zip(table["columns"], row["values"], strict=True))})
         for row in table[metric]
     ]
 
 
 def method_rows(table: Literal["table2", "table3"]) -> list[MethodRow]:
     """Table 2 or 3, row by row."""
-    return [MethodRow(**{"cite": None, "year": None, **row}) for row in _document()[table]["rows"]]
+    return [MethodRow(**row) for row in _document()[table]["rows"]]

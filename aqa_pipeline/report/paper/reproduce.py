@@ -1,4 +1,4 @@
-"""Any table or figure of the paper, on the cached features of any data set.
+"""Reproduce any table or figure of the paper on the cached features of any data set.
 
 :func:`reproduce` is the door: it knows what each needs, and says of every result under which
 protocol, from which weights and from frozen or fine-tuned features it comes.
@@ -45,19 +45,12 @@ from aqa_pipeline.report.paper.tables import (
 )
 
 _TABLES: dict[str, Callable[[PaperContext, HeadConfig, FitConfig], list[ResultTable]]] = {
-    "table1": table1,
-    "table2": table2,
-    "table3": table3,
-    "table4": table4,
+    made.__name__: made for made in (table1, table2, table3, table4)
 }
 _FIGURES: dict[str, Callable[[PaperContext, HeadConfig, FitConfig], PaperFigure]] = {
-    "fig4": fig4,
-    "fig5": fig5,
-    "fig6": fig6,
-    "fig7": fig7,
-    "fig8": fig8,
+    made.__name__: made for made in (fig4, fig5, fig6, fig7, fig8)
 }
-#: Which data set the paper's item is about, as its own name and as our manifests name it.
+#: The data set the paper's item is about, as its own name and as our manifests name it.
 _PAPER_DATASETS = {
     "table1": ("AQA-7", "aqa7"),
     "table2": ("MTL-AQA", "mtl_aqa"),
@@ -77,7 +70,7 @@ class Reproduction:
     Attributes
     ----------
     title : str
-    sheets : tuple of ResultTable
+    tables : tuple of ResultTable
         To be printed one below the other.
     notes : tuple of str
         What belongs to every number: protocol, weights, features, settings.
@@ -88,7 +81,7 @@ class Reproduction:
     """
 
     title: str
-    sheets: tuple[ResultTable, ...]
+    tables: tuple[ResultTable, ...]
     notes: tuple[str, ...]
     files: tuple[Path, ...]
     folder: Path
@@ -97,7 +90,7 @@ class Reproduction:
         """Plain values for JSON."""
         return {
             "title": self.title,
-            "sheets": [{"title": sheet.title, "rows": sheet.records()} for sheet in self.sheets],
+            "sheets": [{"title": table.title, "rows": table.records()} for table in self.tables],
             "notes": list(self.notes),
         }
 
@@ -112,8 +105,8 @@ def reproduce(
     device: torch.device,
     head_config: HeadConfig = HeadConfig(),  # noqa: B008 - frozen
     again: bool = False,
-    advance: Callable[[int, int], None] = lambda done, total: None,
-    announce: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    log: Callable[[str], None] = lambda sentence: None,
 ) -> Reproduction:
     """Make a table or figure of the paper, fitting the runs it needs.
 
@@ -131,10 +124,10 @@ def reproduce(
         Widths and aggregation of all heads; what tells the methods apart is the paper's.
     again : bool
         Fit anew what an earlier call fitted with these very settings.
-    advance : callable
-        Told ``(epochs done, epochs in all)`` over all runs.
-    announce : callable
-        Told in a sentence which run begins.
+    progress : callable
+        Called as ``progress(done, total)``, in epochs over all runs.
+    log : callable
+        Called with a sentence saying which run begins.
 
     Raises
     ------
@@ -158,71 +151,73 @@ def reproduce(
     fit = FitConfig(
         epochs=config.epochs, num_seeds=config.num_seeds, model_selection=config.model_selection
     )
-    place = PaperContext(
+    context = PaperContext(
         manifest=manifest,
         cache=cache,
         folder=runs / "reproduce" / f"{what}-{manifest.name}",
         device=device,
         again=again,
-        advance=advance,
-        announce=announce,
+        progress=progress,
+        log=log,
     )
     if what in _TABLES:
-        sheets = _TABLES[what](place, head, fit)
-        drawn = PaperFigure(sheets, {}, _named(what, sheets))
+        tables = _TABLES[what](context, head, fit)
+        figure = PaperFigure(tables, {}, _named(what, tables))
         if what == "table3":
-            drawn.notes.append(order_sentence(sheets[0]))
+            figure.notes.append(order_sentence(tables[0]))
     else:
-        drawn = _FIGURES[what](place, head, fit)
+        figure = _FIGURES[what](context, head, fit)
     return Reproduction(
         title=f"{_title(what)} of the paper, on {manifest.name}",
-        sheets=tuple(drawn.sheets),
-        notes=(*drawn.notes, *_provenance(what, place, head, fit)),
-        files=tuple(_write(place.folder, drawn)),
-        folder=place.folder,
+        tables=tuple(figure.tables),
+        notes=(*figure.notes, *_provenance(what, context, head, fit)),
+        files=tuple(_write(context.folder, figure)),
+        folder=context.folder,
     )
 
 
-def _named(what: str, sheets: list[ResultTable]) -> dict[str, ResultTable]:
-    if len(sheets) == 1:
-        return {what: sheets[0]}
-    return {f"{what}-{number}": sheet for number, sheet in enumerate(sheets, start=1)}
+def _named(what: str, tables: list[ResultTable]) -> dict[str, ResultTable]:
+    if len(tables) == 1:
+        return {what: tables[0]}
+    return {f"{what}-{number}": table for number, table in enumerate(tables, start=1)}
 
 
 def _title(what: str) -> str:
     return what.replace("table", "Table ").replace("fig", "Fig. ")
 
 
-def _write(folder: Path, drawn: PaperFigure) -> list[Path]:
+def _write(folder: Path, figure: PaperFigure) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"{name}.svg": svg_file(drawing) for name, drawing in drawn.drawings.items()}
-    texts |= {f"{name}.csv": sheet.csv() for name, sheet in drawn.data.items()}
+    texts = {f"{name}.svg": svg_file(drawing) for name, drawing in figure.drawings.items()}
+    texts |= {f"{name}.csv": table.csv() for name, table in figure.data.items()}
     for name, text in texts.items():
         write_text_atomically(folder / name, text)
     return [folder / name for name in texts]
 
 
-def _provenance(what: str, place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[str]:
+def _provenance(what: str, context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[str]:
     notes = []
-    if what in _FIGURES and (which := part_sentence(place.manifest)):
+    if what in _FIGURES and (which := part_sentence(context.manifest)):
         notes.append(which)
-    notes += [f"protocol: {sentence}" for sentence in sorted(place.selections)]
-    notes.append(f"features: {features_sentence(place.cache)}; the paper fine-tunes I3D end to end")
+    notes += [f"protocol: {sentence}" for sentence in sorted(context.selections)]
+    notes.append(
+        f"features: {features_sentence(context.cache)}; the paper fine-tunes I3D end to end"
+    )
     groups = f"{head.num_groups} groups" if what != "fig5" else "groups as in the table"
     heads = f", epochs: {fit.epochs}, seeds {fit.seed}..{fit.seed + fit.num_seeds - 1}"
     notes.append(
         f"heads: recipe {head.recipe}, {groups}, snippets {head.aggregation}"
         + ("" if what == "fig4" else heads)
     )
-    if what in ("table3", "fig5", "fig8") and not uses_difficulty(place.manifest):
+    if what in ("table3", "fig5", "fig8") and not uses_difficulty(context.manifest):
         notes.append("the protocol of this data set does not use the difficulty")
-    if what == "table2" and not uses_difficulty(place.manifest):
+    if what == "table2" and not uses_difficulty(context.manifest):
         notes.append("the protocol uses no difficulty, so the methods with DD were not run")
     paper_name, own_name = _PAPER_DATASETS.get(what, ("", ""))
-    if paper_name and place.manifest.protocol.name != own_name:
+    if paper_name and context.manifest.protocol.name != own_name:
         notes.append(
             f"the paper's {_title(what)} is of {paper_name}; its numbers do not compare with "
-            f"those of {place.manifest.name}"
+            f"those of {context.manifest.name}"
         )
     if what in ("table1", "table2"):
         notes.append("rows with a [reference] are quoted by the paper from that work, and not run")

@@ -1,4 +1,4 @@
-"""A small table of results: what is printed, written as CSV and given out as JSON alike."""
+"""Table of results: printed, as CSV, and as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True)
 class MeanStd:
@@ -15,6 +18,12 @@ class MeanStd:
 
     mean: float
     std: float | None = None
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> MeanStd:
+        """Of values, shape=(n,)."""
+        array = np.asarray(values, dtype=np.float64)
+        return cls(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None)
 
 
 #: A number, a number with its spread, words, or nothing.

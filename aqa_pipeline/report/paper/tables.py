@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Mapping
 
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
@@ -32,7 +33,7 @@ from aqa_pipeline.report.paper.runs import (
     PaperContext,
     PaperRun,
     PaperRunResult,
-    method_job,
+    paper_run,
 )
 from aqa_pipeline.report.paper.table import Cell, MeanStd, ResultTable
 
@@ -74,90 +75,95 @@ def by_category(manifest: Manifest, *, what: str) -> Manifest:
     )
 
 
-def table1(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table1(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 1: each category's rho and R-l2, heads of its own, without difficulty."""
-    outcomes = {o.job.name: o for o in place.outcomes(_starred(head, fit))}
-    headings = table1_headings()
-    names = _categories(next(iter(outcomes.values())))
+    results = {result.run.name: result for result in context.results(_starred(head, fit))}
+
+    def rows(metric: Metric, names: list[str]) -> Iterator[tuple[Cell, ...]]:
+        for row in paper_table1(metric):
+            own = [row.values.get(name, math.nan) for name in names]
+            yield (row.label, "paper", *own, row.average, _year(row))
+            if not row.quoted:
+                yield (*_here(results[row.method], names, metric), "")
+
+    first = next(iter(results.values()))
+    return _by_metric(first, table1_headings(), rows, last=("Year",))
+
+
+def table4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+    """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
+    results = context.results(_starred(head, fit))
+
+    def rows(metric: Metric, names: list[str]) -> Iterator[tuple[Cell, ...]]:
+        for result in results:
+            yield (result.run.name, "paper", *[NOT_AVAILABLE] * (len(names) + 1))
+            yield _here(result, names, metric)
+
+    return _by_metric(results[0], _TASK_HEADINGS, rows)
+
+
+def _by_metric(
+    result: PaperRunResult,
+    headings: Mapping[str, str],
+    rows: Callable[[Metric, list[str]], Iterator[tuple[Cell, ...]]],
+    *,
+    last: tuple[str, ...] = (),
+) -> list[ResultTable]:
+    """A table of rho and one of R-l2, with a column for each category and their average."""
+    names = _categories(result)
     columns = [headings.get(name, name) for name in names]
     halves: tuple[tuple[Metric, str, str, int], ...] = (
         ("rho", "Sp. Corr", "Avg. Corr.", 4),
         ("relative_l2", R_L2, "Avg. R-l2", 2),
     )
-    sheets = []
+    tables = []
     for metric, title, average, digits in halves:
-        rows: list[tuple[Cell, ...]] = []
-        for row in paper_table1(metric):
-            own = [row.values.get(name, math.nan) for name in names]
-            rows.append((row.label, "paper", *own, row.average, _year(row)))
-            if not row.quoted:
-                rows.append(_here(outcomes[row.method], names, metric))
-        header = ("Method", "from", *columns, average, "Year")
-        sheets.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
-    return sheets
+        header = ("Method", "from", *columns, average, *last)
+        digits_of = dict.fromkeys(header, digits)
+        tables.append(ResultTable(title, header, tuple(rows(metric, names)), digits_of))
+    return tables
 
 
-def table4(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
-    """Table 4: each task of JIGSAWS over its folds; the paper's numbers are not available."""
-    outcomes = place.outcomes(_starred(head, fit))
-    names = _categories(outcomes[0])
-    columns = [_TASK_HEADINGS.get(name, name) for name in names]
-    halves: tuple[tuple[Metric, str, str, int], ...] = (
-        ("rho", "Sp. Corr", "Avg. Corr.", 4),
-        ("relative_l2", R_L2, "Avg. R-l2", 2),
-    )
-    sheets = []
-    for metric, title, average, digits in halves:
-        rows: list[tuple[Cell, ...]] = []
-        for outcome in outcomes:
-            absent = [NOT_AVAILABLE] * (len(names) + 1)
-            rows.append((outcome.job.name, "paper", *absent))
-            rows.append(_here(outcome, names, metric)[:-1])
-        header = ("Method", "from", *columns, average)
-        sheets.append(ResultTable(title, header, tuple(rows), dict.fromkeys(header, digits)))
-    return sheets
-
-
-def table2(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table2(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 2: without difficulty, and with it where the data set has one."""
-    jobs = _starred(head, fit)
-    if uses_difficulty(place.manifest):
-        jobs.append(method_job("mlp", "direct", head=head, fit=fit, use_difficulty=True))
-        jobs.append(method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
-    outcomes = {outcome.job.name: outcome for outcome in place.outcomes(jobs)}
+    runs = _starred(head, fit)
+    if uses_difficulty(context.manifest):
+        runs.append(paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=True))
+        runs.append(paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True))
+    results = {result.run.name: result for result in context.results(runs)}
     header = ("", f"{RHO} paper", f"{RHO} here", f"{R_L2} paper", f"{R_L2} here", "Year")
-    sheets = []
+    tables = []
     for used, title in ((False, "Method (w/o DD)"), (True, "Method (w/ DD)")):
         rows = tuple(
-            (*_beside(row, outcomes), _year(row))
+            (*_beside(row, results), _year(row))
             for row in method_rows("table2")
             if row.difficulty is used
         )
-        sheets.append(ResultTable(title, header, rows, _digits(header)))
-    return sheets
+        tables.append(ResultTable(title, header, rows, _digits(header)))
+    return tables
 
 
-def table3(place: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
+def table3(context: PaperContext, head: HeadConfig, fit: FitConfig) -> list[ResultTable]:
     """Table 3: the baseline, its MLP replaced by GART, and then compared with exemplars."""
-    jobs = [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=True),
-        method_job("gart", "direct", head=head, fit=fit, use_difficulty=True),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=True),
+    runs = [
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=True),
+        paper_run("gart", "direct", head=head, fit=fit, use_difficulty=True),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=True),
     ]
-    outcomes = {outcome.job.name: outcome for outcome in place.outcomes(jobs)}
+    results = {result.run.name: result for result in context.results(runs)}
     header = ("Method", "Ablation", f"{RHO} paper", f"{RHO} here", f"{R_L2} paper", f"{R_L2} here")
     rows = []
     for row in method_rows("table3"):
-        method, *numbers = _beside(row, outcomes)
+        method, *numbers = _beside(row, results)
         rows.append((method, row.ablation, *numbers))
     return [ResultTable("Ablation study", header, tuple(rows), _digits(header))]
 
 
-def order_sentence(sheet: ResultTable) -> str:
+def order_sentence(table: ResultTable) -> str:
     """In which order the methods of a table come out here, best rho first."""
-    column = sheet.columns.index(f"{RHO} here")
+    column = table.columns.index(f"{RHO} here")
     found = []
-    for row in sheet.rows:
+    for row in table.rows:
         cell = row[column]
         if isinstance(cell, MeanStd):
             found.append((cell.mean, str(row[0])))
@@ -167,31 +173,31 @@ def order_sentence(sheet: ResultTable) -> str:
 
 def _starred(head: HeadConfig, fit: FitConfig) -> list[PaperRun]:
     return [
-        method_job("mlp", "direct", head=head, fit=fit, use_difficulty=False),
-        method_job("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
+        paper_run("mlp", "direct", head=head, fit=fit, use_difficulty=False),
+        paper_run("gart", "contrastive", head=head, fit=fit, use_difficulty=False),
     ]
 
 
-def _categories(outcome: PaperRunResult) -> list[str]:
+def _categories(result: PaperRunResult) -> list[str]:
     """In Table 1's order where it has them, then the others by name."""
     known = list(table1_headings())
-    found = {part.category for part in outcome.parts if part.category is not None}
+    found = {part.category for part in result.parts if part.category is not None}
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
-def _here(outcome: PaperRunResult, names: list[str], metric: Metric) -> tuple[Cell, ...]:
-    values = [outcome.of_category(name, metric) for name in names]
-    values.append(outcome.overall(metric))
+def _here(result: PaperRunResult, names: list[str], metric: Metric) -> tuple[Cell, ...]:
+    values = [result.of_category(name, metric) for name in names]
+    values.append(result.overall(metric))
     if metric == "relative_l2":
         values = [times_100(value) for value in values]
-    return (outcome.job.name, "here", *values, "")
+    return (result.run.name, "here", *values)
 
 
-def _beside(row: MethodRow, outcomes: dict[str, PaperRunResult]) -> tuple[Cell, ...]:
-    outcome = None if row.quoted else outcomes.get(row.method)
+def _beside(row: MethodRow, results: dict[str, PaperRunResult]) -> tuple[Cell, ...]:
+    result = None if row.quoted else results.get(row.method)
     rho = relative_l2 = None
-    if outcome is not None:
-        rho, relative_l2 = outcome.overall("rho"), times_100(outcome.overall("relative_l2"))
+    if result is not None:
+        rho, relative_l2 = result.overall("rho"), times_100(result.overall("relative_l2"))
     return (row.label, row.rho, rho, row.relative_l2, relative_l2)
 
 

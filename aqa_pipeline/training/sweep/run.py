@@ -22,6 +22,7 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.dask_client import connect
 from aqa_pipeline.datasets.parts import parts_of
 from aqa_pipeline.errors import DataError
+from aqa_pipeline.runs.metrics import AverageMetrics, Metrics
 from aqa_pipeline.training.fit import fit_dataset
 from aqa_pipeline.training.sweep.block import run_block
 from aqa_pipeline.training.sweep.plan import (
@@ -47,8 +48,8 @@ class SweepOutcome:
     results : list of TrialResult
     importance : dict of str to float
         See :func:`aqa_pipeline.training.sweep.search.importance`.
-    metrics : dict
-        ``metrics.json`` of the run folder.
+    metrics : Metrics or AverageMetrics
+        Of the best settings.
     results_csv : Path
     notes : list of str
     """
@@ -56,7 +57,7 @@ class SweepOutcome:
     best: TrialResult
     results: list[TrialResult]
     importance: dict[str, float]
-    metrics: dict[str, Any]
+    metrics: Metrics | AverageMetrics
     results_csv: Path
     notes: list[str] = field(default_factory=list)
 

@@ -53,12 +53,12 @@ def with_protocol(manifest: Manifest, **changes: Any) -> Manifest:
 def test_table3_has_the_papers_numbers_beside_those_of_the_runs(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
     made = make(tmp_path, "table3", manifest, cache)
-    (sheet,) = made.sheets
+    (table,) = made.tables
     folder = tmp_path / "runs" / "reproduce" / "table3-made-up"
     papers = {"I3D + MLP": (0.9381, 0.394), "I3D + GART": (0.9403, 0.366),
               "CoRe + GART": (0.9512, 0.260)}  # fmt: skip
-    assert [row[0] for row in sheet.rows] == list(papers)
-    for row, slug in zip(sheet.rows, ("i3d-mlp", "i3d-gart", "core-gart"), strict=True):
+    assert [row[0] for row in table.rows] == list(papers)
+    for row, slug in zip(table.rows, ("i3d-mlp", "i3d-gart", "core-gart"), strict=True):
         metrics = json.loads((folder / slug / "metrics.json").read_text())
         assert metrics["method"] == row[0]
         heads = metrics["heads"]
@@ -69,7 +69,7 @@ def test_table3_has_the_papers_numbers_beside_those_of_the_runs(tmp_path: Path) 
         assert (row[3].mean, row[3].std) == pytest.approx((rho["mean"], rho["std"]))
         assert row[5].mean == pytest.approx(100 * relative["mean"])
         assert row[5].std == pytest.approx(100 * relative["std"])
-    best_first = sorted(sheet.rows, key=lambda row: -row[3].mean)  # type: ignore[union-attr]
+    best_first = sorted(table.rows, key=lambda row: -row[3].mean)  # type: ignore[union-attr]
     order = ", ".join(str(row[0]) for row in best_first)
     assert f"order here, highest Sp. Corr. first: {order}" in made.notes
     notes = "\n".join(made.notes)
@@ -83,7 +83,7 @@ def test_finished_runs_are_used_again_until_a_setting_or_a_score_changes(tmp_pat
 
     def fitted(manifest: Manifest = manifest, **options: Any) -> list[bool]:
         said: list[str] = []
-        make(tmp_path, "table3", manifest, cache, announce=said.append, **options)
+        make(tmp_path, "table3", manifest, cache, log=said.append, **options)
         return ["as fitted before" not in sentence for sentence in said]
 
     assert fitted() == [True] * 3
@@ -108,13 +108,13 @@ def test_test_set_model_selection_is_named(tmp_path: Path) -> None:
 
 def test_table2_runs_the_papers_own_rows_with_and_without_difficulty(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
-    without, with_dd = make(tmp_path, "table2", manifest, cache).sheets
+    without, with_dd = make(tmp_path, "table2", manifest, cache).tables
     assert (len(without.rows), len(with_dd.rows)) == (12, 4)
-    for sheet, names in (
+    for table, names in (
         (without, ["I3D + MLP*", "CoRe + GART*"]),
         (with_dd, ["I3D + MLP", "CoRe + GART"]),
     ):
-        assert [row[0] for row in sheet.rows if isinstance(row[2], MeanStd)] == names
+        assert [row[0] for row in table.rows if isinstance(row[2], MeanStd)] == names
     folder = tmp_path / "runs/reproduce/table2-made-up"
     used = {
         path.parent.name: json.loads(path.read_text())["fit"]["use_difficulty"]
@@ -128,14 +128,14 @@ def test_table2_leaves_difficulty_out_where_the_protocol_does(tmp_path: Path) ->
     manifest, cache = make_cache(tmp_path)
     manifest = with_protocol(manifest, label_transform="none", exemplar_key=())
     made = make(tmp_path, "table2", manifest, cache)
-    assert not any(isinstance(cell, MeanStd) for row in made.sheets[1].rows for cell in row)
+    assert not any(isinstance(cell, MeanStd) for row in made.tables[1].rows for cell in row)
     assert any("methods with DD were not run" in note for note in made.notes)
 
 
 def test_table1_has_a_head_and_a_column_for_each_category(tmp_path: Path) -> None:
     sport = ["gym_vault" if i % 3 else "curling" for i in range(60)]
     manifest, cache = make_cache(tmp_path, category=sport)
-    rho, relative = make(tmp_path, "table1", manifest, cache).sheets
+    rho, relative = make(tmp_path, "table1", manifest, cache).tables
     assert rho.columns == ("Method", "from", "Gym Vault", "curling", "Avg. Corr.", "Year")
     paper, here = rho.rows[-2:]
     assert (paper[:3], paper[4]) == (("CoRe + GART*", "paper", 0.7746), 0.8401)
@@ -155,7 +155,7 @@ def test_table4_says_that_the_papers_numbers_are_not_available(tmp_path: Path) -
     columns: dict[str, Any] = {"category": ["Suturing", "Knot_Tying"] * 30, **folds}
     manifest, cache = make_cache(tmp_path, **columns)
     manifest = with_protocol(manifest, fold_columns=tuple(folds))
-    rho, _ = make(tmp_path, "table4", manifest, cache).sheets
+    rho, _ = make(tmp_path, "table4", manifest, cache).tables
     assert rho.columns == ("Method", "from", "KT", "S", "Avg. Corr.")
     assert rho.rows[0] == ("I3D + MLP*", "paper", *["not available"] * 3)
     folder = tmp_path / "runs/reproduce/table4-made-up/i3d-mlp-no-difficulty/Suturing"
@@ -196,11 +196,11 @@ def test_every_figure_is_a_drawing_of_its_own_and_its_data(tmp_path: Path) -> No
 
 def test_fig4_counts_each_ordered_pair_once_under_both_rules(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
-    (sheet,) = make(tmp_path, "fig4", manifest, cache).sheets
+    (table,) = make(tmp_path, "fig4", manifest, cache).tables
     train = manifest.clips[manifest.clips["split"] == "train"]
     sizes = train["difficulty"].value_counts()
     pairs = int((sizes * (sizes - 1)).sum())
-    uniform, mass = ([int(row[column]) for row in sheet.rows] for column in (2, 4))  # type: ignore[arg-type]
+    uniform, mass = ([int(row[column]) for row in table.rows] for column in (2, 4))  # type: ignore[arg-type]
     assert sum(uniform) == sum(mass) == pairs
     assert np.std(mass) < np.std(uniform) / 2, "equal mass is what the rule is for"
 
@@ -212,7 +212,7 @@ def test_fig5_sweeps_depth_and_voters_and_says_how_depth_is_counted(
     manifest, cache = make_cache(tmp_path)
     config = dataclasses.replace(QUICK, num_seeds=1, recipe=recipe)
     made = make(tmp_path, "fig5", manifest, cache, config=config)
-    depth, voters = made.sheets
+    depth, voters = made.tables
     factor = 2 if recipe == "paper" else 1
     assert [row[:3] for row in depth.rows] == [
         (str(d), str(factor * 2 ** (d - 1)), "not available") for d in range(2, 8)
@@ -239,10 +239,10 @@ def test_fig7_ends_where_every_clip_is_within_the_threshold(tmp_path: Path) -> N
 
 def test_fig8_shows_the_pair_furthest_apart_and_the_closest(tmp_path: Path) -> None:
     manifest, cache = make_cache(tmp_path)
-    large, small = make(tmp_path, "fig8", manifest, cache).sheets
+    large, small = make(tmp_path, "fig8", manifest, cache).tables
     differences = [
-        abs(float(re.search(r"difference (-?[\d.]+)", sheet.title)[1]))  # type: ignore[index]
-        for sheet in (large, small)
+        abs(float(re.search(r"difference (-?[\d.]+)", table.title)[1]))  # type: ignore[index]
+        for table in (large, small)
     ]
     assert differences[0] > 10 > 1 > differences[1]
     steps = [row[2] for row in large.rows if isinstance(row[2], float)]
@@ -289,8 +289,8 @@ def test_the_command_prints_the_table_and_json(
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_sheet_as_text_csv_and_records() -> None:
-    sheet = ResultTable("t", ("a", "b"), (("x", MeanStd(1.5, 0.25)), ("y", float("nan"))), {"b": 1})
-    assert sheet.texts() == [["x", "1.5 ± 0.2"], ["y", "-"]]
-    assert sheet.csv() == 'a,b,"b, standard deviation"\nx,1.5,0.25\ny,nan,\n'
-    assert sheet.records()[0] == {"a": "x", "b": {"mean": 1.5, "std": 0.25}}
+def test_a_table_as_text_csv_and_records() -> None:
+    table = ResultTable("t", ("a", "b"), (("x", MeanStd(1.5, 0.25)), ("y", float("nan"))), {"b": 1})
+    assert table.texts() == [["x", "1.5 ± 0.2"], ["y", "-"]]
+    assert table.csv() == 'a,b,"b, standard deviation"\nx,1.5,0.25\ny,nan,\n'
+    assert table.records()[0] == {"a": "x", "b": {"mean": 1.5, "std": 0.25}}
