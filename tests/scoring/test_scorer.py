@@ -74,7 +74,7 @@ def test_a_test_clip_gets_evaluates_prediction_to_the_bit(
             assert scored.per_head == heads
     run = read_run(folder, device=CPU)
     again = evaluate_run(run, manifest, cache_root=folder.parent.parent / "cache")
-    assert json.loads(as_json(again)) == json.loads((folder / "metrics.json").read_text())
+    assert json.loads(as_json(again.as_dict())) == json.loads((folder / "metrics.json").read_text())
 
 
 def test_the_clip_ends_where_the_video_ends(scorer: Scorer, tmp_path: Path) -> None:
