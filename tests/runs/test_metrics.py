@@ -1,0 +1,61 @@
+"""``metrics.json``: what is written comes back, and what is not there is not defined."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from aqa_pipeline.datasets.parts import Part
+from aqa_pipeline.errors import DataError
+from aqa_pipeline.runs.metrics import (
+    Accuracy,
+    AverageMetrics,
+    Metrics,
+    OverSeeds,
+    read_metrics,
+    write_metrics,
+)
+
+
+def metrics(rho: float) -> Metrics:
+    spread = OverSeeds.of([rho, rho + 0.1], (rho - 0.2, rho + 0.2))
+    return Metrics(
+        method="CoRe + GART", selection="chosen so", relative_l2_range="evaluated set",
+        seeds=(0, 1), num_train=9, num_test=3,
+        heads={"rho": spread, "relative_l2": OverSeeds.of([0.1, 0.2]), "l2": OverSeeds.of([4.0])},
+        ensemble=Accuracy(rho, 0.1), exemplars={"asked": None, "key": ["difficulty"]},
+        best_relative_l2_of_any_epoch=(0.1, 0.2), difficulty_alone=Accuracy(0.2, 0.3),
+    )  # fmt: skip
+
+
+def test_metrics_come_back_from_their_file(tmp_path: Path) -> None:
+    write_metrics(tmp_path, metrics(0.5))
+    assert read_metrics(tmp_path) == metrics(0.5)
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored["heads"]["relative_l2_best_of_any_epoch"] == [0.1, 0.2]
+    assert stored["heads"]["l2"]["std"] is None
+    assert "intervals" not in stored
+
+
+def test_averages_come_back_from_their_file(tmp_path: Path) -> None:
+    measured = [(Part("a", 1), metrics(0.2)), (Part("a", 2), metrics(0.4)), (Part("b"), metrics(0))]
+    averages = AverageMetrics.of(measured, rho_average="mean")
+    assert averages.categories["a"].rho == pytest.approx(0.35), "folds are averaged plainly"
+    assert averages.average.rho == pytest.approx((0.35 + 0.05) / 2)
+    write_metrics(tmp_path, averages)
+    assert read_metrics(tmp_path) == averages
+
+
+def test_what_is_not_defined_is_null_in_the_file(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) is None
+    write_metrics(tmp_path, metrics(math.nan))
+    assert json.loads((tmp_path / "metrics.json").read_text())["ensemble"]["rho"] is None
+    found = read_metrics(tmp_path)
+    assert isinstance(found, Metrics)
+    assert math.isnan(found.ensemble.rho)
+    (tmp_path / "metrics.json").write_text('{"heads": {}}')
+    with pytest.raises(DataError, match=r"metrics\.json: damaged \(KeyError"):
+        read_metrics(tmp_path)
