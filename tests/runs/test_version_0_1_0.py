@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from aqa_pipeline.cache.load import feature_set, find_cache, load_features
 from aqa_pipeline.cache.verify import cache_info
 from aqa_pipeline.datasets.manifest import read_manifest
-from aqa_pipeline.runs.evaluate import predict_clips, predictions_table
+from aqa_pipeline.runs.evaluate import predict_clips, write_predictions
 from aqa_pipeline.runs.folder import read_run
 from tests.support.places import DATA
 
@@ -51,7 +51,9 @@ def test_a_run_scores_as_its_predictions_say(project: Path, name: str) -> None:
     features = load_features(manifest, cache, rows["clip_id"].tolist())
     predictions = predict_clips(run, feature_set(rows, features, manifest, run.labels))
     kept = pd.read_csv(run.folder / "predictions.csv", keep_default_na=False)
-    table = predictions_table(run, predictions)
+    (run.folder / "predictions.csv").unlink()
+    write_predictions(run, predictions)
+    table = pd.read_csv(run.folder / "predictions.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(table, kept, rtol=1e-5, check_dtype=False)
 
 
