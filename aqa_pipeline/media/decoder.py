@@ -159,9 +159,7 @@ class FileFrames:
             if delivered is None:
                 raise self._damaged(f"{first} to {last}", f"no frame {self._expected} comes")
             position, frame = delivered
-            if position < self._expected:
-                continue  # leads its keyframe: shown before it, and not decodable from it
-            if position > self._expected:
+            if position != self._expected:
                 raise self._damaged(f"{first} to {last}", f"frame {self._expected} is lost")
             if frame.is_corrupt:
                 raise self._damaged(f"{first} to {last}", f"frame {position} is corrupt")
@@ -192,6 +190,7 @@ class FileFrames:
             # A stream refreshed bit by bit has "keyframes" that do not decode alone:
             # then the one before is tried, at last the first.
             delivered = self._next_frame()
+            # What leads the keyframe is shown before it.
             while delivered is not None and delivered[0] < self._index.key_position(start):
                 delivered = self._next_frame()
             if delivered is not None:

@@ -13,8 +13,8 @@ from aqa_pipeline.cache import reader as feature_cache
 from aqa_pipeline.cache.compact import compact
 from aqa_pipeline.cache.fingerprint import ensure_cache
 from aqa_pipeline.cache.reader import ClipQuery, FeatureCache
-from aqa_pipeline.cache.segment import SegmentIndex
-from aqa_pipeline.cache.segment_file import read_index
+from aqa_pipeline.cache.segment import SegmentIndex, SegmentTable, segment_name
+from aqa_pipeline.cache.segment_file import read_index, write_segment
 from aqa_pipeline.errors import CacheError, DataError
 from tests.support.cache_data import DIM, FINGERPRINT, SNIPPETS, Clock, make_clip, want, write
 
@@ -67,6 +67,42 @@ def test_a_clip_of_another_source_or_window_is_no_hit(tmp_path: Path) -> None:
         r"video file or window; type `aqa extract --dataset .*` first",
     ):
         cache.load(wanted)
+
+
+def test_a_window_that_differs_in_its_last_position_only_is_outdated(tmp_path: Path) -> None:
+    clip = make_clip("a")
+    write(tmp_path, [clip])
+    frames = clip.frame_index.copy()
+    frames[-1] += 1  # as an edit of end_frame may do where frames are spaced evenly
+    moved = want([replace(clip, frame_index=frames)])
+    cache = FeatureCache.open(tmp_path)
+    assert not cache.cached(moved).any()
+    assert cache.outdated(moved).tolist() == [True]
+
+
+@pytest.mark.parametrize("num_snippets", [SNIPPETS - 1, SNIPPETS + 1])
+def test_a_segment_of_more_or_fewer_snippets_is_not_data(tmp_path: Path, num_snippets: int) -> None:
+    ensure_cache(tmp_path, FINGERPRINT)
+    clip = make_clip("a")
+    write_segment(
+        tmp_path / segment_name(Clock().utc_now()),
+        fingerprint_sha256=FINGERPRINT.sha256,
+        table=SegmentTable(
+            view_names=("plain",),
+            clip_ids=[b"a"],
+            source_ids=[b"source-1"],
+            frame_index=clip.frame_index[None],
+            pts_seconds=clip.pts_seconds[None],
+            digests=np.zeros((1, 32), np.uint8),
+        ),
+        feature_blocks=[np.zeros((1, 1, num_snippets, DIM), np.float32)],
+        feature_shape=(1, 1, num_snippets, DIM),
+        machines=[{"cpu": "test"}],
+        now=Clock().utc_now(),
+    )
+    cache = FeatureCache.open(tmp_path)
+    assert cache.segments == []
+    assert f"{num_snippets} snippets a clip, expected {SNIPPETS}" in cache.damaged[0].reason
 
 
 def test_the_newest_segment_that_matches_wins(tmp_path: Path) -> None:
@@ -169,6 +205,17 @@ def test_a_segment_that_vanishes_while_listing_is_listed_again(
 
     monkeypatch.setattr(feature_cache, "read_index", compact_first)
     assert FeatureCache.open(tmp_path).cached(want(clips)).all()
+
+
+def test_a_listing_that_differs_from_the_one_before_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip("a")
+    paths = write(tmp_path, [clip])
+    # The first listing passed the place of a merged segment before it was there.
+    listings = iter([[], paths, paths])
+    monkeypatch.setattr(Path, "glob", lambda *_: next(listings))
+    assert FeatureCache.open(tmp_path).cached(want([clip])).all()
 
 
 def test_readers_beside_writers_and_compactions_see_every_clip(tmp_path: Path) -> None:

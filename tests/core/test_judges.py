@@ -39,6 +39,15 @@ def test_the_rule_is_found_from_the_labels_despite_some_typing_errors() -> None:
             find_rule(marks, labels)
 
 
+def test_a_label_off_by_exactly_the_tolerance_is_met() -> None:
+    marks = np.array([[7.0, 6.5, 8.0]] * 10)
+    assert find_rule(marks, np.full(10, 21.5 - 0.05)) == "middle three"
+    # 21.55 - 21.5 is more than 0.05 in floating point.
+    assert find_rule(marks, np.full(10, 21.55)) == "middle three"
+    with pytest.raises(DataError, match="do not make the labels"):
+        find_rule(marks, np.full(10, 21.5 + 0.0501))
+
+
 def test_bins_are_the_half_points_between_the_extremes() -> None:
     np.testing.assert_array_equal(half_points([[7.5, 9.0]]), [7.5, 8.0, 8.5, 9.0])
     np.testing.assert_array_equal(half_points([[1.2, 2.3]]), [1.0, 1.5, 2.0, 2.5])

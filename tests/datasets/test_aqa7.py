@@ -11,7 +11,7 @@ from scipy.io import savemat
 from aqa_pipeline.datasets.aqa7 import CLASSES, PROTOCOL, import_aqa7
 from aqa_pipeline.errors import DataError
 from tests.datasets.test_layout import frames, touch
-from tests.support.annotations import AQA7_TRAIN, real_annotations, write_aqa7
+from tests.support.annotations import AQA7_TRAIN, real_annotations, write_aqa7, written_out
 
 
 def test_rows_and_protocol(tmp_path: Path) -> None:
@@ -24,8 +24,32 @@ def test_rows_and_protocol(tmp_path: Path) -> None:
     assert clips["split"].tolist() == ["train", "train", "test", "train", "train", "test"]
     assert clips["score"].tolist() == [80.0, 60.5, 75.0, 15.2, 70.2, 90.0]
     assert clips["video"].tolist()[-1] == "sync_diving_10m-out/012"
-    assert imported.protocol == PROTOCOL
-    assert imported.protocol.label_ranges["gym_vault"] == (12.3, 16.87)
+    assert imported.protocol.source == PROTOCOL.source
+    assert written_out(imported.protocol) == {
+        "name": "aqa7",
+        "window_rule": "first",
+        "window_frames": 103,
+        "snippet_frames": 16,
+        "snippet_starts": (0, 10, 20, 30, 40, 50, 60, 70, 80, 86),
+        "pixels": "kinetics",
+        "shift_frames": 0,
+        "exemplar_key": ("category",),
+        "label_transform": "range",
+        "label_ranges": {
+            "diving": (21.6, 102.6),
+            "gym_vault": (12.3, 16.87),
+            "ski_big_air": (8.0, 50.0),
+            "snowboard_big_air": (8.0, 50.0),
+            "sync_diving_3m": (46.2, 104.88),
+            "sync_diving_10m": (49.8, 99.36),
+        },
+        "score_range": 100.0,
+        "epsilon": 100.0,
+        "score_range_without_difficulty": None,
+        "per_category": True,
+        "fold_columns": (),
+        "rho_average": "fisher",
+    }
 
 
 def test_samples_are_files_or_frame_folders(tmp_path: Path) -> None:
@@ -63,6 +87,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "class 0": (train_of(0, 1, 50), "row 5: class 0 is none of the six classes"),
     "half a class": (train_of(1.5, 1, 50), r"class 1\.5 is none of the six"),
     "half a sample": (train_of(1, 7.5, 50), r"sample 7\.5 is not a whole number"),
+    "sample 0": (train_of(1, 0, 50), "row 5: sample 0 is not a whole number >= 1"),
     "no number": (train_of(1, 7, np.nan), "row 5: a value is not a finite number"),
     "sample twice": (train_of(1, 2, 50), "row 5: sample 2 of diving stands already in the train"),
     "both sides": (

@@ -10,7 +10,14 @@ import pytest
 from aqa_pipeline.datasets.finediving import PROTOCOL, import_finediving
 from aqa_pipeline.errors import DataError
 from tests.datasets.test_layout import frames
-from tests.support.annotations import DIVES, Hostile, dive, write_finediving, write_pickle
+from tests.support.annotations import (
+    DIVES,
+    Hostile,
+    dive,
+    write_finediving,
+    write_pickle,
+    written_out,
+)
 
 KEY = ("Tokyo_2", 0)
 
@@ -31,8 +38,25 @@ def test_rows_and_protocol(tmp_path: Path) -> None:
     assert clips["end_frame"].isna().all()
     assert clips["annotated_end_frame"].tolist() == ["1299"] * 4
     assert [clips[f"judge_{i}"].tolist()[0] for i in (1, 2, 3)] == ["8.0", "8.5", "8.0"]
-    assert imported.protocol == PROTOCOL
-    assert (PROTOCOL.score_range, PROTOCOL.epsilon) == (None, None)
+    assert imported.protocol.source == PROTOCOL.source
+    assert written_out(imported.protocol) == {
+        "name": "finediving",
+        "window_rule": "even",
+        "window_frames": 96,
+        "snippet_frames": 16,
+        "snippet_starts": (0, 10, 20, 30, 40, 50, 60, 70, 80),
+        "pixels": "kinetics",
+        "shift_frames": 0,
+        "exemplar_key": ("action_type",),
+        "label_transform": "none",
+        "label_ranges": {},
+        "score_range": None,
+        "epsilon": None,
+        "score_range_without_difficulty": None,
+        "per_category": False,
+        "fold_columns": (),
+        "rho_average": "fisher",
+    }
 
 
 def test_the_steps_of_the_fine_grained_annotation(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.support.annotations import (
     write_jigsaws,
     write_jigsaws_meta,
     write_pickle,
+    written_out,
 )
 
 FOLDS = ["fold_1", "fold_2", "fold_3", "fold_4"]
@@ -48,9 +49,24 @@ def test_rows_and_published_folds(tmp_path: Path) -> None:
 
 
 def test_the_protocol_is_that_of_the_paper() -> None:
-    assert PROTOCOL.snippet_starts == (0, 16, 32, 48, 64, 80, 96, 112, 128, 144)
-    assert (PROTOCOL.window_rule, PROTOCOL.window_frames) == ("even", 160)
-    assert (PROTOCOL.score_range, PROTOCOL.epsilon, PROTOCOL.per_category) == (24.0, 30.0, True)
+    assert written_out(PROTOCOL) == {
+        "name": "jigsaws",
+        "window_rule": "even",
+        "window_frames": 160,
+        "snippet_frames": 16,
+        "snippet_starts": (0, 16, 32, 48, 64, 80, 96, 112, 128, 144),
+        "pixels": "kinetics",
+        "shift_frames": 0,
+        "exemplar_key": ("category",),
+        "label_transform": "none",
+        "label_ranges": {},
+        "score_range": 24.0,
+        "epsilon": 30.0,
+        "score_range_without_difficulty": None,
+        "per_category": True,
+        "fold_columns": ("fold_1", "fold_2", "fold_3", "fold_4"),
+        "rho_average": "fisher",
+    }
 
 
 def test_meta_files_give_the_same_scores_and_seeded_folds(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_what_spreadsheets_do_to_a_table(tmp_path: Path) -> None:
         ("clip_id,video,score\na,b,1\n\na,c,2\n", "line 4: clip_id 'a' stands already in line 2"),
         ("clip_id,video,score,difficulty\na,b,1,0\n", "difficulty 0 is not above 0"),
         ("clip_id,video,score,start_frame\na,b,1,-3\n", "start_frame '-3' is not a frame number"),
+        ("clip_id,video,score,start_frame\na,b,1,-1\n", "start_frame '-1' is not a frame number"),
         ("clip_id,video,score,end_frame\na,b,1,2.5\n", "end_frame '2.5' is not a frame number"),
         (
             "clip_id,video,score,start_frame,end_frame\na,b,1,9,9\n",
@@ -141,6 +142,12 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 def test_a_protocol_that_does_not_fit_the_table(tmp_path: Path, toml: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         manifest_of(tmp_path, HEADER + ROWS, toml)
+
+
+def test_difficulties_that_went_through_arithmetic_are_one_key(tmp_path: Path) -> None:
+    table = "clip_id,video,score,difficulty\na,v,1,3.1\nb,v,2,3.1000000000000005\nc,v,3,3.10001\n"
+    keys = manifest_of(tmp_path, table, "exemplar_key = ['difficulty']").exemplar_keys()
+    assert keys == [(3.1,), (3.1,), (3.10001,)]
 
 
 def test_keys_and_splits_of_the_protocol(tmp_path: Path) -> None:

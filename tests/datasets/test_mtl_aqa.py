@@ -20,6 +20,7 @@ from tests.support.annotations import (
     real_annotations,
     write_mtl_aqa,
     write_pickle,
+    written_out,
 )
 
 
@@ -34,7 +35,25 @@ def test_rows_and_protocol(tmp_path: Path) -> None:
     assert clips["difficulty"].tolist() == [3.2, 3.2, 1.6, 1.6]
     assert set(clips["category"]) == {"diving"}
     assert clips["position"].tolist() == ["1"] * 4
-    assert imported.protocol == PROTOCOL
+    assert imported.protocol.source == PROTOCOL.source
+    assert written_out(imported.protocol) == {
+        "name": "mtl_aqa",
+        "window_rule": "last",
+        "window_frames": 103,
+        "snippet_frames": 16,
+        "snippet_starts": (0, 10, 20, 30, 40, 50, 60, 70, 80, 86),
+        "pixels": "kinetics",
+        "shift_frames": 3,
+        "exemplar_key": ("difficulty",),
+        "label_transform": "raw",
+        "label_ranges": {},
+        "score_range": 30.0,
+        "epsilon": 30.0,
+        "score_range_without_difficulty": 100.0,
+        "per_category": False,
+        "fold_columns": (),
+        "rho_average": "fisher",
+    }
     assert not imported.looked_up
     imported.write(tmp_path / "manifests" / "mtl_aqa.csv")
     assert read_manifest(tmp_path / "manifests" / "mtl_aqa.csv").exemplar_keys()[0] == (3.2,)

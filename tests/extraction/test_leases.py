@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aqa_pipeline.atomic import is_running
 from aqa_pipeline.errors import SetupError
 from aqa_pipeline.extraction import leases as module
 from aqa_pipeline.extraction.leases import FOLDER, Leases
@@ -66,6 +67,37 @@ def test_a_silent_writer_of_another_machine_loses_its_leases(
         assert here.take("a")
 
 
+def test_a_dead_process_of_this_machine_says_nothing_about_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert not is_running(process.pid)
+    monkeypatch.setattr(module, "_who", lambda: f"elsewhere {process.pid}")
+    with Leases(tmp_path) as far, Leases(tmp_path) as here:
+        assert far.take("a")
+        assert not here.take("a")
+
+
+def test_generations_are_given_back_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path, lease_seconds=100) as gone, Leases(tmp_path, lease_seconds=100) as heir:
+        assert gone.take("a")
+        os.utime(gone._heartbeat, (1, 1))
+        assert heir.take("a")
+        unlinked: list[str] = []
+        unlink = Path.unlink
+
+        def noted(path: Path, **arguments: bool) -> None:
+            unlinked.append(path.suffix)
+            unlink(path, **arguments)
+
+        monkeypatch.setattr(Path, "unlink", noted)
+        heir.release(["a"])
+        assert unlinked == [".0", ".1"]
+
+
 def test_a_living_writer_goes_on_giving_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,8 +135,11 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(
 
 def test_leftovers_of_a_day_ago_are_cleared_away(tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
-    old = tmp_path / FOLDER / "gone.0"
-    old.touch()
-    os.utime(old, (1, 1))
+    old, young = (tmp_path / FOLDER / name for name in ("gone.0", "recent.0"))
+    for path, hours in ((old, 25), (young, 23)):
+        path.touch()
+        touched = time.time() - 3600 * hours
+        os.utime(path, (touched, touched))
     with Leases(tmp_path):
         assert not old.exists()
+        assert young.exists()

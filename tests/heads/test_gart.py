@@ -210,6 +210,24 @@ def test_eq6_as_printed_is_a_cross_entropy_over_every_leaf() -> None:
     assert regression.tolist() == pytest.approx([0.0625])
 
 
+def test_eq6_as_printed_is_a_mean_over_pairs() -> None:
+    log_prob = torch.tensor([[[0.2, 0.9], [0.8, 0.1]]]).log()  # (K=1, R=2, B=2)
+    output = Leaves(log_prob, torch.tensor([[[0.1, 0.4], [0.9, 0.0]]]))
+    leaf, target = torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.5]])
+    classification, regression = leaf_losses(output, leaf, target, recipe="paper")
+    # Of two leaves the other one has 1 - P: both terms of a pair are equal.
+    assert classification.tolist() == pytest.approx([-2 * (math.log(0.8) + math.log(0.9)) / 2])
+    assert regression.tolist() == pytest.approx([(0.4**2 + 0.1**2) / 2])
+
+
+def test_eq6_as_printed_of_a_tree_that_is_nearly_sure_and_wrong() -> None:
+    output = Leaves(torch.tensor([[[0.999], [0.001]]]).log(), torch.full((1, 2, 1), 0.5))
+    leaf, place = torch.tensor([[1]]), torch.tensor([[0.5]])
+    classification, _ = leaf_losses(output, leaf, place, recipe="paper")
+    # -log(.001) of the true leaf and -log(1 - .999) of the other.
+    assert classification.tolist() == pytest.approx([2 * math.log(1000)], rel=1e-3)
+
+
 def test_eq6_as_printed_stays_finite_for_a_tree_that_is_sure_and_wrong() -> None:
     leaf, place = torch.tensor([[0]]), torch.tensor([[0.5]])
     output = certain(leaf, place, 4)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqa_pipeline.config import HeadConfig
+from aqa_pipeline.config import FitConfig, HeadConfig, Recipe
 from aqa_pipeline.heads.head import Head
 from aqa_pipeline.heads.leaf_paths import LeafPaths
 from aqa_pipeline.heads.outputs import LeafLabels, fit_output_layer
 from aqa_pipeline.heads.quick import quick_form, readable_form
+from aqa_pipeline.training.train import train_heads
 from tests.support.planted import planted_clips
 
 CLIPS = planted_clips(12, snippets=2, dim=6)
@@ -71,6 +72,26 @@ def test_both_forms_of_a_head_learn_and_say_the_same(config: HeadConfig) -> None
     with readable_form():
         readable = everything(head)
     torch.testing.assert_close(quick, readable, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("recipe", ["default", "official", "paper"])
+def test_a_head_trained_in_either_form_is_the_same(recipe: Recipe) -> None:
+    def trained() -> dict[str, Tensor]:
+        outcome = train_heads(
+            planted_clips(24),
+            head_config=HeadConfig(num_groups=4, hidden=8, reduced_dim=4, recipe=recipe),
+            config=FitConfig(epochs=3, batch_size=8),
+            score_range=None,
+            epsilon=30.0,
+            device=torch.device("cpu"),
+        )
+        return dict(outcome.head.state_dict())
+
+    quick = trained()
+    with readable_form():
+        readable = trained()
+    torch.testing.assert_close(quick, readable, rtol=1e-4, atol=1e-5)
 
 
 def test_the_switch_chooses_the_form() -> None:

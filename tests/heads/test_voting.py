@@ -10,8 +10,10 @@ import torch
 from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
+from aqa_pipeline.core.pairs import ExemplarKeys, vote_exemplars
 from aqa_pipeline.errors import CacheError
 from aqa_pipeline.heads.batch_voting import vote
+from aqa_pipeline.heads.voting import ClipPrediction, Votes
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.training.train import train_heads
@@ -103,6 +105,25 @@ def test_a_clip_is_better_than_another_as_one_pair_says() -> None:
     predict = voter.predict(query, TRAIN.key[4])
     place = predict.exemplars.tolist().index(4)
     np.testing.assert_allclose(predict.label[:, place], TRAIN.label[4] + delta, rtol=1e-5)
+
+
+def test_eq9_a_heads_prediction_is_the_mean_of_its_votes() -> None:
+    label = np.array([[1.0, 2.0, 6.0], [0.0, 4.0, 6.5]])
+    clip = ClipPrediction(np.arange(3), False, label, np.full((2, 3), -1))
+    assert clip.mean().tolist() == [3.0, 3.5]
+    assert Votes(label[:, None], np.full((2, 1, 3), -1)).mean().tolist() == [[3.0], [3.5]]
+
+
+def test_exemplars_are_drawn_by_the_seed_of_the_run() -> None:
+    run = make_run(num_exemplars=10, num_seeds=1)
+    assert run.fit_config.seed == 3
+    groups, _ = ExemplarKeys.of(TRAIN.key).match(TRAIN.key)
+    drawn = {
+        seed: vote_exemplars(groups[:1], groups, num_exemplars=10, seed=seed)[0].tolist()
+        for seed in (0, 3)
+    }
+    rows, _ = run.voter().exemplars_of(TRAIN.key[0])
+    assert rows.tolist() == drawn[3] != drawn[0]
 
 
 def test_a_key_of_nobody_takes_the_nearest() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from aqa_pipeline.config import PixelPreset
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.media import index as video_index
 from aqa_pipeline.media.identity import known_length, source_identity
-from aqa_pipeline.media.index import read_index
-from tests.support.videos import write_folder, write_video
+from aqa_pipeline.media.index import VideoIndex, read_index
+from aqa_pipeline.media.reader import VideoReader
+from tests.support.videos import frame_numbers, write_folder, write_video
 
 
 @pytest.fixture
@@ -62,6 +67,88 @@ def test_index_and_hash_are_remembered_until_the_file_changes(
     read_index(video, index_folder=folder)
     source_identity(video, index_folder=folder)
     assert len(scans) == 4
+
+
+def index_of(pts: list[int], time_base: Fraction) -> VideoIndex:
+    """Of a file whose first picture is its only keyframe."""
+    ranks = np.arange(len(pts))
+    return VideoIndex(
+        num_frames=len(pts),
+        pts=np.array(pts),
+        rank=ranks,
+        key_pts=np.array(pts[:1]),
+        key_rank=ranks[:1],
+        timed=True,
+        time_base=time_base,
+        width=64,
+        height=48,
+    )
+
+
+def test_a_time_at_which_nothing_is_shown_has_no_position() -> None:
+    index = index_of([0, 10, 20], Fraction(1, 25))
+    assert [index.position_of(pts) for pts in (0, 10, 20)] == [0, 1, 2]
+    assert [index.position_of(pts) for pts in (-1, 5, 19, 21, None)] == [None] * 5
+
+
+def test_seconds_are_the_nearest_to_the_fraction() -> None:
+    # 3 x 0.1 is 0.30000000000000004.
+    assert index_of([0, 3, 7], Fraction(1, 10)).pts_seconds(np.arange(3)).tolist() == [0, 0.3, 0.7]
+    # An NTSC period: 1001 / 30000 s.
+    index = index_of([0, 29, 58], Fraction(1001, 30000))
+    assert index.pts_seconds(np.array([2])).tolist() == [58 * 1001 / 30000]
+
+
+def copied(source: Path, target: Path, first: int, times: Mapping[int, int]) -> Path:
+    """The packets of a file from one on; some with the time of another packet, by rank."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        packets = [packet for packet in old.demux(stream) if packet.size]
+        pts = [packet.pts for packet in packets]
+        for rank, packet in enumerate(packets[first:], start=first):
+            packet.pts, packet.stream = pts[times.get(rank, rank)], copy
+            if times:  # no later than any time of presentation, and ascending
+                packet.dts = rank - 1000
+            new.mux(packet)
+    return target
+
+
+def test_pictures_before_the_first_keyframe_are_not_counted(tmp_path: Path) -> None:
+    """A broadcast that was cut anywhere: the rest of one group of pictures, then the next, which
+    begins with pictures that lean on the group before."""
+    whole = write_video(tmp_path / "whole.ts", 40, codec="mpeg2video", gop=8, options={"bf": "2"})
+    index = read_index(whole)
+    key, first = index.key_position(1), int(index.key_rank[1])
+    leading = index.rank[:key] > first
+    assert leading.any()
+    cut = copied(whole, tmp_path / "cut.ts", first - 2, {})
+    assert read_index(cut).num_frames == 40 - key
+    with VideoReader(cut, PixelPreset("small", crop=48, short_side=48)) as reader:
+        frames = reader.read(np.arange(40 - key)).frames
+    assert frame_numbers(frames) == list(range(key, 40))
+
+
+def test_a_picture_before_the_first_keyframe_is_not_counted_whatever_its_time(
+    tmp_path: Path,
+) -> None:
+    whole = write_video(tmp_path / "whole.mkv", 30, b_frames=0)
+    first = int(read_index(whole).key_rank[1])
+    # The packet before the keyframe and the last one have each other's time.
+    cut = copied(whole, tmp_path / "cut.mkv", first - 1, {first - 1: 29, 29: first - 1})
+    index = read_index(cut)
+    assert index.timed
+    # One is before the keyframe in the file, the other in time.
+    assert index.rank.tolist() == list(range(1, 30 - first))
+
+
+def test_times_that_are_repeated_are_not_trusted(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", 24, b_frames=0)
+    twice = copied(whole, tmp_path / "twice.mkv", 0, {5: 4})
+    index = read_index(twice)
+    assert (index.timed, index.num_frames) == (False, 24)
+    with VideoReader(twice, PixelPreset("small", crop=48, short_side=48)) as reader:
+        assert frame_numbers(reader.read(np.arange(24)).frames) == list(range(24))
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an archive", None])

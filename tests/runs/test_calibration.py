@@ -21,6 +21,7 @@ from aqa_pipeline.runs.calibration import (
     read_calibration,
     write_calibration,
 )
+from aqa_pipeline.runs.conformal import coverage_spread
 from aqa_pipeline.runs.evaluate import predict_clips
 from aqa_pipeline.runs.folder import Run
 from aqa_pipeline.training.train import train_heads
@@ -50,6 +51,11 @@ def test_a_clip_is_predicted_by_the_heads_that_held_it_out() -> None:
     assert found.prediction.tolist() == [10, 25]
     expected = (train.score[[0, 2]] - [10, 25]) / train.scale[[0, 2]]
     np.testing.assert_array_equal(found.residual, expected)
+
+
+def test_a_clip_that_three_heads_held_out_is_predicted_by_their_mean() -> None:
+    found = held_out_clips(planted_clips(2), [[0], [0], [0]], [[1.0], [2.0], [9.0]])
+    assert found.prediction.tolist() == [4.0]
 
 
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -117,6 +123,17 @@ def test_coverage_is_counted_on_known_scores() -> None:
     assert found["mean_width"] == 3.0
     assert measure_intervals(None, clips, np.zeros(4)) is None
     assert measure_intervals(calibration([1.5] * 3), clips, np.zeros(4)) is None
+
+
+def test_a_score_on_the_bound_is_inside_and_the_expected_range_is_of_both_counts() -> None:
+    clips = dataclasses.replace(planted_clips(4), score=np.array([1.5, -1.5, 1.5001, 0]))
+    clips = dataclasses.replace(clips, scale=np.ones(4), difficulty=np.full(4, NAN))
+    found = measure_intervals(calibration([1.5] * 20), clips, np.zeros(4))
+    assert found is not None
+    assert found["inside"] == 3
+    _, low, high = coverage_spread(num_residuals=20, num_clips=4, coverage=0.9)
+    assert found["expected_95"] == [low, high]
+    assert (low, high) != coverage_spread(num_residuals=4, num_clips=4, coverage=0.9)[1:]
 
 
 def test_coverage_in_words() -> None:

@@ -23,6 +23,8 @@ def test_the_quantile_of_a_hand_sorted_list() -> None:
     # 19 residuals: ceil(20 x 0.9) = 18, the second largest.
     assert conformal_quantile(np.arange(19.0), 0.9) == 17.0
     assert conformal_quantile([3.0, 1.0, 2.0], 0.75) == 3.0
+    # 75 x 0.68 is 51, though not in floating point.
+    assert conformal_quantile(np.arange(1.0, 75.0), 0.68) == 51.0
     assert conformal_quantile([3.0, 1.0, 2.0], 0.5) == 2.0
 
 

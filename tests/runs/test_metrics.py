@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,54 @@ def test_averages_come_back_from_their_file(tmp_path: Path) -> None:
     assert averages.average.rho == pytest.approx((0.35 + 0.05) / 2)
     write_metrics(tmp_path, averages)
     assert read_metrics(tmp_path) == averages
+
+
+def part_of(*, relative_l2: float, rho: float = 0.5, intervals: Any = None) -> Metrics:
+    return dataclasses.replace(
+        metrics(0.5),
+        heads={"rho": OverSeeds.of([rho]), "relative_l2": OverSeeds.of([relative_l2])},
+        intervals=intervals,
+    )
+
+
+def test_categories_of_unequal_numbers_of_folds_weigh_the_same() -> None:
+    folds = {"a": [0.2, 0.4], "b": [0.6, 0.6, 0.9]}
+    measured = [
+        (Part(name, fold), part_of(relative_l2=error))
+        for name, errors in folds.items()
+        for fold, error in enumerate(errors, start=1)
+    ]
+    averages = AverageMetrics.of(measured, rho_average="fisher")
+    assert averages.categories["b"].relative_l2 == pytest.approx(0.7)
+    # 0.5 of the two categories; 0.54 of the five parts.
+    assert averages.average.relative_l2 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("rho_average", ["fisher", "mean"])
+def test_a_part_that_is_not_defined_is_left_out_of_its_average(rho_average: Any) -> None:
+    nan = math.nan
+    measured = [
+        (Part("a", 1), part_of(rho=0.4, relative_l2=0.2)),
+        (Part("a", 2), part_of(rho=nan, relative_l2=nan)),
+        (Part("b"), part_of(rho=nan, relative_l2=nan)),
+    ]
+    averages = AverageMetrics.of(measured, rho_average=rho_average)
+    assert averages.categories["a"] == Accuracy(0.4, 0.2)
+    assert math.isnan(averages.categories["b"].rho)
+    assert averages.average.rho == pytest.approx(0.4)
+    assert averages.average.relative_l2 == pytest.approx(0.2)
+
+
+def test_intervals_of_parts_weigh_by_their_clips_and_are_of_all_parts_or_none() -> None:
+    small = {"asked": 0.9, "inside": 8, "num_test": 10, "mean_width": 2.0}
+    large = {"asked": 0.9, "inside": 28, "num_test": 30, "mean_width": 6.0}
+    parts = [part_of(relative_l2=0.2, intervals=own) for own in (small, large, None)]
+    measured = list(zip([Part("a"), Part("b"), Part("c")], parts, strict=True))
+    # (10 x 2 + 30 x 6) / 40.
+    assert AverageMetrics.of(measured[:2], rho_average="fisher").intervals == {
+        "asked": 0.9, "reached": 0.9, "inside": 36, "num_test": 40, "mean_width": 5.0,
+    }  # fmt: skip
+    assert AverageMetrics.of(measured, rho_average="fisher").intervals is None
 
 
 def test_what_is_not_defined_is_null_in_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from aqa_pipeline.config import Protocol
+
 
 def real_annotations(name: str) -> Path:
     """Folder of a data set's real annotations; skips the test without them."""
@@ -19,6 +22,13 @@ def real_annotations(name: str) -> Path:
     if not root or not folder.is_dir():
         pytest.skip(f"set AQA_REAL_DATA to a folder with annotations/{name} to check real data")
     return folder
+
+
+def written_out(protocol: Protocol) -> dict[str, Any]:
+    """Every setting of a protocol; not its source, which is prose."""
+    settings = dataclasses.asdict(protocol)
+    del settings["source"]
+    return settings
 
 
 def write_pickle(path: Path, value: Any) -> Path:

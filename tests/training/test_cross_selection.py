@@ -38,6 +38,14 @@ def test_models_choose_apart_and_many_clips_are_left_out_in_folds() -> None:
     np.testing.assert_array_equal(chosen[1], epochs[1, 1])
 
 
+def test_an_epoch_of_equal_predictions_is_never_chosen() -> None:
+    truth = np.arange(6.0)
+    backwards = -truth  # the worst there is, but a correlation
+    for epochs in ([np.full(6, 2.0), backwards], [backwards, np.full(6, 2.0)]):
+        chosen = cross_fitted(np.array(epochs)[:, None], truth[None], seeds=[0])
+        np.testing.assert_array_equal(chosen[0], backwards)
+
+
 def test_nothing_held_out_and_too_little_to_choose_by() -> None:
     assert cross_fitted(np.zeros((4, 2, 0)), np.zeros((2, 0)), seeds=[0, 1]).shape == (2, 0)
     assert np.isnan(cross_fitted(np.ones((4, 1, 2)), np.ones((1, 2)), seeds=[0])).all()
