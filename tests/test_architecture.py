@@ -15,8 +15,8 @@ from tests.support.places import ROOT
 
 LIBRARY = ROOT / "aqa_pipeline"
 
-#: A room may import those above it in the table of docs/architecture.md (here: to its left), itself,
-#: and the ground floor.
+#: A room may import those above it in the table of docs/architecture.md (here: to its left),
+#: itself, and the ground floor.
 ROOMS = (
     *("core", "media", "heads", "backbone", "datasets", "cache", "extraction", "runs"),
     *("training", "scoring", "finetune", "report", "serve"),
