@@ -111,7 +111,7 @@ class ExtractConfig:
     #: see :func:`aqa_pipeline.media.views.views_of`
     views: Literal["none", "flip", "full"] = option(
         "none",
-        "Augmented copies to cache too: mirrored; or shifted as the protocol says and mirrored.",
+        "Also cache augmented copies: mirrored, or shifted as the protocol says and mirrored.",
     )
 
 
@@ -162,7 +162,7 @@ class HeadConfig:
         0.0, "Share of the root feature that is dropped in training.", at_least=0, below=1
     )
     standardise: bool = option(
-        True, "Features to zero mean and unit variance, by the clips a head learns from."
+        True, "Scale features to zero mean and unit variance, over the clips a head learns from."
     )
     #: spread of a score's target distribution, as a part of the label range (usdl) or of the
     #: marks' range (musdl)
@@ -204,10 +204,10 @@ class FitConfig:
     # Batch, learning rate and epochs were chosen by cross-validation inside the demo's training
     # split; docs/performance.md has the figures.
     epochs: int = option(12, "Passes over the training clips.", at_least=1)
-    batch_size: int = option(4, "Pairs a step; each is trained in both orders.", at_least=1)
+    batch_size: int = option(4, "Pairs per step; each is trained in both orders.", at_least=1)
     #: Sec. 4.1 has 1e-3
     learning_rate: float = option(5e-4, "Adam's learning rate.", name="lr", above=0)
-    weight_decay: float = option(0.0, "Of Adam; 0 in the paper.", at_least=0)
+    weight_decay: float = option(0.0, "Adam's weight decay; 0 in the paper.", at_least=0)
     num_exemplars: int | None = option(  # M of Eq. 9
         10, "Exemplars that vote on a test clip.", at_least=1, none="all"
     )
@@ -234,7 +234,7 @@ class FitConfig:
         name="difficulty",
     )
     views: bool = option(
-        False, "Train on a drawn view of each clip, of all that `aqa extract --views` cached."
+        False, "Train on a random view of each clip, out of those `aqa extract --views` cached."
     )
 
 
@@ -258,19 +258,19 @@ class SweepConfig:
 
     search: Literal["auto", "grid", "random", "tpe"] = option(
         "auto",
-        "auto: the grid where all values are listed and --trials is not given, else random. "
+        "auto: the grid if all values are listed and --trials is not given, else random. "
         "tpe learns from the trials before, and several processes may share one --run.",
     )
     trials: int | None = option(
         None, "How many settings to try; default: the whole grid, or 32.", at_least=1
     )
-    seed: int = option(0, "Of the draws of settings.", name="search-seed", at_least=0)
+    seed: int = option(0, "Seed of the drawn settings.", name="search-seed", at_least=0)
     jobs: int | None = option(
-        None, "Processes side by side; default: one a core, or one for a GPU.", at_least=1
+        None, "Processes side by side; default: one per core, or one for a GPU.", at_least=1
     )
     stack: int | None = option(
         None,
-        "Most heads trained side by side; default: what fits into free memory, up to 64.",
+        "Maximum number of heads trained side by side; default: what fits in memory, up to 64.",
         at_least=1,
     )
     early_stop: bool = option(
@@ -300,7 +300,7 @@ class FinetuneConfig:
     )
     clip_norm: float | None = option(None, "Cut gradients to this length; default: never.", above=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Of the backbone; auto: half on a GPU, float32 on a CPU."
+        "auto", "Precision of the backbone; auto: half on a GPU, float32 on a CPU."
     )
     flip: bool = option(True, "Mirror half of the clips.")
     shift_frames: int | None = option(
@@ -308,7 +308,7 @@ class FinetuneConfig:
     )
     crop_jitter: int | None = option(
         None,
-        "Pixels the crop may lie off the centre; default: as the pixel preset has room.",
+        "Pixels the crop may lie off the centre; default: all the room the pixel preset has.",
         at_least=0,
     )
 
@@ -355,8 +355,8 @@ class ServeConfig:
         "127.0.0.1",
         "Address to listen on; any but the default lets others send videos to this machine.",
     )
-    port: int = option(8000, "0: any.", at_least=0, at_most=65535)
-    max_megabytes: int = option(200, "Largest video that is taken.", name="max-mb", at_least=1)
+    port: int = option(8000, "Port to listen on; 0: any free one.", at_least=0, at_most=65535)
+    max_megabytes: int = option(200, "Largest video accepted, in MB.", name="max-mb", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ class SplitConfig:
     """A seeded division into train and test, where the data bring none."""
 
     test_fraction: float = option(0.25, "Share of test clips.", above=0, below=1)
-    seed: int = option(0, "Of the draw.", at_least=0)
+    seed: int = option(0, "Seed of the draw.", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ class ScoreConfig:
     """Scoring videos that nobody has seen before."""
 
     coverage: float = option(
-        0.9, "How often the interval is meant to hold the true score.", above=0, below=1
+        0.9, "How often the interval should contain the true score.", above=0, below=1
     )
     stride_frames: int = option(
         10, "Frames from one window of --slide to the next.", name="stride", at_least=1

@@ -58,7 +58,7 @@ def chosen_folders(project: Project, dataset: str | None, folders: tuple[Path, .
 
 @click.group()
 def cache() -> None:
-    """Look after the feature caches, and exchange features with other programs.
+    """Manage the feature caches, and exchange features with other programs.
 
     Without --dataset or a FOLDER, a command works on every cache of the project.
     """
@@ -70,7 +70,7 @@ def cache() -> None:
 @json_option
 @pass_project
 def info(project: Project, folders: tuple[Path, ...], dataset: str | None, as_json: bool) -> None:
-    """Say what caches hold; no feature is read."""
+    """Show what caches hold; no feature is read."""
     from aqa_pipeline.cache.verify import cache_info
 
     told = [cache_info(folder) for folder in chosen_folders(project, dataset, folders)]
@@ -188,7 +188,7 @@ def compact(
     "--manifest",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Remove also segments of which this manifest wants no clip.",
+    help="Also remove segments that hold no clip of this manifest.",
 )
 @dry_run_option
 @json_option
@@ -203,7 +203,7 @@ def gc(
 ) -> None:
     """Remove segments that newer ones replace, and what killed writers left behind.
 
-    Only whole segments go; what is left of a segment is worth an `aqa cache compact` first.
+    Only whole segments are removed; `aqa cache compact` drops single clips that were replaced.
     """
     from aqa_pipeline.cache.compact import collect_garbage
 
@@ -276,7 +276,7 @@ def export(
     "--backbone-name",
     metavar="NAME",
     required=True,
-    help="What made the features, such as videoswin or openpose; names the cache folder.",
+    help="What produced the features, such as videoswin or openpose; names the cache folder.",
 )
 @click.option(
     "--resample",
@@ -284,7 +284,9 @@ def export(
     default=None,
     help="Resample every clip to this many steps, linearly, where clips differ in length.",
 )
-@click.option("--partial", is_flag=True, help="Take the clips that manifest and file share.")
+@click.option(
+    "--partial", is_flag=True, help="Import only the clips that both manifest and file have."
+)
 @dry_run_option
 @json_option
 @pass_project
@@ -299,7 +301,7 @@ def import_(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Take features that another program extracted into a cache of the project.
+    """Import features that another program extracted into a cache of the project.
 
     FILE is .npz, .h5 or .pkl with `features` (clips x steps x dim or clips x dim) and
     `clip_id`, or with one array a clip named by its id; .npy in the manifest's order; or a

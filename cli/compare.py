@@ -28,13 +28,13 @@ from .show import interval
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--start", type=click.IntRange(min=0), multiple=True, help="First frame of a clip.")
-@click.option("--end", type=click.IntRange(min=1), multiple=True, help="Frame behind a clip.")
-@click.option("--category", multiple=True, help="Where the run has heads for several.")
+@click.option("--end", type=click.IntRange(min=1), multiple=True, help="Frame after a clip.")
+@click.option("--category", multiple=True, help="Category; needed if the run has a head for each.")
 @click.option(
     "--difficulty",
     type=click.FloatRange(min=0, min_open=True),
     multiple=True,
-    help="Where the run scores by difficulty.",
+    help="Difficulty; needed if the run scores by it.",
 )
 @key_option
 @coverage_option

@@ -17,9 +17,9 @@ from .show import show_metrics
 
 
 @click.command()
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which competition.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the competition.")
 @click.option("--train", type=click.IntRange(min=20), default=200, help="Dives to learn from.")
-@click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to be tested on.")
+@click.option("--test", type=click.IntRange(min=2), default=64, help="Dives to test on.")
 @config_option(FitConfig(num_seeds=5), "seeds", help="Heads to train.")
 @weights_option
 @device_option

@@ -64,11 +64,11 @@ def explain(
     device: str,
     as_json: bool,
 ) -> None:
-    """Say why the run folder RUN (a path, or a name in runs/) gives VIDEO its score.
+    """Explain why the run folder RUN (a path, or a name in runs/) gives VIDEO its score.
 
     Writes a page, explain.html, and its parts as pictures and films: what each snippet won or
-    lost, where in the picture (Grad-CAM), the way through the tree, and the exemplar most
-    alike beside the clip.
+    lost, where in the picture (Grad-CAM), the way through the tree, and the most
+    similar exemplar beside the clip.
 
         aqa explain demo dive.mp4 --start 26 --end 136 --difficulty 3.4
     """

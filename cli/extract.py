@@ -43,11 +43,11 @@ _FAILURES_SHOWN = 10
     "--precision",
     type=click.Choice(["auto", "float32", "tf32", "bf16", "fp16"]),
     default=PRECISION,
-    help="What a GPU computes in; auto: the quickest that agrees with float32 on some clips.",
+    help="Precision on a GPU; auto: the fastest that agrees with float32 on sample clips.",
 )
 @config_options(
     "workers clip-timeout flush-clips flush-seconds strict-window",
-    click.option("--retry-failed", is_flag=True, help="Try clips again that failed before."),
+    click.option("--retry-failed", is_flag=True, help="Retry clips that failed before."),
     "views",
     config=ExtractConfig(),
 )
@@ -79,7 +79,7 @@ def extract(
     """Turn every clip of a manifest into I3D features, once.
 
     Clips that are in the cache already are not decoded again, so a run that was
-    interrupted goes on where it stopped, and several may work on one manifest at once. A
+    interrupted resumes where it stopped, and several may work on one manifest at once. A
     clip that fails is written down and the others go on; then the exit code is 3.
     """
     from aqa_pipeline.datasets.manifest import read_manifest

@@ -58,8 +58,8 @@ _OF_THE_RUN = {
     "start",
     metavar="RUN",
     default=None,
-    help="Go on with the head of a fitted run (a path, or a name in runs/), its groups, seed and "
-    "validation part; default: a fresh head.",
+    help="Continue with the head of a fitted run (a path, or a name in runs/), its groups, seed "
+    "and validation part; default: a fresh head.",
 )
 @click.option(
     "--run",
@@ -75,9 +75,11 @@ _OF_THE_RUN = {
     "pairs-at-once checkpointing save-every workers frame-memory clip-timeout tensorboard",
     changed={
         "epochs": {"help": "Passes over the training clips; 200 in the published program."},
-        "batch-size": {"help": "Pairs a step, over all processes; each is trained in both orders."},
+        "batch-size": {
+            "help": "Pairs per step, over all processes; each is trained in both orders."
+        },
         "lr": {"name": "head-lr", "help": "Adam's learning rate for the head."},
-        "seed": {"help": "Of all draws."},
+        "seed": {"help": "Seed of all random draws."},
         "head": {"choices": ("gart", "mlp"), "help": "Regression tree or 3-layer MLP."},
         "recipe": {"help": "Groups and loss of the tree, as in fit-head."},
         "num-groups": {"help": "Leaves of the tree, a power of two."},
@@ -94,7 +96,7 @@ _OF_THE_RUN = {
     help="Afterwards extract every clip of the manifest with the tuned backbone, ready for "
     "`aqa fit-head`.",
 )
-@click.option("--again", is_flag=True, help="Start anew, whatever is in the run folder.")
+@click.option("--again", is_flag=True, help="Start over, whatever is in the run folder.")
 @device_option
 @dry_run_option
 @json_option
@@ -122,10 +124,10 @@ def finetune(
     """Train backbone and head together, end to end, as the paper does.
 
     The run folder gets the tuned backbone beside the head, and the clips' features by it
-    go into a cache of their own: `aqa evaluate`, `report` and `predict` take the run as any
+    go into a cache of their own: `aqa evaluate`, `report` and `predict` take the run like any
     other, and `aqa fit-head --cache` fits more heads on the tuned features.
 
-    Interrupted, terminated or killed, the same command goes on where it stopped. On several
+    Interrupted, terminated or killed, the same command resumes where it stopped. On several
     GPUs or machines: torchrun --no-python aqa finetune ... (docs/clusters.md).
     """
     from aqa_pipeline.device import find_device, share_cores

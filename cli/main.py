@@ -53,7 +53,7 @@ class AqaGroup(click.Group):
         try:
             result = super().main(args, standalone_mode=False, **extra)
         except click.Abort:  # click's name for Ctrl-C
-            say_error("interrupted; the same command goes on where it stopped")
+            say_error("interrupted; the same command resumes where it stopped")
             sys.exit(INTERRUPTED)
         except click.ClickException as error:
             error.show()
@@ -62,7 +62,7 @@ class AqaGroup(click.Group):
             say_error(str(error))
             sys.exit(error.exit_code)
         except _Terminated:
-            say_error("terminated; the same command goes on where it stopped")
+            say_error("terminated; the same command resumes where it stopped")
             sys.exit(TERMINATED)
         except BrokenPipeError:  # `aqa ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,7 @@ _ROWS_SHOWN = 3
 def manifest() -> None:
     """Make, check, show and split manifests.
 
-    A manifest lists the clips of a data set, one row a clip; docs/manifest-format.md says
+    A manifest lists the clips of a data set, one row per clip; docs/manifest-format.md says
     what is in it. NAME below is manifests/NAME.csv of the project, or a path to a CSV.
     """
 
@@ -43,13 +43,13 @@ def named(project: Project, name: str) -> Manifest:
 
 @manifest.command()
 @click.argument("name")
-@click.option("--fast", is_flag=True, help="Only look whether the videos exist; decode nothing.")
+@click.option("--fast", is_flag=True, help="Only check that the videos exist; decode nothing.")
 @config_option(FitConfig(), "num-exemplars", none="", help="Exemplars each test clip should find.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=None,
-    show_default="one a core",
+    show_default="one per core",
     help="Decoding processes.",
 )
 @json_option
@@ -147,7 +147,9 @@ def _by_side(counts: dict[str, int]) -> list[str]:
 
 @manifest.command()
 @click.argument("name")
-@click.option("--group-by", metavar="COLUMN", help="Keep clips equal in this column together.")
+@click.option(
+    "--group-by", metavar="COLUMN", help="Keep clips with equal values in this column together."
+)
 @config_option(SplitConfig(), "test-fraction")
 @config_option(SplitConfig(), "seed")
 @click.option(

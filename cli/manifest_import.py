@@ -114,7 +114,7 @@ def aqa7(project: Project, /, annotations: Path, videos: Path | None, **output: 
     show_default="published where splits.pkl is there, else seeded",
     help="Folds of the cross-validation.",
 )
-@config_option(SplitConfig(), "seed", help="Of seeded folds.")
+@config_option(SplitConfig(), "seed", help="Seed of the folds that are made.")
 @_output_options
 @pass_project
 def jigsaws(
@@ -146,7 +146,9 @@ def finediving(project: Project, /, annotations: Path, videos: Path | None, **ou
 
 @import_group.command("csv")
 @click.argument("table", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--name", metavar="NAME", show_default="the file's name", help="Of the data set.")
+@click.option(
+    "--name", metavar="NAME", show_default="the file's name", help="Name of the data set."
+)
 @click.option(
     "--map",
     "columns",
@@ -154,11 +156,13 @@ def finediving(project: Project, /, annotations: Path, videos: Path | None, **ou
     multiple=True,
     help="A column under another name: --map score=Punkte. May be repeated.",
 )
-@click.option("--group-by", metavar="COLUMN", help="Keep clips equal in this column together.")
+@click.option(
+    "--group-by", metavar="COLUMN", help="Keep clips with equal values in this column together."
+)
 @config_option(
     SplitConfig(), "test-fraction", help="Share of test clips, where the table has no split."
 )
-@config_option(SplitConfig(), "seed", help="Of that split.")
+@config_option(SplitConfig(), "seed", help="Seed of the split that is made.")
 @_output_options
 @pass_project
 def csv(

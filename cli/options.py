@@ -33,10 +33,10 @@ cache_option = click.option(
     "cache_folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Cache folder, where several fit the protocol.",
+    help="Cache folder; needed if several fit the protocol.",
 )
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Say what would be done, and do nothing."
+    "--dry-run", is_flag=True, help="Show what would be done without doing it."
 )
 weights_option = click.option(
     "--weights",
@@ -68,7 +68,7 @@ cluster_options = all_of(
         "--backend",
         type=click.Choice(["local", "dask"]),
         default="local",
-        help="Where the work is done: here, or on a dask cluster.",
+        help="Where the work runs: here, or on a dask cluster.",
     ),
     click.option(
         "--scheduler",
@@ -130,13 +130,17 @@ def fact_options(command: Command) -> Command:
             "--end",
             "end_frame",
             type=click.IntRange(min=1),
-            help="Frame behind the clip; default: the end of the video.",
+            help="Frame after the clip; default: the end of the video.",
         ),
-        click.option("--category", default="", help="Where the run has heads for several."),
+        click.option(
+            "--category",
+            default="",
+            help="Category of the clip; needed if the run has a head for each.",
+        ),
         click.option(
             "--difficulty",
             type=click.FloatRange(min=0, min_open=True),
-            help="Where the run scores by difficulty.",
+            help="Difficulty of the clip; needed if the run scores by it.",
         ),
         key_option,
     )

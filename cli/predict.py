@@ -49,7 +49,7 @@ _EXEMPLARS_SHOWN = 5  #: of those with the lowest, and of those with the highest
     "csv_file",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Also write one row a clip (with --slide: a window) to this file.",
+    help="Also write one row per clip (with --slide: per window) to this file.",
 )
 @timeout_option
 @weights_option

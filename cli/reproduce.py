@@ -28,7 +28,9 @@ WHAT = ("table1", "table2", "table3", "table4", "fig4", "fig5", "fig6", "fig7", 
 @manifest_options
 @cache_option
 @config_options("seeds epochs model-selection recipe", config=ReproduceConfig())
-@click.option("--again", is_flag=True, help="Fit anew what was fitted with the same settings.")
+@click.option(
+    "--again", is_flag=True, help="Fit again what was already fitted with the same settings."
+)
 @device_option
 @json_option
 @pass_project

@@ -71,7 +71,7 @@ _TRIALS_SHOWN = 10
     config=SweepConfig(),
 )
 @cluster_options
-@click.option("--again", is_flag=True, help="Throw away what an earlier sweep found in this run.")
+@click.option("--again", is_flag=True, help="Discard what an earlier sweep found in this run.")
 @device_option
 @dry_run_option
 @json_option
@@ -98,7 +98,7 @@ def sweep(
 
     Heads of one shape train side by side. Trials are judged on the validation part of the
     training split alone; the best settings are then fitted into the run folder and the test
-    split is read once. A sweep that was interrupted or killed goes on where it stopped.
+    split is read once. An interrupted or killed sweep resumes where it stopped.
 
     \b
     Example:

@@ -54,7 +54,7 @@ def convert(file: Path, out: Path | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @json_option
 def show(file: Path | None, as_json: bool) -> None:
-    """Say what weights are in use, or what FILE holds."""
+    """Show what weights are in use, or what FILE holds."""
     from aqa_pipeline.backbone.weights import find_weights, weights_info
 
     info = dataclasses.asdict(weights_info(find_weights(file)))

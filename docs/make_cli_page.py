@@ -37,7 +37,7 @@ which is meant, `dataset = "mtl_aqa"` (or `AQA_DATASET=mtl_aqa`).
 | 4 | bad table or data |
 | 5 | cache and settings disagree |
 | 6 | environment: missing weights, missing extra, no GPU, disk full |
-| 130 | interrupted; the same command goes on where it stopped |
+| 130 | interrupted; the same command resumes where it stopped |
 | 143 | terminated; likewise |
 """
 

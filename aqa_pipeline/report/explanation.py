@@ -228,7 +228,7 @@ def _tree_note(it: Explanation) -> str:
         return f"{leaf}: label {number(path.value)}. The tree of the first head."
     nearest = it.exemplars[0]
     return (
-        f"Against {nearest.clip_id} ({number(nearest.score)} points), the exemplar most alike. "
+        f"Against {nearest.clip_id} ({number(nearest.score)} points), the most similar exemplar. "
         f"{leaf}: this clip is {number(abs(path.value))} label points "
         f"{'better' if path.value >= 0 else 'worse'}. The tree of the first head; darker is "
         "likelier, the way is framed."

@@ -5,7 +5,7 @@
 ``snippets.png``        frames of the clip, what each snippet won or lost below them
 ``heat-map.png``        the same frames, and their heat below them (Fig. 9)
 ``heat-map.mp4``        the heat over the whole clip
-``side-by-side.mp4``    the clip, its heat, and the exemplar most alike
+``side-by-side.mp4``    the clip, its heat, and the most similar exemplar
 ``tree.png``            the way through the tree (Fig. 8), where there is one
 ======================  ===========================================================
 

@@ -76,7 +76,7 @@ def test_a_signal_flushes_what_is_done_and_the_same_command_goes_on(
         process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
-    assert stderr.splitlines()[-1] == f"Error: {word}; the same command goes on where it stopped"
+    assert stderr.splitlines()[-1] == f"Error: {word}; the same command resumes where it stopped"
     assert "Traceback" not in stderr
     done = clips_in_cache(project)
     assert 6 <= len(done) < 20

@@ -212,7 +212,7 @@ def test_a_signal_saves_the_step_and_the_same_command_goes_on(
     os.killpg(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
-    assert stderr.splitlines()[-1] == "Error: terminated; the same command goes on where it stopped"
+    assert stderr.splitlines()[-1] == "Error: terminated; the same command resumes where it stopped"
     assert "Traceback" not in stderr
     assert len(pd.read_csv(run / "history.csv")) >= 1
     at = read_state(run / STATE_FILE).position
