@@ -195,7 +195,7 @@ class FileFrames:
                 delivered = self._next_frame()
             if delivered is not None:
                 self._ready.appendleft(delivered)
-            if self._damage or (delivered is not None and delivered[0] == self._expected):
+            if not self._damage and delivered is not None and delivered[0] == self._expected:
                 return
 
     def _start_at(self, key: int) -> None:
@@ -258,7 +258,8 @@ class FileFrames:
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as error:
-                self._note_damage(error_text(error))
+                if not self._leads(packet):
+                    self._note_damage(error_text(error))
                 continue
             for frame in frames:
                 self.num_decoded += 1
@@ -266,6 +267,14 @@ class FileFrames:
                 if position is not None:
                     self._ready.append((position, frame))
         return self._ready.popleft()
+
+    def _leads(self, packet: av.Packet[Any]) -> bool:
+        """Whether a picture is shown before the keyframe that decoding started at.
+
+        In an open group of pictures it may lean on the group before, which was not decoded.
+        """
+        position = self._index.position_of(packet.pts) if self._index.timed else None
+        return position is not None and self._expected is not None and position < self._expected
 
     def _position_of(self, frame: av.VideoFrame) -> int | None:
         if self._index.timed:

@@ -120,6 +120,22 @@ def test_a_picture_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
         assert frame_numbers(reader.read(np.array([0, 2])).frames) == [0, 2]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "open-gop=1:bframes=3:keyint=8:min-keyint=8",  # broadcasts, Blu-ray discs
+        "intra-refresh=1:bframes=0:keyint=8",  # low-latency streams
+    ],
+)
+def test_keyframes_that_others_lean_across_are_no_damage(tmp_path: Path, settings: str) -> None:
+    options = {"x264-params": settings}
+    path = write_video(tmp_path / "v.mp4", 40, options=options)
+    for start in range(38):
+        with VideoReader(path, SMALL) as reader:
+            frames = reader.read(np.arange(start, start + 2)).frames
+        assert frame_numbers(frames) == [start, start + 1]
+
+
 def test_pictures_that_lead_their_keyframe_are_passed_over(tmp_path: Path) -> None:
     """HEVC has leading pictures that can be decoded: they come before the keyframe."""
     try:
