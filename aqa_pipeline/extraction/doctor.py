@@ -35,8 +35,9 @@ _DISTRIBUTION = "aqa-pipeline"
 _CLIP_BYTES = 44_000  #: one cached clip of ten snippets, with its table
 _LOW_DISK_BYTES = 2 << 30
 _LOW_TEMPORARY_BYTES = 256 << 20
-_FRAMES = 24
-_SIDE = 64
+
+#: The tiny video that the decoder is tried on.
+_VIDEO_FRAMES, _VIDEO_SIDE = 24, 64
 _GREY_STEP = 8  #: frame i is grey level 8 i, further apart than the codec blurs them
 _CODECS = ("libx264", "mpeg4")  #: both reorder frames; the second comes with every FFmpeg
 
@@ -211,10 +212,12 @@ def check_decoder() -> str:
             path = Path(folder) / "grey.mp4"
             codec = _encode(path)
             asked = np.arange(7, 15)
-            with VideoReader(path, PixelPreset("check", crop=_SIDE, short_side=_SIDE)) as reader:
+            with VideoReader(
+                path, PixelPreset("check", crop=_VIDEO_SIDE, short_side=_VIDEO_SIDE)
+            ) as reader:
                 frames = reader.read(asked).frames  # (8, side, side, 3)
     except (ClipError, OSError, ValueError) as error:
-        raise SetupError(f"a video of {_FRAMES} frames: {error}") from error
+        raise SetupError(f"a video of {_VIDEO_FRAMES} frames: {error}") from error
     found = np.rint(frames.mean(axis=(1, 2, 3)) / _GREY_STEP).astype(int)
     if (found != asked).any():
         raise SetupError(f"asked for frames {asked.tolist()}, the decoder gave {found.tolist()}")
@@ -226,12 +229,12 @@ def _encode(path: Path) -> str:
     codec = next(name for name in _CODECS if name in av.codecs_available)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=25)
-        stream.width = stream.height = _SIDE
+        stream.width = stream.height = _VIDEO_SIDE
         stream.pix_fmt = "yuv420p"
         stream.codec_context.max_b_frames = 2
         stream.codec_context.thread_count = 1
-        for number in range(_FRAMES):
-            pixels = np.full((_SIDE, _SIDE, 3), _GREY_STEP * number, np.uint8)
+        for number in range(_VIDEO_FRAMES):
+            pixels = np.full((_VIDEO_SIDE, _VIDEO_SIDE, 3), _GREY_STEP * number, np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))
