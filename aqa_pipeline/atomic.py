@@ -12,8 +12,6 @@ writer
     shares the folder. The host part never holds a hyphen.
 temporary
     ``.tmp-<writer>--<final name>``
-
-Text and JSON files, written so that a reader never meets half of one.
 """
 
 from __future__ import annotations
@@ -34,25 +32,9 @@ from aqa_pipeline.errors import SetupError
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[^-]+)-(?P<pid>\d+)-[0-9a-f]{8}--.+", re.DOTALL)
 
-
 #: A temporary younger than this is never taken for abandoned: in a container the pid of
 #: a living writer can look dead to another container with the same host name.
 STALE_AFTER_SECONDS = 3600.0
-
-
-def host_name() -> str:
-    """Name of this machine, fit for a file name, without hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname()) or "unknown"
-
-
-def writer_name() -> str:
-    """A name no other writer has: ``<host>-<pid>-<8 hex digits>``."""
-    return f"{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a file name is that of an unfinished file."""
-    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 @contextlib.contextmanager
@@ -100,6 +82,39 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     # in a return value, which the HDF5 layer above does not look at.
     with atomic_path(path) as temporary, open(temporary, "xb+") as file:
         yield file
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8) in one step."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step; see :func:`as_json`."""
+    write_text_atomically(path, as_json(value) + "\n")
+
+
+def as_json(value: Any) -> str:
+    """JSON text of plain values, paths and numpy scalars.
+
+    NaN and infinities become null, which every reader takes.
+    """
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a numpy scalar
+        return _plain(value.item())
+    return value
 
 
 class DeferredErrors:
@@ -182,6 +197,21 @@ def storage_error(error: OSError, path: Path) -> SetupError:
     return SetupError(f"{path}: could not be written ({reason}); nothing that was finished is lost")
 
 
+def host_name() -> str:
+    """Name of this machine, fit for a file name, without hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname()) or "unknown"
+
+
+def writer_name() -> str:
+    """A name no other writer has: ``<host>-<pid>-<8 hex digits>``."""
+    return f"{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file name is that of an unfinished file."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def stale_temporaries(
     folder: Path,
     *,
@@ -229,36 +259,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
     except OSError:
         return True  # no /proc
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file (UTF-8) in one step."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def as_json(value: Any) -> str:
-    """JSON text of plain values, paths and numpy scalars.
-
-    NaN and infinities become null, which every reader takes.
-    """
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
-
-
-def write_json_atomically(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step; see :func:`as_json`."""
-    write_text_atomically(path, as_json(value) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # a numpy scalar
-        return _plain(value.item())
-    return value

@@ -1,7 +1,4 @@
-"""Devices by name, and how much memory they have left.
-
-Memory of a device: what is free, how much to use at once, what to do when it runs out.
-"""
+"""Devices by name, how much memory they have left, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -18,10 +15,23 @@ from aqa_pipeline.errors import SetupError, UsageError
 if TYPE_CHECKING:
     import torch
 
-
 #: One of these is there wherever a driver is through which torch could see a GPU: NVIDIA's,
 #: NVIDIA's for Jetson, AMD's, Windows' for Linux.
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/kfd", "/dev/dxg")
+_FLOAT = 4  #: bytes
+_SHARE_AT_ONCE = 1 / 64  #: of free memory, for numbers that are made for many steps at once
+
+#: What torch, the CUDA runtime, cuDNN 8 and 9, cuBLAS and the system say when memory runs out.
+#: A convolution that gets no workspace for any of its algorithms finds no engine.
+_SHORTAGE = (
+    "out of memory",
+    "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine",
+    "can't allocate memory",
+    "not enough memory",
+)
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def device_name(name: str) -> str:
@@ -82,27 +92,6 @@ def find_device(name: str) -> torch.device:
             reason = str(error).split("\n", 1)[0]
             raise SetupError(f"device {name}: {reason}; see `aqa doctor`") from error
     return device
-
-
-_FLOAT = 4  #: bytes
-
-
-_SHARE_AT_ONCE = 1 / 64  #: of free memory, for numbers that are made for many steps at once
-
-
-#: What torch, the CUDA runtime, cuDNN 8 and 9, cuBLAS and the system say when memory runs out.
-#: A convolution that gets no workspace for any of its algorithms finds no engine.
-_SHORTAGE = (
-    "out of memory",
-    "alloc_failed",
-    "allocation_failed",
-    "unable to find an engine",
-    "can't allocate memory",
-    "not enough memory",
-)
-
-
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""How opening, resuming, loading and verifying a feature cache grow with its size.
+"""Growth of opening, resuming, loading and verifying a feature cache with its size.
 
     python benchmarks/cache_scaling.py FOLDER [CLIPS ...]
 

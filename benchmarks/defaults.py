@@ -1,4 +1,4 @@
-"""Which regressor, aggregation and constants a user gets by default: cross-validation.
+"""Choice of the default regressor, aggregation and constants by cross-validation.
 
 The training split of a data set is cut into folds; heads are fitted on all but one (their
 epoch chosen by a validation part of those) and judged on the one left out. The test split is

@@ -1,4 +1,4 @@
-"""What the reasons cost on top of the score: predict, explain and its page, by turns.
+"""Cost of the reasons on top of the score: predict, explain and its page, by turns.
 
 python benchmarks/explain.py RUN VIDEO DIFFICULTY [ROUNDS]
 """

@@ -26,17 +26,17 @@ class PlainTree(nn.Module):
         nodes = [2**layer for layer in range(self.depth)]
         self.decide = nn.ModuleList(nn.Conv1d(n * hidden, n * 2, 1, groups=n) for n in nodes)
         self.grow = nn.ModuleList(nn.Conv1d(n * hidden, n * 2 * hidden, 1, groups=n) for n in nodes)
-        self.place = nn.Conv1d(num_groups * hidden, num_groups, 1, groups=num_groups)
+        self.offset = nn.Conv1d(num_groups * hidden, num_groups, 1, groups=num_groups)
 
     def forward(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs, shape=(B, 2 D + 1) -> log-probabilities and places, shape=(B, R) each."""
+        """Pairs, shape=(B, 2 D + 1) -> log-probabilities and offsets, shape=(B, R) each."""
         x = self.root(joined).unsqueeze(2)  # (B, n H, 1)
         log_prob = x.new_zeros(len(x), 1)
         for decide, grow in zip(self.decide, self.grow, strict=True):
             step = decide(x).view(len(x), -1, 2).log_softmax(dim=2)
             log_prob = (log_prob.unsqueeze(2) + step).flatten(1)
             x = grow(x).relu()
-        return log_prob, self.place(x).squeeze(2)
+        return log_prob, self.offset(x).squeeze(2)
 
 
 class PlainProgram:
@@ -78,15 +78,15 @@ class PlainProgram:
         }
 
     def leaf_labels(self, delta: float) -> tuple[list[float], list[float]]:
-        """For every leaf, whether the difference falls into it, and its place there or -1."""
-        inside, places = [], []
+        """For every leaf, whether the difference falls into it, and its offset there or -1."""
+        inside, offsets = [], []
         for left, right in zip(self.edges[:-1], self.edges[1:], strict=True):
             hit = left <= delta < right if delta >= 0 else left < delta <= right
             inside.append(1.0 if hit else 0.0)
-            places.append((delta - left) / (right - left) if hit else -1.0)
+            offsets.append((delta - left) / (right - left) if hit else -1.0)
         if not any(inside):
-            inside[0], places[0] = 1.0, 0.0
-        return inside, places
+            inside[0], offsets[0] = 1.0, 0.0
+        return inside, offsets
 
     def epoch(self, batch_size: int) -> float:
         """Train on every clip once; the mean loss."""
@@ -97,7 +97,7 @@ class PlainProgram:
         for start in range(0, len(order), batch_size):
             samples = [self.sample(row) for row in order[start : start + batch_size]]
             query, exemplar = (torch.stack([s[n] for s in samples]) for n in ("query", "exemplar"))  # type: ignore[misc]
-            joined, labels, places = [], [], []
+            joined, labels, offsets = [], [], []
             for one, other, first, second in (
                 (query, exemplar, "query_label", "exemplar_label"),
                 (exemplar, query, "exemplar_label", "query_label"),
@@ -105,16 +105,16 @@ class PlainProgram:
                 scale = torch.tensor([[float(s[second]) / epsilon] for s in samples])  # type: ignore[arg-type]
                 joined.append(torch.cat([other, one, scale], dim=1))
                 for s in samples:
-                    inside, place = self.leaf_labels(float(s[first]) - float(s[second]))  # type: ignore[arg-type]
+                    inside, offset = self.leaf_labels(float(s[first]) - float(s[second]))  # type: ignore[arg-type]
                     labels.append(inside)
-                    places.append(place)
+                    offsets.append(offset)
             log_prob, found = self.tree(torch.cat(joined))
-            target, place_target = torch.tensor(labels), torch.tensor(places)
+            target, offset_target = torch.tensor(labels), torch.tensor(offsets)
             loss = -(log_prob * target).sum(dim=1).mean()
             for leaf in range(target.shape[1]):
                 mask = target[:, leaf] > 0
                 if mask.any():
-                    error = found[mask, leaf] - place_target[mask, leaf]
+                    error = found[mask, leaf] - offset_target[mask, leaf]
                     loss = loss + error.square().mean()
             self.optimiser.zero_grad()
             loss.backward()
@@ -132,10 +132,10 @@ class PlainProgram:
             for other in own:
                 exemplar = torch.from_numpy(self.train.features[other, 0])
                 scale = torch.tensor([self.label[other] / epsilon])
-                log_prob, place = self.tree(torch.cat([exemplar, query, scale])[None])
+                log_prob, offset = self.tree(torch.cat([exemplar, query, scale])[None])
                 leaf = int(log_prob[0].argmax())
                 left, right = self.edges[leaf], self.edges[leaf + 1]
-                delta = left + float(place[0, leaf]) * (right - left)
+                delta = left + float(offset[0, leaf]) * (right - left)
                 votes.append(self.label[other] + delta)
             predicted.append(sum(votes) / len(votes))
         return predicted

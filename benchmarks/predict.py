@@ -1,4 +1,4 @@
-"""How long a new video takes to be scored, against its backbone pass and the published way.
+"""Time to score a new video, against its backbone pass and the published way.
 
     python benchmarks/predict.py PROJECT
 

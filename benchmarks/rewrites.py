@@ -1,4 +1,4 @@
-"""What each rewrite of the backbone gives, alone: before and after by turns, and the difference.
+"""Gain of each rewrite of the backbone, alone: before and after by turns, and the difference.
 
     python benchmarks/rewrites.py [--json]
 

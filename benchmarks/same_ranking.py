@@ -1,4 +1,4 @@
-"""Whether the quick form of the backbone ranks clips as the plain one does.
+"""Check that the quick form of the backbone ranks clips as the plain one does.
 
     aqa demo && python benchmarks/same_ranking.py [PROJECT]
     aqa demo && python benchmarks/same_ranking.py --disturb 1e-5 [PROJECT]

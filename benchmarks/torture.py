@@ -1,4 +1,4 @@
-"""What an extraction survives: kills, a full disk, a read-only disk, dead and hung decoders.
+"""Survival of an extraction: kills, a full disk, a read-only disk, dead and hung decoders.
 
 Runs the real command with the real network (drawn weights) on small videos, does harm to
 it, and checks what is left. ``make torture``; figures in docs/reliability.md.

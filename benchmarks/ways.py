@@ -1,4 +1,4 @@
-"""How many functions a manifest passes on its way through a command.
+"""Count of the functions that a manifest passes on its way through a command.
 
     python benchmarks/ways.py PROJECT NAME -- fit-head --dataset NAME --epochs 1
     python benchmarks/ways.py PROJECT NAME --tree OTHER/CHECKOUT --list -- extract --dataset NAME

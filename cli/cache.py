@@ -119,8 +119,8 @@ def verify(
     told: list[dict[str, Any]] = []
     not_moved: SetupError | None = None
     for folder in chosen_folders(project, dataset, folders):
-        with progress(f"verify {folder.name}", unit="clips") as advance:
-            found = run_verify(folder, advance=advance)
+        with progress(f"verify {folder.name}", unit="clips") as shown:
+            found = run_verify(folder, progress=shown)
         moved: list[Path] = []
         try:
             moved = [] if keep else quarantine(folder, found.damaged)

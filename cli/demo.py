@@ -57,24 +57,24 @@ def demo(
     if weights is None and not fetched_path().exists():
         say("fetching the I3D weights (47 MB)")
         fetch_weights()
-    with progress("render", unit="broadcasts") as advance:
+    with progress("render", unit="broadcasts") as shown:
         manifest = write_demo(
             project.manifest_path("demo"),
             DemoConfig(seed=seed, num_train=train, num_test=test),
-            progress=advance,
+            progress=shown,
         )
-    with progress("extract", unit="clips") as advance:
+    with progress("extract", unit="clips") as shown:
         summary = extract_dataset(
             manifest,
             cache_root=project.cache,
             weights=weights,
             device=str(computing_on),
-            progress=advance,
+            progress=shown,
         )
     if summary.failures:
         first = summary.failures[0]
         raise ClipError(f"{len(summary.failures)} clips failed, {first.clip_id}: {first.error}")
-    with progress("fit-head", unit="epochs") as advance:
+    with progress("fit-head", unit="epochs") as shown:
         metrics = fit_dataset(
             manifest,
             FeatureCache.open(summary.folder),
@@ -83,7 +83,7 @@ def demo(
             # A difficulty has some twenty training dives: all of them may vote.
             fit_config=FitConfig(num_seeds=seeds, num_exemplars=None),
             device=computing_on,
-            progress=advance,
+            progress=shown,
         )
     show_metrics(
         project,

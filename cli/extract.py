@@ -110,13 +110,13 @@ def extract(
         job = prepare_job(clips, **wanted, config=config, on_cluster=on_cluster, compares=False)
         _show_plan(project, job.plan(), as_json)
         return
-    with progress("extract", unit="shards" if scheduler else "clips") as advance:
+    with progress("extract", unit="shards" if scheduler else "clips") as shown:
         summary = extract_dataset(
             clips,
             **wanted,
             **dataclasses.asdict(config),
             scheduler=scheduler,
-            progress=advance,
+            progress=shown,
         )
     _show_summary(project, summary, as_json)
     if summary.failures:

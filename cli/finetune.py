@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -36,8 +35,6 @@ from .options import (
 from .show import show_metrics
 
 if TYPE_CHECKING:
-    import torch
-
     from aqa_pipeline.datasets.manifest import Manifest
     from aqa_pipeline.finetune.distributed import DistributedContext
     from aqa_pipeline.finetune.loop import Progress
@@ -158,26 +155,23 @@ def finetune(
         _show_plan(project, plans, as_json)
         return
     computing_on = own_device(find_device(device), os.environ)
-    with joined(computing_on) as ranks:
-        bars = _Bars(ranks)
-        with contextlib.closing(bars):
-            metrics = finetune_dataset(
-                plans,
-                folder,
-                cache_root=project.cache,
-                weights=weights_path,
-                config=config,
-                machine=machine,
-                device=computing_on,
-                ranks=ranks,
-                again=again,
-                tell=bars.training,
-                extracting=bars.extracting,
-            )
-            if metrics is None:
-                return
-            if then_extract:
-                _extract_all(bars, project, clips, plans, computing_on)
+    with joined(computing_on) as ranks, contextlib.closing(_Bars(ranks)) as bars:
+        metrics = finetune_dataset(
+            plans,
+            folder,
+            cache_root=project.cache,
+            weights=weights_path,
+            config=config,
+            machine=machine,
+            device=computing_on,
+            ranks=ranks,
+            again=again,
+            then_extract=then_extract,
+            progress=bars.training,
+            extract_progress=bars.extraction,
+        )
+    if metrics is None:
+        return
     show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")
     _say_next(project, clips, plans)
@@ -195,21 +189,21 @@ def _check_start_options(ctx: click.Context, start: str | None) -> None:
             )
 
 
-def _note(told: Progress) -> str:
+def _note(now: Progress) -> str:
     """What a line of progress says beside steps and time."""
-    if told.validating:
-        done, total = told.validating
-        what = "first features" if told.epoch == 0 else f"validation {told.epoch}/{told.epochs}"
+    if now.validating:
+        done, total = now.validating
+        what = "first features" if now.epoch == 0 else f"validation {now.epoch}/{now.epochs}"
         return f"{what}: {done}/{total} clips"
     words = [
-        f"epoch {told.epoch}/{told.epochs}",
-        f"loss {told.classification + told.regression:.3f} "
-        f"({told.classification:.3f} + {told.regression:.3f})",
-        f"lr {told.head_learning_rate:.0e} {told.backbone_learning_rate:.0e}",
-        f"{told.clips_per_second:.2f} clips/s",
+        f"epoch {now.epoch}/{now.epochs}",
+        f"loss {now.classification + now.regression:.3f} "
+        f"({now.classification:.3f} + {now.regression:.3f})",
+        f"lr {now.head_learning_rate:.0e} {now.backbone_learning_rate:.0e}",
+        f"{now.clips_per_second:.2f} clips/s",
     ]
-    if told.selection_rho == told.selection_rho:
-        words.append(f"rho {told.selection_rho:.3f}")
+    if now.selection_rho == now.selection_rho:
+        words.append(f"rho {now.selection_rho:.3f}")
     return ", ".join(words)
 
 
@@ -219,96 +213,49 @@ class _Bars:
     def __init__(self, ranks: DistributedContext) -> None:
         self._shows = ranks.is_first
         self._label, self._stack = "", contextlib.ExitStack()
-        self._advance: ProgressCallback | None = None
+        self._callback: ProgressCallback | None = None
 
     def _bar(self, label: str, unit: str) -> ProgressCallback:
-        if self._advance is None or self._label != label:
+        if self._callback is None or self._label != label:
             self.close()
             self._label = label
-            self._advance = self._stack.enter_context(progress(label, unit=unit))
-        return self._advance
+            self._callback = self._stack.enter_context(progress(label, unit=unit))
+        return self._callback
 
-    def training(self, told: Progress) -> None:
+    def training(self, now: Progress) -> None:
         if self._shows:
-            self._bar("finetune", "steps")(told.done, told.total, _note(told))
+            self._bar("finetune", "steps")(now.done, now.total, _note(now))
 
-    def extracting(self, done: int, total: int) -> None:
+    def extraction(self, done: int, total: int) -> None:
         if self._shows:
             self._bar("extract", "clips")(done, total)
 
     def close(self) -> None:
         self._stack.close()
-        self._advance = None
-
-
-def _extract_all(
-    bars: _Bars,
-    project: Project,
-    clips: Manifest,
-    plans: Sequence[PartPlan],
-    device: torch.device,
-) -> None:
-    """``--then-extract``: the clips that are in no split too."""
-    from aqa_pipeline.finetune.finish import BACKBONE_FILE, extract_clips
-
-    for plan in plans:
-        rows = clips.clips
-        if plan.part.category is not None:
-            rows = rows[rows["category"] == plan.part.category]
-        extract_clips(
-            dataclasses.replace(clips, clips=rows),
-            plan.folder / BACKBONE_FILE,
-            cache_root=project.cache,
-            device=device,
-            progress=bars.extracting,
-        )
+        self._callback = None
 
 
 def _say_next(project: Project, clips: Manifest, plans: Sequence[PartPlan]) -> None:
     """What to type for more heads on the tuned features."""
-    from aqa_pipeline.backbone.weights import weights_identity
-    from aqa_pipeline.cache.fingerprint import cache_folder, fingerprint_of
-    from aqa_pipeline.finetune.finish import BACKBONE_FILE
+    from aqa_pipeline.finetune.run import tuned_cache
 
     for plan in plans:
-        sha256 = weights_identity(plan.folder / BACKBONE_FILE)
-        fingerprint = fingerprint_of(clips.protocol, weights_sha256=sha256)
-        cache = cache_folder(project.cache, clips.name, fingerprint)
-        say(f"its features: {project.shown(cache)}")
+        cache = project.shown(tuned_cache(plan, cache_root=project.cache))
+        say(f"its features: {cache}")
         if len(plans) == 1:
             source = f"--dataset {clips.name}"
             if clips.path != project.manifest_path(clips.name):
                 source = f"--manifest {project.shown(clips.path)}"
             say(
                 f"next, heads on them in seconds: aqa fit-head {source} "
-                f"--cache {project.shown(cache)} --run {plan.folder.name}-heads"
+                f"--cache {cache} --run {plan.folder.name}-heads"
             )
 
 
 def _show_plan(project: Project, plans: Sequence[PartPlan], as_json: bool) -> None:
-    from aqa_pipeline.finetune.checkpoint import STATE_FILE, read_state
-    from aqa_pipeline.finetune.draws import num_steps
+    from aqa_pipeline.finetune.run import summary
 
-    shown: list[dict[str, Any]] = []
-    for plan in plans:
-        state = plan.folder / STATE_FILE
-        at = read_state(state).position if state.exists() else None
-        fit = len(plan.material.fit)
-        shown.append(
-            {
-                "run": project.shown(plan.folder),
-                "train_clips": plan.num_train,
-                "to_learn_from": fit,
-                "chosen_by": len(plan.material.validation.judged),
-                "test_clips": len(plan.sides.test),
-                "epochs": plan.fit_config.epochs,
-                "steps_an_epoch": num_steps(fit, plan.fit_config.batch_size),
-                "steps_done": (at.epoch - 1) * num_steps(fit, plan.fit_config.batch_size) + at.step
-                if at
-                else 0,
-                "passes_of_a_validation": plan.material.validation.passes(),
-            }
-        )
+    shown = [{"run": project.shown(plan.folder), **summary(plan)} for plan in plans]
     if as_json:
         print_json({"parts": shown})
         return

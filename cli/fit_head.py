@@ -68,7 +68,7 @@ def fit_head(
     if exemplar_key:
         clips = with_exemplar_key(clips, exemplar_key)
     folder = project.runs / (run or clips.name)
-    with progress("fit-head", unit="grid points" if head.is_svr else "epochs") as advance:
+    with progress("fit-head", unit="grid points" if head.is_svr else "epochs") as shown:
         metrics = fit_dataset(
             clips,
             cache,
@@ -76,7 +76,7 @@ def fit_head(
             head_config=head,
             fit_config=fit,
             device=find_device(device),
-            progress=advance,
+            progress=shown,
         )
     show_metrics(project, folder, metrics, as_json=as_json)
     say(f"run: {project.shown(folder)}")

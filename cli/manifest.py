@@ -64,14 +64,14 @@ def check(
     from aqa_pipeline.datasets.check import check_manifest
     from aqa_pipeline.datasets.locate import video_index_folder
 
-    with progress("check", unit="clips") as advance:
+    with progress("check", unit="clips") as shown:
         report = check_manifest(
             named(project, name),
             fast=fast,
             num_exemplars=num_exemplars,
             jobs=jobs,
             index_folder=video_index_folder(project.cache),
-            progress=advance,
+            progress=shown,
         )
     _show_report(project, report, as_json)
     if report.has_errors:

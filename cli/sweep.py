@@ -135,8 +135,8 @@ def sweep(
         return
     if again and (plan.folder / FOLDER).exists():
         shutil.rmtree(plan.folder / FOLDER)
-    with progress("sweep", unit="epochs") as advance:
-        outcome = run_sweep(plan, progress=advance, log=say_above_progress)
+    with progress("sweep", unit="epochs") as shown:
+        outcome = run_sweep(plan, progress=shown, log=say_above_progress)
     _show_outcome(project, plan, outcome, as_json)
 
 

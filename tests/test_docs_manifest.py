@@ -1,4 +1,4 @@
-"""What docs/manifest-format.md and docs/datasets.md say is what the code has."""
+"""docs/manifest-format.md and docs/datasets.md against the code."""
 
 from __future__ import annotations
 

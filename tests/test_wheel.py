@@ -1,4 +1,4 @@
-"""What is installed is what is in the folder, under the names that are meant."""
+"""The installed package: the files of the folder, under the names that are meant."""
 
 from __future__ import annotations
 

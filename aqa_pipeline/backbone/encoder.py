@@ -38,6 +38,9 @@ Encode = Callable[[Frames], FloatArray]
 #: Loads the network; called only when there is a clip to extract.
 Backbone = Callable[[], Encode]
 
+#: Full batches from which on trying out pays, which takes some seconds.
+_BATCHES_WORTH_A_TRIAL = 100
+
 
 class Encoder:
     """A network that takes one clip at a time.
@@ -183,10 +186,6 @@ def map_encoder(
     if device.type != "cpu":
         network.to(device=device, dtype=dtype_of(precision))
     return Encoder.of(network, protocol, device, precision)
-
-
-#: Full batches from which on trying out pays, which takes some seconds.
-_BATCHES_WORTH_A_TRIAL = 100
 
 
 def _on_gpu(

@@ -29,10 +29,8 @@ Winograd               most 3x3x3 convolutions with a quarter of the
 What each of them gives is in docs/performance.md. Tried and left out, because they were
 no quicker: see there.
 
-The layers that do not learn, in the quick form that extraction uses.
-
-Frozen layers are most of the work of a step when only the last ones learn. This form is for
-a CPU: a GPU's own library knows as good a way, also in half precision.
+Fine-tuning uses the same form for the layers that do not learn (:class:`FrozenPrefix`), which are
+most of the work of a step when only the last ones learn.
 """
 
 from __future__ import annotations
@@ -54,6 +52,16 @@ from aqa_pipeline.backbone.i3d import (
     same_padding,
 )
 from aqa_pipeline.backbone.winograd import Scratch, WinogradConv
+
+#: The layers with large maps take so many pixels (frames x height x width) at once on a CPU:
+#: one snippet of 224 x 224. Maps then stay near the cache, and their memory is used again
+#: instead of being asked for, and cleared, anew.
+_LARGE_MAPS_PIXELS = 16 * 224 * 224
+
+#: Where the Winograd form measured faster: of b2b in the largest maps only, and of nothing in
+#: maps of 7 x 7.
+_WINOGRAD_B2B = ("mixed_3b", "mixed_3c")
+_DIRECT = ("mixed_5b", "mixed_5c")
 
 
 @torch.no_grad()
@@ -126,12 +134,6 @@ def max_pool(x: Tensor, *, kernel: tuple[int, int], stride: tuple[int, int]) -> 
     return frames.permute(0, 2, 3, 1).reshape(n, -1, h, w, c).permute(0, 4, 1, 2, 3)
 
 
-#: The layers with large maps take so many pixels (frames x height x width) at once on a CPU:
-#: one snippet of 224 x 224. Maps then stay near the cache, and their memory is used again
-#: instead of being asked for, and cleared, anew.
-_LARGE_MAPS_PIXELS = 16 * 224 * 224
-
-
 class ReluConv(nn.Module):
     """A folded unit: convolution, then ReLU in place or into ``out``."""
 
@@ -184,14 +186,6 @@ class FastMixed(nn.Module):
         self.b2b(b2.relu_(), to_b2)
         self.b3(max_pool(x, kernel=(3, 3), stride=(1, 1)), to_b3)
         return out.permute(0, 4, 1, 2, 3)  # (N, b0 + b1b + b2b + b3, T, H, W)
-
-
-#: Where the Winograd form measured faster: of b2b in the largest maps only, and of nothing in
-#: maps of 7 x 7.
-_WINOGRAD_B2B = ("mixed_3b", "mixed_3c")
-
-
-_DIRECT = ("mixed_5b", "mixed_5c")
 
 
 def fast_layer(model: I3D, name: str, scratch: Scratch | None) -> nn.Module:

@@ -1,6 +1,6 @@
 """Features from and for other programs: import into a cache, export out of one.
 
-ImportedFeatures features become a cache folder like any other, under a name the user gives
+Imported features become a cache folder like any other, under a name the user gives
 their backbone. What is unknown of them stays unknown: the fingerprint has no pixels, a
 clip's source is the hash of its own features, its positions are the numbers of its steps.
 """

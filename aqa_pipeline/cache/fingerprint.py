@@ -1,4 +1,4 @@
-"""What a cached feature depends on, as one short name.
+"""Fingerprint: all that a cached feature depends on, as one short name.
 
 Two extractions with equal fingerprints give equal numbers (bit for bit on one CPU with
 one version of the program, to 1e-4 of the largest elsewhere), so their features may lie in
@@ -26,23 +26,19 @@ from aqa_pipeline.atomic import atomic_file, storage_error
 from aqa_pipeline.config import PIXEL_PRESETS, PixelPreset, Protocol
 from aqa_pipeline.errors import CacheError
 
+#: JSON values only, so that facts can be written as they are.
+MachineInfo = dict[str, str | int | float | bool | None]
+
 CACHE_FORMAT = "aqa-feature-cache"
-
-
 FORMAT_VERSION = 1
-
-
 FILE_NAME = "fingerprint.json"
-
 
 #: Raise by one in the commit that makes decoding, resizing, cropping or the network
 #: compute other numbers from the same settings, beyond rounding (1e-4 of the largest
 #: feature). Old caches then no longer match.
 ARITHMETIC_VERSION = 1
-
-
-#: JSON values only, so that facts can be written as they are.
-MachineInfo = dict[str, str | int | float | bool | None]
+BACKBONE = "i3d"
+BACKBONE_DIM = 1024  #: as in :mod:`aqa_pipeline.backbone.i3d`, which would import torch
 
 
 @dataclass(frozen=True)
@@ -111,6 +107,22 @@ class Fingerprint:
         ]
 
 
+def fingerprint_of(
+    protocol: Protocol, *, weights_sha256: str, precision: str = "float32"
+) -> Fingerprint:
+    """The fingerprint of the features a protocol and a backbone give."""
+    return Fingerprint(
+        backbone=BACKBONE,
+        weights_sha256=weights_sha256,
+        pixels=PIXEL_PRESETS[protocol.pixels],
+        window_rule=protocol.window_rule,
+        window_frames=protocol.window_frames,
+        snippet_frames=protocol.snippet_frames,
+        snippet_starts=protocol.snippet_starts,
+        precision=precision,
+    )
+
+
 def _flat(fingerprint: Fingerprint) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(fingerprint.canonical_json())
     pixels = fields.pop("pixels")
@@ -165,7 +177,7 @@ class CacheIdentity:
     ----------
     fingerprint : Fingerprint
     machine : dict
-        MachineInfo of the machine that made the folder; only ever warned about.
+        Facts of the machine that made the folder; only ever warned about.
     created_utc : str
     """
 
@@ -307,25 +319,3 @@ def nearest_cache(dataset_folder: Path, fingerprint: Fingerprint) -> tuple[Path,
             continue
         candidates.append((path.parent, fingerprint.differences(other)))
     return min(candidates, key=lambda candidate: len(candidate[1]), default=None)
-
-
-BACKBONE = "i3d"
-
-
-BACKBONE_DIM = 1024  #: as in :mod:`aqa_pipeline.backbone.i3d`, which would import torch
-
-
-def fingerprint_of(
-    protocol: Protocol, *, weights_sha256: str, precision: str = "float32"
-) -> Fingerprint:
-    """The fingerprint of the features a protocol and a backbone give."""
-    return Fingerprint(
-        backbone=BACKBONE,
-        weights_sha256=weights_sha256,
-        pixels=PIXEL_PRESETS[protocol.pixels],
-        window_rule=protocol.window_rule,
-        window_frames=protocol.window_frames,
-        snippet_frames=protocol.snippet_frames,
-        snippet_starts=protocol.snippet_starts,
-        precision=precision,
-    )

@@ -1,4 +1,4 @@
-"""What a segment of the feature cache consists of, and which wanted clips it holds.
+"""A segment of the feature cache: its parts, and the wanted clips it holds.
 
 No file is touched here; :mod:`aqa_pipeline.cache.segment_file` does that.
 
@@ -87,7 +87,7 @@ class SegmentIndex:
         (clips, views, snippets, dim).
     created_utc : str
     machines : list of dict
-        MachineInfo of the machines that computed it; several after a merge.
+        Facts of the machines that computed it; several after a merge.
     file_bytes : int
     """
 
@@ -107,7 +107,7 @@ class SegmentIndex:
 
 
 def merged_machines(segments: Sequence[SegmentIndex]) -> list[MachineInfo]:
-    """MachineInfo of all machines that computed these segments, each once."""
+    """Facts of all machines that computed these segments, each once."""
     machines: list[MachineInfo] = []
     for segment in segments:
         machines += [facts for facts in segment.machines if facts not in machines]

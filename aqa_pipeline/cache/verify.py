@@ -42,7 +42,7 @@ class CacheInfo:
     temporaries : list of Path
         Files being written now, or left by a killed writer.
     machines : list of dict
-        MachineInfo of all machines that computed something in here, each once.
+        Facts of all machines that computed something in here, each once.
     """
 
     folder: Path
@@ -103,15 +103,15 @@ class Verification:
 
 
 def verify(
-    folder: Path, *, advance: Callable[[int, int], None] = lambda done, total: None
+    folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Verification:
     """Read every byte of every segment and hash every clip again. Changes nothing.
 
     Parameters
     ----------
     folder : Path
-    advance : callable
-        Told ``(clips hashed, clips in all)`` after each segment.
+    progress : callable
+        Called as ``progress(done, total)`` with the clips hashed, after each segment.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def verify(
     damaged = list(cache.damaged)
     num_clips = num_segments = seen = 0
     total = sum(segment.num_clips for segment in cache.segments)
-    advance(0, total)
+    progress(0, total)
     for segment in cache.segments:
         seen += segment.num_clips
         try:
@@ -133,7 +133,7 @@ def verify(
             damaged.append(Damage(segment.path, str(error).removeprefix(f"{segment.path}: ")))
             continue
         finally:
-            advance(seen, total)
+            progress(seen, total)
         num_segments += 1
         num_clips += segment.num_clips
         if bad:

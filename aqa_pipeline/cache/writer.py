@@ -81,7 +81,8 @@ class SegmentWriter:
     config : ExtractConfig
         ``flush_clips`` and ``flush_seconds`` are used.
     machine : dict, optional
-        MachineInfo to record; default: :func:`aqa_pipeline.cache.fingerprint.machine_facts`.
+        Facts of this machine to record; default: those of
+        :func:`aqa_pipeline.cache.fingerprint.machine_facts`.
     monotonic : callable
         Seconds, for ``flush_seconds``.
     utc_now : callable

@@ -10,27 +10,22 @@ edges
     list, so that the tree keeps its shape, but no delta ever falls into one.
 leaf
     0-based number of a group, int64.
-place
+offset
     ``(delta - left) / width``, in 0..1 (sigma in the paper).
 
 Intervals are ``[left, right)`` for delta >= 0 and ``(left, right]`` for delta < 0, so
 that swapping query and exemplar mirrors the leaf. Deltas outside all groups belong to
 the outermost one (the published program trains the lowest leaf with them).
 
+Edges are order statistics of the differences of all training pairs. A thousand clips have half a
+million pairs, which are simply listed; a hundred thousand have five thousand million. Beyond
+:data:`MOST_LISTED` pairs the k-th smallest difference is found by bisection: how many pairs
+differ by at most t is counted from the sorted labels of each group, in N log N steps. The
+bisection ends within 1e-9 label points of the true difference, which is then rounded to 1e-4 as
+every difference is; the result equals that of sorting all pairs, unless a difference lies within
+1e-9 of where the rounding turns.
+
 Source: Sec. 3.2, Eq. 5 and Eq. 7; official code: symmetric groups.
-
-Order statistics of the differences of all training pairs, without listing the pairs.
-
-A thousand clips have half a million pairs, which are simply listed; a hundred thousand have
-five thousand million. Beyond :data:`MOST_LISTED` pairs the k-th smallest difference is found
-by bisection: how many pairs differ by at most t is counted from the sorted labels of each
-group, in N log N steps.
-
-How exact: the bisection ends within 1e-9 label points of the true difference, which is then
-rounded to 1e-4 as every difference is. So the result equals that of sorting all pairs, unless
-a difference lies within 1e-9 of a place where the rounding turns.
-
-Source: Eq. 5.
 """
 
 from __future__ import annotations
@@ -45,43 +40,84 @@ from aqa_pipeline.core.pairs import pair_deltas
 from aqa_pipeline.errors import DataError
 
 FloatArray = npt.NDArray[np.float64]
-
-
 IntArray = npt.NDArray[np.int64]
-
 
 #: Deltas are rounded to this many decimals before edges and before labels: a third of all
 #: MTL-AQA pairs lies exactly on an inner edge, and float noise would move them by a leaf.
 DELTA_DECIMALS = 4
+MOST_LISTED = 4_000_000  #: pairs
+_CLOSE_POINTS = 1e-9
 
 
-def round_deltas(deltas: npt.ArrayLike) -> FloatArray:
-    """Deltas at :data:`DELTA_DECIMALS` decimals: equal decimals become equal floats."""
-    # It ends in a division by 10^4, which gives the float nearest to the decimal;
-    # an integer times 1e-4 would not.
-    rounded: FloatArray = np.asarray(deltas, dtype=np.float64).round(DELTA_DECIMALS)
-    return rounded
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Intervals of the score difference and the arithmetic on them.
 
+    Parameters
+    ----------
+    edges : ndarray of float64, shape=(R + 1,)
+        Ascending, from :func:`eq5_edges` or :func:`symmetric_edges`.
+    """
 
-def _check_groups(num_groups: int) -> None:
-    if num_groups < 2 or num_groups & (num_groups - 1):
-        raise DataError(
-            f"num_groups is {num_groups}; a binary tree needs a power of two, 2 or more"
+    edges: FloatArray
+
+    def __post_init__(self) -> None:
+        if not (np.diff(self.edges) >= 0).all():  # so asked, NaN is refused too
+            raise DataError(f"group edges must ascend, found {self.edges.tolist()}")
+        if not (np.diff(self.edges) > 0).any():
+            raise DataError(
+                "all groups are empty: every training pair has the same score difference; "
+                "a head cannot learn from equal scores"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.edges) - 1
+
+    @cached_property
+    def left(self) -> FloatArray:
+        """Left end of each group, shape=(R,)."""
+        return self.edges[:-1]
+
+    @cached_property
+    def width(self) -> FloatArray:
+        """Width of each group, shape=(R,); 0 for a group made empty by ties."""
+        return np.diff(self.edges)
+
+    @cached_property
+    def outer_leaves(self) -> tuple[int, int]:
+        """Lowest and highest leaf that is not empty."""
+        reachable = np.flatnonzero(self.width > 0)
+        return int(reachable[0]), int(reachable[-1])
+
+    def leaf_and_offset(self, deltas: npt.ArrayLike) -> tuple[IntArray, FloatArray]:
+        """Group of each delta and its offset inside (the labels of Eq. 6).
+
+        Parameters
+        ----------
+        deltas : array_like, shape=(...)
+            In label points, of any sign and size.
+
+        Returns
+        -------
+        leaf : ndarray of int64, shape=(...)
+        offset : ndarray of float64, shape=(...), in 0..1
+        """
+        delta = round_deltas(deltas)
+        leaf = np.where(
+            delta >= 0,
+            np.searchsorted(self.edges, delta, side="right") - 1,
+            np.searchsorted(self.edges, delta, side="left") - 1,
         )
+        leaf = np.clip(leaf, *self.outer_leaves).astype(np.int64)
+        offset = np.clip((delta - self.left[leaf]) / self.width[leaf], 0.0, 1.0)
+        return leaf, offset
 
-
-def _check_count(count: int) -> None:
-    if not count:
-        raise DataError(
-            "no pair of training clips to make groups from: at least 2 clips are needed"
-        )
-
-
-def _check(deltas: FloatArray, num_groups: int) -> None:
-    _check_groups(num_groups)
-    _check_count(deltas.size)
-    if not np.isfinite(deltas).all():
-        raise DataError("a score difference is not a finite number; check the manifest's scores")
+    def delta(self, leaf: npt.ArrayLike, offset: npt.ArrayLike) -> FloatArray:
+        """Score difference from a leaf and an offset inside it (Eq. 7), in label points."""
+        leaf = np.asarray(leaf)
+        result: FloatArray = self.left[leaf] + np.asarray(offset) * self.width[leaf]
+        return result
 
 
 def eq5_edges(deltas: npt.ArrayLike, *, num_groups: int) -> FloatArray:
@@ -136,8 +172,8 @@ def eq5_edges_of_pairs(pairs: PairLabels, *, num_groups: int) -> FloatArray:
     positions = (2 * count - 1) * np.arange(num_groups + 1) // num_groups
     # The list of both orders is the magnitudes, mirrored: first those with a minus.
     mirrored = positions < count
-    places = np.where(mirrored, count - 1 - positions, positions - count)
-    magnitudes = round_deltas(pairs.magnitudes_at(places))
+    ranks = np.where(mirrored, count - 1 - positions, positions - count)
+    magnitudes = round_deltas(pairs.magnitudes_at(ranks))
     # No -0.0, which listed pairs do not have either.
     return np.where(mirrored, -magnitudes, magnitudes) + 0.0
 
@@ -192,83 +228,6 @@ def symmetric_edges(
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
-    """Intervals of the score difference and the arithmetic on them.
-
-    Parameters
-    ----------
-    edges : ndarray of float64, shape=(R + 1,)
-        Ascending, from :func:`eq5_edges` or :func:`symmetric_edges`.
-    """
-
-    edges: FloatArray
-
-    def __post_init__(self) -> None:
-        if not (np.diff(self.edges) >= 0).all():  # so asked, NaN is refused too
-            raise DataError(f"group edges must ascend, found {self.edges.tolist()}")
-        if not (np.diff(self.edges) > 0).any():
-            raise DataError(
-                "all groups are empty: every training pair has the same score difference; "
-                "a head cannot learn from equal scores"
-            )
-
-    @property
-    def num_groups(self) -> int:
-        return len(self.edges) - 1
-
-    @cached_property
-    def left(self) -> FloatArray:
-        """Left end of each group, shape=(R,)."""
-        return self.edges[:-1]
-
-    @cached_property
-    def width(self) -> FloatArray:
-        """Width of each group, shape=(R,); 0 for a group made empty by ties."""
-        return np.diff(self.edges)
-
-    @cached_property
-    def outer_leaves(self) -> tuple[int, int]:
-        """Lowest and highest leaf that is not empty."""
-        reachable = np.flatnonzero(self.width > 0)
-        return int(reachable[0]), int(reachable[-1])
-
-    def leaf_and_place(self, deltas: npt.ArrayLike) -> tuple[IntArray, FloatArray]:
-        """Group of each delta and its place inside (the labels of Eq. 6).
-
-        Parameters
-        ----------
-        deltas : array_like, shape=(...)
-            In label points, of any sign and size.
-
-        Returns
-        -------
-        leaf : ndarray of int64, shape=(...)
-        place : ndarray of float64, shape=(...), in 0..1
-        """
-        delta = round_deltas(deltas)
-        leaf = np.where(
-            delta >= 0,
-            np.searchsorted(self.edges, delta, side="right") - 1,
-            np.searchsorted(self.edges, delta, side="left") - 1,
-        )
-        leaf = np.clip(leaf, *self.outer_leaves).astype(np.int64)
-        place = np.clip((delta - self.left[leaf]) / self.width[leaf], 0.0, 1.0)
-        return leaf, place
-
-    def delta(self, leaf: npt.ArrayLike, place: npt.ArrayLike) -> FloatArray:
-        """Score difference from a leaf and a place inside it (Eq. 7), in label points."""
-        leaf = np.asarray(leaf)
-        result: FloatArray = self.left[leaf] + np.asarray(place) * self.width[leaf]
-        return result
-
-
-MOST_LISTED = 4_000_000  #: pairs
-
-
-_CLOSE_POINTS = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
 class PairLabels:
     """The unordered pairs of different clips of the same group, by their labels.
 
@@ -296,7 +255,7 @@ class PairLabels:
         return float(total / len(self))
 
     def magnitudes_at(self, positions: npt.ArrayLike) -> FloatArray:
-        """The differences, without their sign, that stand at places of their sorted list.
+        """The differences, without their sign, that stand at positions of their sorted list.
 
         Parameters
         ----------
@@ -318,7 +277,7 @@ class PairLabels:
         high = np.full(len(wanted), max(float(own[-1] - own[0]) for own in by_group))
         while (high - low).max() > _CLOSE_POINTS:
             middle = (low + high) / 2
-            # More than `position` pairs up to here: the one at that place is among them.
+            # More than `position` pairs up to here: the one at that position is among them.
             enough = np.array([_count(by_group, t) for t in middle.tolist()]) > wanted
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         found: FloatArray = np.maximum(high, 0.0)
@@ -336,3 +295,32 @@ def _count(by_group: list[FloatArray], t: float) -> int:
         int((np.searchsorted(own, own + t, side="right") - np.arange(len(own)) - 1).clip(0).sum())
         for own in by_group
     )
+
+
+def round_deltas(deltas: npt.ArrayLike) -> FloatArray:
+    """Deltas at :data:`DELTA_DECIMALS` decimals: equal decimals become equal floats."""
+    # It ends in a division by 10^4, which gives the float nearest to the decimal;
+    # an integer times 1e-4 would not.
+    rounded: FloatArray = np.asarray(deltas, dtype=np.float64).round(DELTA_DECIMALS)
+    return rounded
+
+
+def _check(deltas: FloatArray, num_groups: int) -> None:
+    _check_groups(num_groups)
+    _check_count(deltas.size)
+    if not np.isfinite(deltas).all():
+        raise DataError("a score difference is not a finite number; check the manifest's scores")
+
+
+def _check_groups(num_groups: int) -> None:
+    if num_groups < 2 or num_groups & (num_groups - 1):
+        raise DataError(
+            f"num_groups is {num_groups}; a binary tree needs a power of two, 2 or more"
+        )
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise DataError(
+            "no pair of training clips to make groups from: at least 2 clips are needed"
+        )

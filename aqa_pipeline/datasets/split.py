@@ -7,13 +7,6 @@ group
     surgeon. Without groups every clip goes its own way.
 
 The result depends on the clip ids and the seed, never on the order of the rows.
-
-Drawing whole groups of clips (the dives of one broadcast) for one side of a division.
-
-Conventions
------------
-group : ndarray of int64, shape=(N,)
-    Number of each clip's group, from 0.
 """
 
 from __future__ import annotations
@@ -30,6 +23,68 @@ from aqa_pipeline.datasets.manifest import KNOWN, Manifest, write_manifest
 from aqa_pipeline.errors import DataError, UsageError
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class WrittenSplit:
+    """A split that was written into a manifest.
+
+    Attributes
+    ----------
+    path : Path
+    column : str
+    counts : dict of str to int
+        Clips of train and of test.
+    """
+
+    path: Path
+    column: str
+    counts: dict[str, int]
+
+
+def split_manifest(
+    manifest: Manifest,
+    *,
+    test_fraction: float = SplitConfig.test_fraction,
+    seed: int = SplitConfig.seed,
+    group_by: str | None = None,
+    column: str | None = None,
+) -> WrittenSplit:
+    """Write a split into a column of a manifest; the other columns stay as they are.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    test_fraction, seed, group_by
+        See :func:`split_clips`.
+    column : str or None
+        Replaced if it exists. None: ``split`` where the manifest has none, else a new
+        column ``split_by_<group>`` or ``split_seed_<seed>``.
+
+    Raises
+    ------
+    UsageError
+        If the column is one that must not be overwritten, or the default one exists.
+    DataError
+        As in :func:`split_clips`.
+    """
+    clips = manifest.clips
+    if column is None:
+        column = f"split_by_{group_by}" if group_by else f"split_seed_{seed}"
+        if (clips["split"] == "").all():
+            column = "split"
+        elif column in clips:
+            raise UsageError(
+                f"{manifest.path} has a column {column!r} already; "
+                f"--column {column} replaces it, another name writes beside it"
+            )
+    elif column in KNOWN and column != "split":
+        raise UsageError(f"column {column!r} has a meaning of its own; choose another name")
+    sides = split_clips(clips, test_fraction=test_fraction, seed=seed, group_by=group_by)
+    write_manifest(manifest.path, clips.assign(**{column: sides}))
+    counts = {side: sides.count(side) for side in ("train", "test")}
+    return WrittenSplit(path=manifest.path, column=column, counts=counts)
 
 
 def split_clips(
@@ -110,97 +165,6 @@ def fold_numbers(clips: pd.DataFrame, *, num_folds: int, seed: int) -> IntArray:
     return folds
 
 
-def _one_of_each_run(count: int, fraction: float, random: np.random.Generator) -> IntArray:
-    num_test = min(max(round(count * fraction), 1), count - 1)
-    bounds = np.arange(num_test + 1) * count // num_test
-    return random.integers(bounds[:-1], bounds[1:])
-
-
-def _draw_groups(
-    clips: pd.DataFrame, group_by: str, fraction: float, random: np.random.Generator
-) -> npt.NDArray[np.bool_]:
-    if group_by not in clips:
-        raise UsageError(
-            f"no column {group_by!r} to group by; there are {', '.join(map(str, clips))}"
-        )
-    values = clips[group_by].astype(str)
-    empty = int((clips[group_by].isna() | (values == "")).sum())
-    if empty:
-        raise DataError(f"{empty} of {len(clips)} clips have no {group_by} to group by")
-    names, group = np.unique(values.to_numpy(dtype=str), return_inverse=True)
-    if len(names) < 2:
-        raise DataError(
-            f"all {len(clips)} clips have the {group_by} {str(names[0])!r}; a split by {group_by} "
-            "needs two or more"
-        )
-    scores = clips["score"].to_numpy(dtype=float)
-    return draw_groups(group, scores, fraction=fraction, random=random)
-
-
-@dataclass(frozen=True)
-class WrittenSplit:
-    """A split that was written into a manifest.
-
-    Attributes
-    ----------
-    path : Path
-    column : str
-    counts : dict of str to int
-        Clips of train and of test.
-    """
-
-    path: Path
-    column: str
-    counts: dict[str, int]
-
-
-def split_manifest(
-    manifest: Manifest,
-    *,
-    test_fraction: float = SplitConfig.test_fraction,
-    seed: int = SplitConfig.seed,
-    group_by: str | None = None,
-    column: str | None = None,
-) -> WrittenSplit:
-    """Write a split into a column of a manifest; the other columns stay as they are.
-
-    Parameters
-    ----------
-    manifest : Manifest
-    test_fraction, seed, group_by
-        See :func:`split_clips`.
-    column : str or None
-        Replaced if it exists. None: ``split`` where the manifest has none, else a new
-        column ``split_by_<group>`` or ``split_seed_<seed>``.
-
-    Raises
-    ------
-    UsageError
-        If the column is one that must not be overwritten, or the default one exists.
-    DataError
-        As in :func:`split_clips`.
-    """
-    clips = manifest.clips
-    if column is None:
-        column = f"split_by_{group_by}" if group_by else f"split_seed_{seed}"
-        if (clips["split"] == "").all():
-            column = "split"
-        elif column in clips:
-            raise UsageError(
-                f"{manifest.path} has a column {column!r} already; "
-                f"--column {column} replaces it, another name writes beside it"
-            )
-    elif column in KNOWN and column != "split":
-        raise UsageError(f"column {column!r} has a meaning of its own; choose another name")
-    sides = split_clips(clips, test_fraction=test_fraction, seed=seed, group_by=group_by)
-    write_manifest(manifest.path, clips.assign(**{column: sides}))
-    counts = {side: sides.count(side) for side in ("train", "test")}
-    return WrittenSplit(path=manifest.path, column=column, counts=counts)
-
-
-BoolArray = npt.NDArray[np.bool_]
-
-
 def draw_groups(
     group: npt.ArrayLike,
     scores: npt.ArrayLike,
@@ -246,3 +210,30 @@ def draw_groups(
             best_cost, best = cost, np.isin(np.arange(len(size)), chosen)
     drawn: BoolArray = best[group]
     return drawn
+
+
+def _one_of_each_run(count: int, fraction: float, random: np.random.Generator) -> IntArray:
+    num_test = min(max(round(count * fraction), 1), count - 1)
+    bounds = np.arange(num_test + 1) * count // num_test
+    return random.integers(bounds[:-1], bounds[1:])
+
+
+def _draw_groups(
+    clips: pd.DataFrame, group_by: str, fraction: float, random: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    if group_by not in clips:
+        raise UsageError(
+            f"no column {group_by!r} to group by; there are {', '.join(map(str, clips))}"
+        )
+    values = clips[group_by].astype(str)
+    empty = int((clips[group_by].isna() | (values == "")).sum())
+    if empty:
+        raise DataError(f"{empty} of {len(clips)} clips have no {group_by} to group by")
+    names, group = np.unique(values.to_numpy(dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(
+            f"all {len(clips)} clips have the {group_by} {str(names[0])!r}; a split by {group_by} "
+            "needs two or more"
+        )
+    scores = clips["score"].to_numpy(dtype=float)
+    return draw_groups(group, scores, fraction=fraction, random=random)

@@ -1,9 +1,8 @@
 """Self-test of a machine: each thing the program needs, and what to type where it lacks.
 
-Every check really does the thing (writes, renames, decodes, multiplies) instead of
-looking at version numbers alone. None of them changes anything that stays.
-
-A self-test of this machine's decoder: encode a tiny video, read it back to the frame.
+Every check really does the thing (writes, renames, multiplies; encodes a tiny video and decodes it
+to the frame) instead of looking at version numbers alone. None of them changes anything that
+stays.
 """
 
 from __future__ import annotations
@@ -32,17 +31,15 @@ from aqa_pipeline.media.sandbox import LimitedProcess
 
 Status = Literal["ok", "!", "missing"]
 
-
 _DISTRIBUTION = "aqa-pipeline"
-
-
 _CLIP_BYTES = 44_000  #: one cached clip of ten snippets, with its table
-
-
 _LOW_DISK_BYTES = 2 << 30
-
-
 _LOW_TEMPORARY_BYTES = 256 << 20
+
+#: The tiny video that the decoder is tried on.
+_VIDEO_FRAMES, _VIDEO_SIDE = 24, 64
+_GREY_STEP = 8  #: frame i is grey level 8 i, further apart than the codec blurs them
+_CODECS = ("libx264", "mpeg4")  #: both reorder frames; the second comes with every FFmpeg
 
 
 @dataclass(frozen=True)
@@ -197,6 +194,54 @@ def _decoder() -> Check:
         return Check("decoder", "missing", str(error), advice)
 
 
+def check_decoder() -> str:
+    """Encode a few grey frames with B-frames and decode a window from the middle.
+
+    Returns
+    -------
+    str
+        What did it, such as ``"libx264, PyAV 18.0.0, libavcodec 62.11.100"``.
+
+    Raises
+    ------
+    SetupError
+        The video cannot be written or read, or other frames came out than were asked for.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="aqa-doctor-") as folder:
+            path = Path(folder) / "grey.mp4"
+            codec = _encode(path)
+            asked = np.arange(7, 15)
+            with VideoReader(
+                path, PixelPreset("check", crop=_VIDEO_SIDE, short_side=_VIDEO_SIDE)
+            ) as reader:
+                frames = reader.read(asked).frames  # (8, side, side, 3)
+    except (ClipError, OSError, ValueError) as error:
+        raise SetupError(f"a video of {_VIDEO_FRAMES} frames: {error}") from error
+    found = np.rint(frames.mean(axis=(1, 2, 3)) / _GREY_STEP).astype(int)
+    if (found != asked).any():
+        raise SetupError(f"asked for frames {asked.tolist()}, the decoder gave {found.tolist()}")
+    version = ".".join(map(str, av.library_versions["libavcodec"]))
+    return f"{codec}, PyAV {av.__version__}, libavcodec {version}"
+
+
+def _encode(path: Path) -> str:
+    codec = next(name for name in _CODECS if name in av.codecs_available)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width = stream.height = _VIDEO_SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        stream.codec_context.thread_count = 1
+        for number in range(_VIDEO_FRAMES):
+            pixels = np.full((_VIDEO_SIDE, _VIDEO_SIDE, 3), _GREY_STEP * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return codec
+
+
 def _cache_folder(root: Path) -> Check:
     """Write, fsync, rename, lock and read in the folder where caches will lie."""
     place = _existing(root)
@@ -265,61 +310,3 @@ def _temporary() -> Check:
 def _existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.is_dir())
-
-
-_FRAMES = 24
-
-
-_SIDE = 64
-
-
-_GREY_STEP = 8  #: frame i is grey level 8 i, further apart than the codec blurs them
-
-
-_CODECS = ("libx264", "mpeg4")  #: both reorder frames; the second comes with every FFmpeg
-
-
-def check_decoder() -> str:
-    """Encode a few grey frames with B-frames and decode a window from the middle.
-
-    Returns
-    -------
-    str
-        What did it, such as ``"libx264, PyAV 18.0.0, libavcodec 62.11.100"``.
-
-    Raises
-    ------
-    SetupError
-        The video cannot be written or read, or other frames came out than were asked for.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix="aqa-doctor-") as folder:
-            path = Path(folder) / "grey.mp4"
-            codec = _encode(path)
-            asked = np.arange(7, 15)
-            with VideoReader(path, PixelPreset("check", crop=_SIDE, short_side=_SIDE)) as reader:
-                frames = reader.read(asked).frames  # (8, side, side, 3)
-    except (ClipError, OSError, ValueError) as error:
-        raise SetupError(f"a video of {_FRAMES} frames: {error}") from error
-    found = np.rint(frames.mean(axis=(1, 2, 3)) / _GREY_STEP).astype(int)
-    if (found != asked).any():
-        raise SetupError(f"asked for frames {asked.tolist()}, the decoder gave {found.tolist()}")
-    version = ".".join(map(str, av.library_versions["libavcodec"]))
-    return f"{codec}, PyAV {av.__version__}, libavcodec {version}"
-
-
-def _encode(path: Path) -> str:
-    codec = next(name for name in _CODECS if name in av.codecs_available)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25)
-        stream.width = stream.height = _SIDE
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.max_b_frames = 2
-        stream.codec_context.thread_count = 1
-        for number in range(_FRAMES):
-            pixels = np.full((_SIDE, _SIDE, 3), _GREY_STEP * number, np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return codec

@@ -26,6 +26,7 @@ from aqa_pipeline.media.views import PLAIN, View
 
 #: Of one clip in a segment besides its features and its window: ids, hash.
 _CLIP_BYTES = 200
+_SEGMENT = re.compile(r"segment-(\d{8}T\d{6}\.\d{6})Z-([^-]+)-(\d+)-[0-9a-f]{8}\.h5")
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +221,6 @@ def estimate(plan: ExtractPlan) -> Estimate:
         differences=near[1] if near else [],
         nearest=near[0] if near else None,
     )
-
-
-_SEGMENT = re.compile(r"segment-(\d{8}T\d{6}\.\d{6})Z-([^-]+)-(\d+)-[0-9a-f]{8}\.h5")
 
 
 def measured_rate(segments: Sequence[SegmentIndex]) -> float | None:

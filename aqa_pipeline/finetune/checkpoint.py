@@ -6,12 +6,11 @@ so weights, optimiser and position are of the same moment or the file is not the
 What it does not hold: the layers that do not learn, which are the parent's; and random
 generators, of which there are none (:mod:`aqa_pipeline.finetune.draws`).
 
-Ctrl-C and SIGTERM between two steps instead of in the middle of one.
-
-Python turns both into exceptions that may come at any point, also halfway through an
-update of the weights. Inside :func:`held_signals` the first of them is only noted; whoever
-works asks at a safe point, saves and leaves the block, which then does what the signal
-would have done. A second one is not held: it acts at once.
+Ctrl-C and SIGTERM are held until a state can be written. Python turns both into exceptions that
+may come at any point, also halfway through an update of the weights. Inside
+:func:`held_signals` the first of them is only noted; whoever works asks at a safe point, saves and
+leaves the block, which then does what the signal would have done. A second one is not held: it
+acts at once.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ from aqa_pipeline.errors import DataError, UsageError
 from aqa_pipeline.runs.config import stored_tensors, tensors_from_stored
 
 STATE_FILE = "unfinished.safetensors"
-
-
 STATE_FORMAT, STATE_VERSION = "aqa-finetune-state", 1
+_HELD = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -99,16 +97,6 @@ class SavedState:
     micro_batch_pairs: int
     scaler: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def learned(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters that learn, and the head's constants with them."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if name in trained or name.startswith("head.")
-    }
 
 
 def write_state(
@@ -188,6 +176,27 @@ def read_state(path: Path) -> SavedState:
         raise DataError(f"{path}: damaged ({error}); {again}") from None
 
 
+def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than those it was begun with.
+
+    Raises
+    ------
+    UsageError
+        Naming what differs.
+    """
+    wanted = json.loads(json.dumps(wanted))  # as it comes back from the file
+    differing = [
+        f"{name}: {saved.get(name)} there, {wanted.get(name)} here"
+        for name in sorted({*saved, *wanted})
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{path.parent}: holds a fine-tuning with other settings ({'; '.join(differing)}); "
+            "type --again to replace it, or give this one another name with --run"
+        )
+
+
 def restore(
     saved: SavedState,
     *,
@@ -212,6 +221,24 @@ def restore(
     return tensors_from_stored(parts["best"], head="head.")
 
 
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that learn, and the head's constants with them."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in trained or name.startswith("head.")
+    }
+
+
+def put_learned(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set what :func:`learned` gave; everything else stays."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+
+
 def _lay_out_as_parameters(optimiser: torch.optim.Optimizer) -> None:
     """Give Adam's moments the strides of their parameters again.
 
@@ -223,36 +250,23 @@ def _lay_out_as_parameters(optimiser: torch.optim.Optimizer) -> None:
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 
-def put_learned(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Set what :func:`learned` gave; everything else stays."""
-    state = model.state_dict()
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
+@contextmanager
+def held_signals() -> Iterator[HeldSignals]:
+    """Hold SIGINT and SIGTERM; at the end of the block one that came takes effect.
 
-
-def check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings than those it was begun with.
-
-    Raises
-    ------
-    UsageError
-        Naming what differs.
+    Outside the main thread, where Python handles no signals, nothing is held.
     """
-    wanted = json.loads(json.dumps(wanted))  # as it comes back from the file
-    differing = [
-        f"{name}: {saved.get(name)} there, {wanted.get(name)} here"
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
-    ]
-    if differing:
-        raise UsageError(
-            f"{path.parent}: holds a fine-tuning with other settings ({'; '.join(differing)}); "
-            "type --again to replace it, or give this one another name with --run"
-        )
-
-
-_HELD = (signal.SIGINT, signal.SIGTERM)
+    held = HeldSignals()
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    held.hold()
+    try:
+        yield held
+    finally:
+        held.release()
+    if held.number is not None:
+        signal.raise_signal(held.number)
 
 
 class HeldSignals:
@@ -279,22 +293,3 @@ class HeldSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.release()
-
-
-@contextmanager
-def held_signals() -> Iterator[HeldSignals]:
-    """Hold SIGINT and SIGTERM; at the end of the block one that came takes effect.
-
-    Outside the main thread, where Python handles no signals, nothing is held.
-    """
-    held = HeldSignals()
-    if threading.current_thread() is not threading.main_thread():
-        yield held
-        return
-    held.hold()
-    try:
-        yield held
-    finally:
-        held.release()
-    if held.number is not None:
-        signal.raise_signal(held.number)

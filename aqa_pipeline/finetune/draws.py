@@ -3,7 +3,7 @@
 Conventions
 -----------
 row
-    TrainerState of a clip in the training split.
+    Position of a clip in the training split.
 view
     Shift, flip and crop of one clip, the same for all of its frames.
 
@@ -131,10 +131,10 @@ def draw_epoch(
     own = groups[fit][order]
     table = GroupTable.from_groups(groups[fit], num_groups=int(groups.max()) + 1)
     size = table.size[own]
-    place = _place_in_group(groups[fit])[order]
-    # One of the size - 1 others: the query's own place is skipped.
+    position = _position_in_group(groups[fit])[order]
+    # One of the size - 1 others: the query's own position is skipped.
     choice = (rng.random(len(fit)) * np.maximum(size - 1, 1)).astype(np.int64)
-    choice += (choice >= place) & (size > 1)
+    choice += (choice >= position) & (size > 1)
     pairs = np.stack([fit[order], fit[table.members[own, choice]]], axis=1)
     steps = []
     for start in range(0, len(pairs), batch_size):
@@ -150,13 +150,13 @@ def num_steps(num_fit: int, batch_size: int) -> int:
     return -(-num_fit // batch_size)
 
 
-def _place_in_group(groups: IntArray) -> IntArray:
-    """TrainerState of each clip among the clips of its group, in order, shape=(n,)."""
+def _position_in_group(groups: IntArray) -> IntArray:
+    """Position of each clip among the clips of its group, in order, shape=(n,)."""
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
-    place = np.empty(len(groups), dtype=np.int64)
-    place[order] = np.arange(len(groups)) - np.searchsorted(ordered, ordered, side="left")
-    return place
+    position = np.empty(len(groups), dtype=np.int64)
+    position[order] = np.arange(len(groups)) - np.searchsorted(ordered, ordered, side="left")
+    return position
 
 
 def rows_of(pairs: npt.ArrayLike) -> list[int]:

@@ -55,7 +55,7 @@ _RATE_SECONDS = 60.0  #: clips a second are taken over about this time
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told after every step, and now and then during a validation.
+    """State of a training after a step, and now and then during a validation.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Progress:
     selection_rho: float = math.nan
 
 
-Tell = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 class StoppedError(BaseException):
@@ -115,7 +115,7 @@ class TrainingData:
 
 
 class TuningLoop:
-    """Trains to the end, or until it is told to stop.
+    """Trains to the end, or until a signal comes.
 
     Parameters
     ----------
@@ -130,7 +130,8 @@ class TuningLoop:
     settings : dict
         See :class:`~aqa_pipeline.finetune.checkpoint.SavedState`.
     ranks : DistributedContext
-    tell : callable
+    progress : callable
+        Called with a :class:`Progress` after every step.
 
     Attributes
     ----------
@@ -153,13 +154,13 @@ class TuningLoop:
         state_path: Path,
         settings: Mapping[str, Any],
         ranks: DistributedContext,
-        tell: Tell = lambda progress: None,
+        progress: ProgressCallback = lambda now: None,
     ) -> None:
         self._stepper, self._encoder, self._frames = stepper, encoder, frames
         self._material, self._augmentation = material, augmentation
         self._fit_config, self._config, self._machine = fit_config, config, machine
         self._state_path, self._settings, self._ranks = state_path, settings, ranks
-        self._tell_outside = tell
+        self._progress = progress
         # On a CPU there is nothing to copy, and no time beside the network's.
         self._uploads = (
             Uploads(frames.tasks, jitter=augmentation.jitter, device=encoder.device)
@@ -249,7 +250,7 @@ class TuningLoop:
         position.classification += outcome.classification * len(draw.pairs)
         position.regression += outcome.regression * len(draw.pairs)
         self._pace.add(outcome)
-        self._tell()
+        self._report()
 
     def _factor(self, step: int) -> float:
         total = self._fit_config.epochs * self._steps
@@ -258,12 +259,14 @@ class TuningLoop:
     def _validate(self, held: HeldSignals) -> None:
         position, plan = self.position, self._material.validation
 
-        def between(done: int, total: int) -> None:
+        def after_clips(done: int, total: int) -> None:
             if self._ranks.world == 1:  # several stop together, at a step
                 self._stop_if_asked(held)
-            self._tell(validating=(done, total))
+            self._report(validating=(done, total))
 
-        features = self._encoder.encode(self._stepper.model.backbone, plan.needed, progress=between)
+        features = self._encoder.encode(
+            self._stepper.model.backbone, plan.needed, progress=after_clips
+        )
         position.num_passes += len(plan.needed)
         scores = plan.predict(self._stepper.model.head, features, self._material.clips)
         position.judged_scores.append(scores.tolist())
@@ -284,7 +287,7 @@ class TuningLoop:
             [self._fit_config.seed, position.epoch, sum(losses), *losses, rho,
              *self._stepper.learning_rates]
         )  # fmt: skip
-        self._tell()
+        self._report()
 
     def _stop_if_asked(self, held: HeldSignals, *, saved: bool = False) -> None:
         """Save and unwind if a signal came to any process."""
@@ -320,12 +323,12 @@ class TuningLoop:
     def _done(self) -> int:
         return (self.position.epoch - 1) * self._steps + self.position.step
 
-    def _tell(self, validating: tuple[int, int] | None = None) -> None:
+    def _report(self, validating: tuple[int, int] | None = None) -> None:
         position = self.position
         seen = min(position.step * self._fit_config.batch_size, len(self._material.fit))
         head, backbone = self._stepper.learning_rates
         last_rho = position.history[-1][5] if position.history else math.nan
-        self._tell_outside(
+        self._progress(
             Progress(
                 done=self._done(),
                 total=self._fit_config.epochs * self._steps,

@@ -13,11 +13,10 @@ The statistics of BatchNorm never move (:class:`aqa_pipeline.backbone.i3d.Frozen
 features do not depend on its neighbours in the batch, and the gradient of a step is the
 sum over its pairs however these are cut.
 
-How many pairs the memory takes at once.
-
-On a GPU one pair goes forward and back and the allocator says what it took at most. On a
-CPU, where nobody keeps such a record, the tensors that autograd keeps for the way back are
-counted; they are nearly all there is.
+How many pairs the memory takes at once (:func:`find_pairs_at_once`) is measured: on a GPU one pair
+goes forward and back and the allocator says what it took at most. On a CPU, where nobody keeps
+such a record, the tensors that autograd keeps for the way back are counted; they are nearly all
+there is.
 """
 
 from __future__ import annotations
@@ -42,10 +41,7 @@ from aqa_pipeline.finetune.folded import folded_layer
 from aqa_pipeline.heads.head import Head
 
 IntArray = npt.NDArray[np.int64]
-
-
 Precision = Literal["float32", "bfloat16", "float16"]
-
 
 #: First layer that learns.
 _FIRST: dict[Unfreeze, str] = {
@@ -55,43 +51,11 @@ _FIRST: dict[Unfreeze, str] = {
     "mixed_4": "mixed_4b",
     "mixed_5": "mixed_5b",
 }
+_USED_PART = 0.8  #: of what is free: allocators waste some
 
-
-def unfreeze(backbone: I3D, first: Unfreeze) -> list[str]:
-    """Let a part of the backbone and all after it learn; the rest and the classifier do not.
-
-    Returns
-    -------
-    list of str
-        The layers that learn, in order.
-    """
-    backbone.requires_grad_(False)
-    names = [name for name, _ in LAYERS]
-    trained = names[names.index(_FIRST[first]) :]
-    for name in trained:
-        backbone.get_submodule(name).requires_grad_(True)
-    return trained
-
-
-def resolve_precision(
-    wanted: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
-) -> Precision:
-    """What the backbone computes in.
-
-    Raises
-    ------
-    SetupError
-        If the device cannot: half precision needs a GPU here.
-    """
-    if device.type != "cuda":
-        if wanted in ("bfloat16", "float16"):
-            raise SetupError(
-                f"--precision {wanted} needs a GPU; on {device.type} it is float32 (or auto)"
-            )
-        return "float32"
-    if wanted == "auto":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return wanted
+#: A CPU also needs what the largest layer works in, and the gradients on the way back.
+_CPU_OVERHEAD = 1.5
+_FALLBACK_BYTES = 4 << 30  #: where the free memory cannot be asked
 
 
 class PairModel(nn.Module):
@@ -219,14 +183,87 @@ class PairModel(nn.Module):
         return losses[:, 0]
 
 
-_USED_PART = 0.8  #: of what is free: allocators waste some
+def unfreeze(backbone: I3D, first: Unfreeze) -> list[str]:
+    """Let a part of the backbone and all after it learn; the rest and the classifier do not.
+
+    Returns
+    -------
+    list of str
+        The layers that learn, in order.
+    """
+    backbone.requires_grad_(False)
+    names = [name for name, _ in LAYERS]
+    trained = names[names.index(_FIRST[first]) :]
+    for name in trained:
+        backbone.get_submodule(name).requires_grad_(True)
+    return trained
 
 
-#: A CPU also needs what the largest layer works in, and the gradients on the way back.
-_CPU_OVERHEAD = 1.5
+def resolve_precision(
+    wanted: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
+) -> Precision:
+    """What the backbone computes in.
+
+    Raises
+    ------
+    SetupError
+        If the device cannot: half precision needs a GPU here.
+    """
+    if device.type != "cuda":
+        if wanted in ("bfloat16", "float16"):
+            raise SetupError(
+                f"--precision {wanted} needs a GPU; on {device.type} it is float32 (or auto)"
+            )
+        return "float32"
+    if wanted == "auto":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return wanted
 
 
-_FALLBACK_BYTES = 4 << 30  #: where the free memory cannot be asked
+def find_pairs_at_once(
+    model: PairModel, *, crop: int, num_frames: int, most: int, reserved_bytes: int = 0
+) -> int:
+    """As many pairs as fit, at least 1 and at most ``most``.
+
+    Parameters
+    ----------
+    model : PairModel
+        On its device.
+    crop : int
+        Side of a frame, in pixels.
+    num_frames : int
+        Used frames of a clip.
+    most : int
+        Pairs of a step in this process; no more are ever needed.
+    reserved_bytes : int
+        Of a GPU's memory, for the frames of this step and those prepared beside it.
+    """
+    if most <= 1:
+        return 1
+    device = next(model.parameters()).device
+    frames = torch.zeros(2, num_frames, crop, crop, 3, dtype=torch.uint8, device=device)
+    if device.type != "cuda":
+        kept = kept_bytes(model, frames)
+        one = (kept.checkpointed if model.checkpointing else kept.plain) * _CPU_OVERHEAD
+        return _how_many(free_cpu_bytes(), one, most)
+    label = torch.zeros(2, dtype=torch.float64, device=device)
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    losses = model(frames, None, torch.tensor([[0, 1]], device=device), label)
+    losses.sum().backward()
+    one = torch.cuda.max_memory_allocated(device) - before
+    model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    # Gradients and Adam's two moments are still to come.
+    to_come = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return _how_many(free - to_come - reserved_bytes, one, most)
+
+
+def _how_many(free: float, one: float, most: int) -> int:
+    return max(1, min(most, math.floor(_USED_PART * free / max(one, 1))))
 
 
 def free_cpu_bytes() -> int:
@@ -297,49 +334,3 @@ def kept_bytes(model: PairModel, frames: Tensor) -> KeptBytes:
             between += x.nbytes
             largest = max(largest, sum(layer.values()))
     return KeptBytes(sum(kept.values()), between + largest)
-
-
-def find_pairs_at_once(
-    model: PairModel, *, crop: int, num_frames: int, most: int, reserved_bytes: int = 0
-) -> int:
-    """As many pairs as fit, at least 1 and at most ``most``.
-
-    Parameters
-    ----------
-    model : PairModel
-        On its device.
-    crop : int
-        Side of a frame, in pixels.
-    num_frames : int
-        Used frames of a clip.
-    most : int
-        Pairs of a step in this process; no more are ever needed.
-    reserved_bytes : int
-        Of a GPU's memory, for the frames of this step and those prepared beside it.
-    """
-    if most <= 1:
-        return 1
-    device = next(model.parameters()).device
-    frames = torch.zeros(2, num_frames, crop, crop, 3, dtype=torch.uint8, device=device)
-    if device.type != "cuda":
-        kept = kept_bytes(model, frames)
-        one = (kept.checkpointed if model.checkpointing else kept.plain) * _CPU_OVERHEAD
-        return _how_many(free_cpu_bytes(), one, most)
-    label = torch.zeros(2, dtype=torch.float64, device=device)
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    losses = model(frames, None, torch.tensor([[0, 1]], device=device), label)
-    losses.sum().backward()
-    one = torch.cuda.max_memory_allocated(device) - before
-    model.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    # Gradients and Adam's two moments are still to come.
-    to_come = 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return _how_many(free - to_come - reserved_bytes, one, most)
-
-
-def _how_many(free: float, one: float, most: int) -> int:
-    return max(1, min(most, math.floor(_USED_PART * free / max(one, 1))))

@@ -1,6 +1,7 @@
 """Fine-tuning of one part: from its plan to backbone and head at their best epoch.
 
-Curves for TensorBoard, an extra; history.csv has the same numbers without it.
+Curves go to TensorBoard, an extra, where it is asked for; history.csv has the same numbers
+without it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from aqa_pipeline.finetune.checkpoint import STATE_FILE, SavedState, TrainerStat
 from aqa_pipeline.finetune.distributed import DistributedContext
 from aqa_pipeline.finetune.folded import lay_out_channels_last
 from aqa_pipeline.finetune.frames import FrameStore, decode_tasks, used_frames
-from aqa_pipeline.finetune.loop import Progress, Tell, TuningLoop
+from aqa_pipeline.finetune.loop import Progress, ProgressCallback, TuningLoop
 from aqa_pipeline.finetune.model import (
     PairModel,
     find_pairs_at_once,
@@ -68,7 +69,7 @@ def train_part(
     device: torch.device,
     ranks: DistributedContext,
     saved: SavedState | None,
-    tell: Tell,
+    progress: ProgressCallback,
     cache_root: Path,
 ) -> TunedPart:
     """Train a part from the beginning, or from a saved state, to its end.
@@ -82,8 +83,8 @@ def train_part(
     device : torch.device
     ranks : DistributedContext
     saved : SavedState or None
-    tell : callable
-        Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
+    progress : callable
+        Called with a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
     cache_root : Path
 
     Raises
@@ -130,7 +131,7 @@ def train_part(
                 # Of a state to be restored everything is replaced but shapes and groups.
                 np.ones((len(rows), len(snippets), backbone.classifier.in_channels), np.float32)
                 if saved
-                else encoder.encode(backbone, rows, progress=_before(tell, plan)),
+                else encoder.encode(backbone, rows, progress=_before(progress, plan)),
                 score_range=protocol.score_range,
                 epsilon=protocol.epsilon,
                 seed=plan.fit_config.seed,
@@ -164,16 +165,16 @@ def train_part(
             ranks=ranks,
             micro_batch_pairs=micro_batch_pairs,
         )
-        tells = [tell]
+        callbacks = [progress]
         if machine.tensorboard and ranks.is_first:
             steps = -(-len(material.fit) // plan.fit_config.batch_size)
             at = saved.position if saved else None
             done = (at.epoch - 1) * steps + at.step if at else 0
-            tells.append(stack.enter_context(tensorboard_log(plan.folder, done=done)))
+            callbacks.append(stack.enter_context(tensorboard_log(plan.folder, done=done)))
 
-        def tell_all(progress: Progress) -> None:
-            for told in tells:
-                told(progress)
+        def call_all(now: Progress) -> None:
+            for callback in callbacks:
+                callback(now)
 
         loop = TuningLoop(
             stepper,
@@ -187,7 +188,7 @@ def train_part(
             state_path=plan.folder / STATE_FILE,
             settings=plan.settings,
             ranks=ranks,
-            tell=tell_all,
+            progress=call_all,
         )
         if saved is not None:
             loop.resume(saved)
@@ -195,8 +196,8 @@ def train_part(
     return TunedPart(model, loop.position, micro_batch_pairs)
 
 
-def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:
-    """Tells of the features that a fresh head needs before the first step."""
+def _before(progress: ProgressCallback, plan: PartPlan) -> Callable[[int, int], None]:
+    """Progress of the features that a fresh head needs before the first step."""
     steps = -(-len(plan.material.fit) // plan.fit_config.batch_size)
     nothing = Progress(
         done=0,
@@ -208,7 +209,7 @@ def _before(tell: Tell, plan: PartPlan) -> Callable[[int, int], None]:
         head_learning_rate=0.0,
         backbone_learning_rate=0.0,
     )
-    return lambda done, total: tell(dataclasses.replace(nothing, validating=(done, total)))
+    return lambda done, total: progress(dataclasses.replace(nothing, validating=(done, total)))
 
 
 def require_tensorboard() -> None:

@@ -97,6 +97,14 @@ class PartPlan:
         """The training split; its features are not there."""
         return self.material.clips.take(np.arange(self.num_train))
 
+    @property
+    def clips_of_category(self) -> Manifest:
+        """The manifest's clips of the part's category, those in no split too."""
+        clips = self.manifest.clips
+        if self.part.category is not None:
+            clips = clips[clips["category"] == self.part.category]
+        return dataclasses.replace(self.manifest, clips=clips)
+
 
 def plan_part(
     manifest: Manifest,
@@ -110,7 +118,7 @@ def plan_part(
     config: FinetuneConfig,
     start: FittedStart | None,
 ) -> PartPlan:
-    """Find the clips of a part, hold_out them and check that everything fits together.
+    """Find the clips of a part, hold some out and check that everything fits together.
 
     Raises
     ------

@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from aqa_pipeline.backbone.precision import FLOAT32, computing_in
 from aqa_pipeline.backbone.weights import load_i3d, weights_identity
+from aqa_pipeline.cache.fingerprint import cache_folder, fingerprint_of
 from aqa_pipeline.config import FinetuneConfig, FinetuneMachine, FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
@@ -27,13 +29,15 @@ from aqa_pipeline.errors import UsageError
 from aqa_pipeline.extraction.extract import Progress
 from aqa_pipeline.finetune.checkpoint import STATE_FILE, check_settings, read_state
 from aqa_pipeline.finetune.distributed import DistributedContext
+from aqa_pipeline.finetune.draws import num_steps
 from aqa_pipeline.finetune.finish import (
     BACKBONE_FILE,
+    extract_clips,
     extract_part,
     write_backbone,
     write_tuned_run,
 )
-from aqa_pipeline.finetune.loop import Tell
+from aqa_pipeline.finetune.loop import ProgressCallback
 from aqa_pipeline.finetune.part import require_tensorboard, train_part
 from aqa_pipeline.finetune.plan import PartPlan, plan_part
 from aqa_pipeline.finetune.start import read_start
@@ -101,8 +105,9 @@ def finetune_dataset(
     device: torch.device,
     ranks: DistributedContext = DistributedContext(),  # noqa: B008 - frozen
     again: bool = False,
-    tell: Tell = lambda progress: None,
-    extracting: Progress = lambda done, total: None,
+    then_extract: bool = False,
+    progress: ProgressCallback = lambda now: None,
+    extract_progress: Progress = lambda done, total: None,
 ) -> Metrics | AverageMetrics | None:
     """Train every part, extract its clips with the tuned backbone, write its run folder.
 
@@ -119,10 +124,12 @@ def finetune_dataset(
         This process among all; only the first writes.
     again : bool
         Begin anew, whatever is in the folder.
-    tell : callable
-        Told a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
-    extracting : callable
-        Called as ``extracting(done, total)`` with the clips extracted at the end of each part.
+    then_extract : bool
+        Afterwards extract all clips of the manifest, those in no split too.
+    progress : callable
+        Called with a :class:`~aqa_pipeline.finetune.loop.Progress` after every step.
+    extract_progress : callable
+        Called as ``extract_progress(done, total)`` with the clips extracted.
 
     Returns
     -------
@@ -166,7 +173,7 @@ def finetune_dataset(
         with naming_shortage(device, _LOWER), computing_in(FLOAT32):
             tuned = train_part(
                 plan, weights=weights, config=config, machine=machine, device=device, ranks=ranks,
-                saved=saved, tell=tell, cache_root=cache_root,
+                saved=saved, progress=progress, cache_root=cache_root,
             )  # fmt: skip
         backbone = plan.folder / BACKBONE_FILE
         if ranks.is_first:
@@ -175,7 +182,7 @@ def finetune_dataset(
         with naming_shortage(device, "end what else uses it and type the same command again"):
             cache = extract_part(
                 plan, backbone, cache_root=cache_root, device=device, machine=machine,
-                progress=extracting,
+                progress=extract_progress,
             )  # fmt: skip
         if ranks.is_first:
             measured.append(
@@ -184,12 +191,46 @@ def finetune_dataset(
             state.unlink(missing_ok=True)
     if not ranks.is_first:
         return None
-    if len(plans) == 1 and plans[0].folder == folder:
-        return measured[0][1]
-    averages = AverageMetrics.of(measured, rho_average=plans[0].manifest.protocol.rho_average)
-    (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
-    write_metrics(folder, averages)
-    return averages
+    metrics: Metrics | AverageMetrics = measured[0][1]
+    if len(plans) > 1 or plans[0].folder != folder:
+        metrics = AverageMetrics.of(measured, rho_average=plans[0].manifest.protocol.rho_average)
+        (folder / "config.json").unlink(missing_ok=True)  # of an earlier run without parts
+        write_metrics(folder, metrics)
+    if then_extract:
+        for plan in plans:
+            extract_clips(
+                plan.clips_of_category,
+                plan.folder / BACKBONE_FILE,
+                cache_root=cache_root,
+                device=device,
+                progress=extract_progress,
+            )
+    return metrics
+
+
+def summary(plan: PartPlan) -> dict[str, Any]:
+    """Size of a part's training, and how far an unfinished one has come; plain values."""
+    state = plan.folder / STATE_FILE
+    at = read_state(state).position if state.exists() else None
+    num_fit = len(plan.material.fit)
+    steps = num_steps(num_fit, plan.fit_config.batch_size)
+    return {
+        "train_clips": plan.num_train,
+        "to_learn_from": num_fit,
+        "chosen_by": len(plan.material.validation.judged),
+        "test_clips": len(plan.sides.test),
+        "epochs": plan.fit_config.epochs,
+        "steps_an_epoch": steps,
+        "steps_done": (at.epoch - 1) * steps + at.step if at else 0,
+        "passes_of_a_validation": plan.material.validation.passes(),
+    }
+
+
+def tuned_cache(plan: PartPlan, *, cache_root: Path) -> Path:
+    """Folder of the features by the part's tuned backbone."""
+    sha256 = weights_identity(plan.folder / BACKBONE_FILE)
+    fingerprint = fingerprint_of(plan.manifest.protocol, weights_sha256=sha256)
+    return cache_folder(cache_root, plan.manifest.name, fingerprint)
 
 
 def _is_finished(plan: PartPlan) -> bool:

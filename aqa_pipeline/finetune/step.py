@@ -221,8 +221,8 @@ class TrainStep:
         return wrapped.no_sync()
 
     def _positions(self, pairs: IntArray, rows: Sequence[int]) -> Tensor:
-        place: Mapping[int, int] = {row: i for i, row in enumerate(rows)}
-        return self._on_device([[place[a], place[b]] for a, b in pairs.tolist()])
+        position: Mapping[int, int] = {row: i for i, row in enumerate(rows)}
+        return self._on_device([[position[a], position[b]] for a, b in pairs.tolist()])
 
     def _on_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Numbers as int64 on the device; a GPU does not wait for what it has to do before."""

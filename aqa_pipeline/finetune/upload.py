@@ -50,7 +50,7 @@ class UploadedStep:
     Attributes
     ----------
     boxes : Tensor of uint8, shape=(rows, m, box, box, 3)
-    place : mapping of int to int
+    position : mapping of int to int
         Of each row in ``boxes``.
     views : mapping of int to ClipView
     jitter : int
@@ -59,7 +59,7 @@ class UploadedStep:
     """
 
     boxes: Tensor
-    place: Mapping[int, int]
+    position: Mapping[int, int]
     views: Mapping[int, ClipView]
     jitter: int
     is_there: torch.cuda.Event | None = None
@@ -74,7 +74,7 @@ class UploadedStep:
     def __call__(self, rows: Sequence[int]) -> Tensor:
         """Frames of rows in their views, shape=(len(rows), m, crop, crop, 3)."""
         return torch.stack(
-            [crop(self.boxes[self.place[r]], self.views[r], jitter=self.jitter) for r in rows]
+            [crop(self.boxes[self.position[r]], self.views[r], jitter=self.jitter) for r in rows]
         )
 
 
@@ -152,5 +152,5 @@ class Uploads:
             np.take(boxes[row], index, axis=0, out=host[number].numpy(), mode="clip")
         # The allocator of page-locked memory keeps ``host`` until the copy is done.
         there = host.to(self._device, non_blocking=True)
-        place = {row: number for number, row in enumerate(rows)}
-        return UploadedStep(there, place, draw.views, self._jitter)
+        position = {row: number for number, row in enumerate(rows)}
+        return UploadedStep(there, position, draw.views, self._jitter)

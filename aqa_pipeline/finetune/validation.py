@@ -114,14 +114,14 @@ class ValidationPlan:
         ndarray of float64, shape=(Q,), in points
         """
         needed = np.array(self.needed, dtype=np.int64)
-        place = np.searchsorted(needed, self.exemplars.clip(min=0))
+        position = np.searchsorted(needed, self.exemplars.clip(min=0))
         known = torch.from_numpy(features).to(head.device)
         label = vote(
             head,
             queries=known[torch.from_numpy(np.searchsorted(needed, self.judged))],
             pool=known,
             pool_label=torch.from_numpy(clips.label[needed]).to(head.device),
-            exemplars=torch.from_numpy(np.where(self.exemplars >= 0, place, -1)).to(head.device),
+            exemplars=torch.from_numpy(np.where(self.exemplars >= 0, position, -1)).to(head.device),
         ).mean()[0]
         return clips.take(self.judged).to_score(label)
 

@@ -79,12 +79,12 @@ class Leaves(NamedTuple):
     ----------
     log_prob : Tensor, shape=(K, R, B)
         Log-probability of each leaf: the sum of the log-decisions along its path.
-    place : Tensor, shape=(K, R, B)
+    offset : Tensor, shape=(K, R, B)
         Place inside each leaf's interval; in 0..1 only if the tree ends in a sigmoid.
     """
 
     log_prob: Tensor
-    place: Tensor
+    offset: Tensor
 
 
 class Value(NamedTuple):
@@ -112,7 +112,7 @@ class Gart(nn.Module):
     hidden : int
         H; 256 in the paper.
     sigmoid : bool
-        Map the place through a sigmoid, as the paper says; the published program does not.
+        Map the offset through a sigmoid, as the paper says; the published program does not.
     generators : sequence of torch.Generator
         One a model.
     """
@@ -144,7 +144,7 @@ class Gart(nn.Module):
         self.leaf_bias = uniform_parameter((num_groups, 1, 1), fan_in=hidden, generators=generators)
 
     def forward(self, root: Tensor) -> Leaves:
-        """Leaf probabilities and places of each pair; ``root`` has shape (K, B, H)."""
+        """Leaf probabilities and offsets of each pair; ``root`` has shape (K, B, H)."""
         num_models, batch, hidden = root.shape
         nodes = root  # (K * n, B, H), n nodes in this layer
         log_prob = root.new_zeros(num_models, 1, 1)  # (K, n, B) from the second layer on
@@ -156,9 +156,9 @@ class Gart(nn.Module):
             log_prob = (log_prob.unsqueeze(2) + decision).flatten(1, 2)  # (K, 2 n, B)
             children = out[:, :, : 2 * hidden].view(num_models * n, batch, 2, hidden)
             nodes = children.transpose(1, 2).relu().reshape(num_models * 2 * n, batch, hidden)
-        place = linear(nodes, self.leaf_weight, self.leaf_bias)  # (K * R, B, 1)
-        place = place.view(num_models, self.num_groups, batch)  # (K, R, B)
-        return Leaves(log_prob, place.sigmoid() if self.sigmoid else place)
+        offset = linear(nodes, self.leaf_weight, self.leaf_bias)  # (K * R, B, 1)
+        offset = offset.view(num_models, self.num_groups, batch)  # (K, R, B)
+        return Leaves(log_prob, offset.sigmoid() if self.sigmoid else offset)
 
 
 class GroupTensors(nn.Module):
@@ -177,7 +177,7 @@ class GroupTensors(nn.Module):
         self.register_buffer("edges", edges.double())
         self.register_buffer("outer", outer)
 
-    def leaf_and_place(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def leaf_and_offset(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Labels of Eq. 6 for score differences.
 
         Parameters
@@ -188,7 +188,7 @@ class GroupTensors(nn.Module):
         Returns
         -------
         leaf : Tensor of int64, shape=(..., K, B)
-        place : Tensor of float32, shape=(..., K, B), in 0..1
+        offset : Tensor of float32, shape=(..., K, B), in 0..1
         """
         edges = self.edges.expand(*delta.shape[:-2], -1, -1).contiguous()
         delta = torch.round(delta, decimals=DELTA_DECIMALS).contiguous()
@@ -204,29 +204,29 @@ class GroupTensors(nn.Module):
         """Score difference of the most probable leaf that is not empty (Eq. 7)."""
         empty = ~self.reachable.unsqueeze(2)
         leaf = output.log_prob.masked_fill(empty, -math.inf).argmax(dim=1)
-        place = output.place.gather(1, leaf.unsqueeze(1)).squeeze(1)
-        return Value(self.at(leaf, place), leaf)
+        offset = output.offset.gather(1, leaf.unsqueeze(1)).squeeze(1)
+        return Value(self.at(leaf, offset), leaf)
 
     @property
     def reachable(self) -> Tensor:
         """Leaves that are not empty; bool, shape=(K, R)."""
         return self.edges.diff(dim=1) > 0
 
-    def at(self, leaf: Tensor, place: Tensor) -> Tensor:
-        """Score difference at a place of a leaf, in label points; shape=(K, B)."""
+    def at(self, leaf: Tensor, offset: Tensor) -> Tensor:
+        """Score difference at an offset in a leaf, in label points; shape=(K, B)."""
         left = self.edges.gather(1, leaf)
         width = self.edges.gather(1, leaf + 1) - left
-        return left + place.double() * width
+        return left + offset.double() * width
 
 
 def leaf_losses(
-    output: Leaves, leaf: Tensor, place: Tensor, *, recipe: Recipe
+    output: Leaves, leaf: Tensor, offset: Tensor, *, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
     """Classification and regression loss of each model.
 
     ``default``
         The published classification, negative log-likelihood of the true leaf, and J_reg
-        of Eq. 6, the squared error of the true leaf's place, both as a mean over pairs.
+        of Eq. 6, the squared error of the true leaf's offset, both as a mean over pairs.
     ``official``
         The same classification; the squared error as a mean within each leaf, *summed*
         over the leaves, as in the published program. In large batches that lets
@@ -238,7 +238,7 @@ def leaf_losses(
     ----------
     output : Leaves
     leaf : Tensor of int64, shape=(K, B)
-    place : Tensor of float32, shape=(K, B)
+    offset : Tensor of float32, shape=(K, B)
     recipe : {"default", "official", "paper"}
 
     Returns
@@ -247,8 +247,8 @@ def leaf_losses(
     """
     index = leaf.unsqueeze(1)  # (K, 1, B)
     true_leaf = output.log_prob.gather(1, index).squeeze(1)  # (K, B)
-    found = output.place.gather(1, index).squeeze(1)  # (K, B)
-    error = (found - place).square()  # (K, B)
+    found = output.offset.gather(1, index).squeeze(1)  # (K, B)
+    error = (found - offset).square()  # (K, B)
     if recipe != "paper":
         share = pair_shares(leaf, recipe=recipe, num_groups=output.log_prob.shape[1])
         return -true_leaf.mean(dim=1), (share * error).sum(dim=1)

@@ -1,7 +1,7 @@
 """Quick form of the tree's loss on a CPU: only the way to each pair's true leaf.
 
 In training the true leaf of a pair is known beforehand. Its log-probability is the sum of the
-decisions on the way to it, and its place comes of the features on that way: one node in each
+decisions on the way to it, and its offset comes of the features on that way: one node in each
 layer, of the 15 that a tree with 16 leaves has. In the order of their leaves the pairs of a
 node stand side by side; every node's list is filled up to the longest, and each layer is one
 batched matrix product over the nodes. Where each pair stands depends on the labels alone, so
@@ -39,7 +39,7 @@ class LeafPaths(NamedTuple):
         Which column of the batch each pair is.
     leaf_row : Tensor of int64, shape=(K * B,)
         The pair's leaf among those of all models.
-    place : Tensor, shape=(K * B,)
+    offset : Tensor, shape=(K * B,)
         Where in its leaf's interval the pair lies.
     share : Tensor, shape=(K * B,)
         Weight of the pair's squared error in its model's loss.
@@ -56,7 +56,7 @@ class LeafPaths(NamedTuple):
 
     order: Tensor
     leaf_row: Tensor
-    place: Tensor
+    offset: Tensor
     share: Tensor
     turn: Tensor
     side: Tensor
@@ -70,9 +70,9 @@ def paths_to_leaves(output: TreeOutput, target: Tensor) -> Any:
     # whose shapes do not depend on the labels.
     if output.recipe == "paper" or target.device.type != "cpu":
         return NotImplemented
-    leaf, place = output.groups.leaf_and_place(target)
+    leaf, offset = output.groups.leaf_and_offset(target)
     share = pair_shares(leaf, recipe=output.recipe, num_groups=output.tree.num_groups)
-    return leaf_paths(leaf, place, share, num_layers=len(output.tree.weights))
+    return leaf_paths(leaf, offset, share, num_layers=len(output.tree.weights))
 
 
 def losses_on_paths(output: TreeOutput, root: Tensor, labels: Any) -> Any:
@@ -85,7 +85,7 @@ def losses_on_paths(output: TreeOutput, root: Tensor, labels: Any) -> Any:
     )
 
 
-def leaf_paths(leaf: Tensor, place: Tensor, share: Tensor, num_layers: int) -> list[LeafPaths]:
+def leaf_paths(leaf: Tensor, offset: Tensor, share: Tensor, num_layers: int) -> list[LeafPaths]:
     """The ways of T steps; all parameters have the shape (T, K, B)."""
     steps, num_models, batch = leaf.shape
     device, num_leaves = leaf.device, 2**num_layers
@@ -104,10 +104,10 @@ def leaf_paths(leaf: Tensor, place: Tensor, share: Tensor, num_layers: int) -> l
     of_steps = zip(
         (model * batch + order).flatten(1).unbind(),
         (model * num_leaves + leaf).flatten(1).unbind(),
-        place.gather(2, order).flatten(1).unbind(),
+        offset.gather(2, order).flatten(1).unbind(),
         share.gather(2, order).flatten(1).unbind(),
         turn.unbind(),
-        torch.cat([1 - turn, turn], dim=3).to(place.dtype).unbind(),
+        torch.cat([1 - turn, turn], dim=3).to(offset.dtype).unbind(),
         [of_step.unbind() for of_step in rows.unbind()],
         longest.tolist(),
         strict=True,
@@ -136,7 +136,7 @@ def leaf_path_losses(
     Returns
     -------
     Tensor, shape=(2, K)
-        The mean of the leaves' negative log-probability; the sum of the places' squared
+        The mean of the leaves' negative log-probability; the sum of the offsets' squared
         errors, each times the pair's share.
     """
     layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
@@ -189,7 +189,7 @@ class _LeafPathLosses(torch.autograd.Function):
         steps = ways.gather(2, paths.turn)  # (L, K * B, 1)
         weight_row = leaf_weight.flatten(0, 2).index_select(0, paths.leaf_row)  # (K * B, H)
         found = torch.linalg.vecdot(nodes, weight_row)
-        error = found + leaf_bias.flatten().index_select(0, paths.leaf_row) - paths.place
+        error = found + leaf_bias.flatten().index_select(0, paths.leaf_row) - paths.offset
         shared_error = paths.share * error
         ctx.paths, ctx.shape = paths, root.shape
         ctx.saved = weight_row, by_node, inputs, features, steps, shared_error
@@ -203,14 +203,14 @@ class _LeafPathLosses(torch.autograd.Function):
         leaf_weight, leaf_bias, weights, biases = ctx.parameters
         paths, (num_models, batch, hidden) = ctx.paths, ctx.shape
         of_models = losses_grad.unsqueeze(2)  # (2, K, 1)
-        place_grad = (2 * of_models[1] * shared_error.view(num_models, batch)).view(-1, 1)
+        offset_grad = (2 * of_models[1] * shared_error.view(num_models, batch)).view(-1, 1)
 
         def write_leaf_weight(out: Tensor) -> None:
             rows = out.zero_().view(-1, hidden)
-            rows.index_add_(0, paths.leaf_row, features[-1] * place_grad)
+            rows.index_add_(0, paths.leaf_row, features[-1] * offset_grad)
 
         def write_leaf_bias(out: Tensor) -> None:
-            out.zero_().view(-1, 1).index_add_(0, paths.leaf_row, place_grad)
+            out.zero_().view(-1, 1).index_add_(0, paths.leaf_row, offset_grad)
 
         of_leaves = gradient(leaf_weight, write_leaf_weight), gradient(leaf_bias, write_leaf_bias)
         of_layers: list[Tensor | None] = []  # from the last layer up: bias, weight
@@ -221,7 +221,7 @@ class _LeafPathLosses(torch.autograd.Function):
         wrong_way = -torch.expm1(steps).view(len(weights), num_models, batch)  # 1 - p
         decision = (wrong_way * (of_models[0] / -batch)).view(len(weights), -1, 1)
         decisions = (2 * paths.side - 1) * decision  # (L, K * B, 2)
-        grad = weight_row * place_grad  # (K * B, H)
+        grad = weight_row * offset_grad  # (K * B, H)
         for layer in reversed(range(len(weights))):
             rows, weight = paths.rows[layer], by_node[layer]
             of_children = alive[layer] * torch.cat([grad, grad], dim=1)

@@ -49,7 +49,7 @@ def searched_value(output: TreeOutput, root: Tensor) -> Any:
     if root.device.type != "cpu" or torch.is_grad_enabled():
         return NotImplemented
     tree, groups = output.tree, output.groups
-    leaf, place = best_leaf(
+    leaf, offset = best_leaf(
         root,
         list(tree.weights),
         list(tree.biases),
@@ -57,7 +57,7 @@ def searched_value(output: TreeOutput, root: Tensor) -> Any:
         tree.leaf_bias,
         reachable=groups.reachable,
     )
-    return Value(groups.at(leaf, place.sigmoid() if tree.sigmoid else place), leaf)
+    return Value(groups.at(leaf, offset.sigmoid() if tree.sigmoid else offset), leaf)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def best_leaf(
     *,
     reachable: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Most probable leaf that is not empty, and the place (before any sigmoid) in it.
+    """Most probable leaf that is not empty, and the offset (before any sigmoid) in it.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def best_leaf(
     Returns
     -------
     leaf : Tensor of int64, shape=(K, B)
-    place : Tensor, shape=(K, B)
+    offset : Tensor, shape=(K, B)
     """
     num_models, batch, _ = root.shape
     layers = list(zip(weights, biases, strict=True))
@@ -102,8 +102,8 @@ def best_leaf(
         taken = torch.zeros_like(probable, dtype=torch.bool).scatter_(1, side, value=True)
         rows = _step(rows, probable, taken, weight, bias)
     bar = torch.empty_like(rows.log_prob).index_copy_(0, rows.pair, rows.log_prob)
-    leaf, place = torch.empty_like(pairs), torch.empty_like(bar)
-    _answer(rows, leaf, place, leaf_weight, leaf_bias)
+    leaf, offset = torch.empty_like(pairs), torch.empty_like(bar)
+    _answer(rows, leaf, offset, leaf_weight, leaf_bias)
     ahead: list[_Rows] = []  # nodes that may hold a better leaf
     for (weight, bias), is_open, others in zip(layers, open_nodes, passed, strict=True):
         known = [others, *((own, _of_children(own, weight, bias, is_open)) for own in ahead)]
@@ -118,8 +118,8 @@ def best_leaf(
         order = better.log_prob.argsort(stable=True)
         last = _last_of_each(better.pair[order])
         best = _Rows(*(column[order[last]] for column in better))
-        _answer(best, leaf, place, leaf_weight, leaf_bias)
-    return leaf.view(num_models, batch), place.view(num_models, batch)
+        _answer(best, leaf, offset, leaf_weight, leaf_bias)
+    return leaf.view(num_models, batch), offset.view(num_models, batch)
 
 
 def _of_children(rows: _Rows, weight: Tensor, bias: Tensor, is_open: Tensor) -> Tensor:
@@ -187,9 +187,9 @@ def _last_of_each(values: Tensor) -> Tensor:
 
 
 def _answer(
-    rows: _Rows, leaf: Tensor, place: Tensor, leaf_weight: Tensor, leaf_bias: Tensor
+    rows: _Rows, leaf: Tensor, offset: Tensor, leaf_weight: Tensor, leaf_bias: Tensor
 ) -> None:
-    """Write down leaf and place of rows that have come to a leaf."""
+    """Write down leaf and offset of rows that have come to a leaf."""
     weight = leaf_weight.flatten(0, 2)[rows.node]  # (P, H)
     leaf[rows.pair] = rows.node % leaf_weight.shape[1]
-    place[rows.pair] = (rows.feature * weight).sum(dim=1) + leaf_bias.flatten()[rows.node]
+    offset[rows.pair] = (rows.feature * weight).sum(dim=1) + leaf_bias.flatten()[rows.node]

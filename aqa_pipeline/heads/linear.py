@@ -7,22 +7,20 @@ gradient as it is computed, written where it wants; with all other parameters th
 functions behave as autograd does, so that hooks (several processes that share their gradients)
 and other graphs work.
 
+The root layer of pairs in both orders (:func:`pair_roots`) is written by hand too: each clip goes
+through both halves of the weights once. Of two pairs its dozen small operations, as autograd runs
+them, take longer than its products. Tested equal to autograd on
+:meth:`aqa_pipeline.heads.head.Head.root`.
+
 Conventions
 -----------
 N
     Layers side by side: models, or models times nodes.
 B, I, O
-    Columns of the batch, inputs, outputs.
+    Columns of the batch, inputs, outputs; of the root layer B pairs and, as in
+    :mod:`aqa_pipeline.heads.head`, K heads. Of its 2 B clips, the first B are a, the others b.
 
-The root layer of pairs in both orders: a against b, and b against a.
-
-Each clip goes through both halves of the weights once. The gradient is written by hand: of two
-pairs the layer's dozen small operations, as autograd runs them, take longer than its products;
-tested equal to autograd on :meth:`aqa_pipeline.heads.head.Head.root`.
-
-Conventions as in :mod:`aqa_pipeline.heads.head`; of the 2 B clips, the first B are a, the others b.
-
-Source: Eq. 4.
+Source: Eq. 4 (root layer).
 """
 
 from __future__ import annotations
@@ -37,22 +35,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from aqa_pipeline.heads.head import Head
 
+#: Writes a gradient into a contiguous tensor of its parameter's shape.
+Write = Callable[[Tensor], None]
+
 #: With so few columns on a CPU, a product that has the weights on its left takes 0.6 to 0.9
 #: of the time of the other, if they are many.
 _FEW_COLUMNS = 8
-
-
 _LARGE = 2**16  #: numbers
-
-
 _NARROW = 128  #: columns; a wider product is cut for the cores by the library itself
-
-
 _PARTS = 8
 
-
-#: Writes a gradient into a contiguous tensor of its parameter's shape.
-Write = Callable[[Tensor], None]
+#: id of a parameter -> its optimiser, which keeps the parameter alive as long as itself.
+_takers: WeakValueDictionary[int, GradientSink] = WeakValueDictionary()
 
 
 class GradientSink(Protocol):
@@ -61,10 +55,6 @@ class GradientSink(Protocol):
     def take(self, parameter: Tensor, write: Write) -> None:
         """Have ``write`` write the gradient; may change the parameter, which is read no more."""
         ...
-
-
-#: id of a parameter -> its optimiser, which keeps the parameter alive as long as itself.
-_takers: WeakValueDictionary[int, GradientSink] = WeakValueDictionary()
 
 
 def give_gradients_to(optimiser: GradientSink, parameters: Iterable[nn.Parameter]) -> None:

@@ -83,11 +83,11 @@ class LeafLabels(NamedTuple):
     Attributes
     ----------
     leaf : Tensor of int64, shape=(K, B)
-    place : Tensor of float32, shape=(K, B)
+    offset : Tensor of float32, shape=(K, B)
     """
 
     leaf: Tensor
-    place: Tensor
+    offset: Tensor
 
 
 class TreeOutput(OutputLayer):
@@ -108,8 +108,8 @@ class TreeOutput(OutputLayer):
 
     @quick_form(paths_to_leaves)
     def labels(self, target: Tensor) -> Sequence[Any]:
-        leaf, place = self.groups.leaf_and_place(target)
-        return [LeafLabels(*of_step) for of_step in zip(leaf, place, strict=True)]
+        leaf, offset = self.groups.leaf_and_offset(target)
+        return [LeafLabels(*of_step) for of_step in zip(leaf, offset, strict=True)]
 
     @quick_form(losses_on_paths)
     def losses(self, root: Tensor, labels: Any) -> Tensor:

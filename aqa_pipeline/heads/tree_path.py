@@ -42,14 +42,14 @@ class TreePath:
         Bounds of the groups, in label points.
     leaf : int
         The chosen leaf, 0-based.
-    place : float
+    offset : float
         Where in the leaf's interval; 0..1, unless the tree has no sigmoid and strays.
     """
 
     leaf_prob: FloatArray
     edges: FloatArray
     leaf: int
-    place: float
+    offset: float
 
     @property
     def num_layers(self) -> int:
@@ -89,21 +89,21 @@ class TreePath:
 
     @property
     def value(self) -> float:
-        """What the tree answers (Eq. 7), in label points: ``left + place * width``.
+        """What the tree answers (Eq. 7), in label points: ``left + offset * width``.
 
         The score difference, or the label itself for a direct head.
         """
         left, right = self.interval
-        return left + self.place * (right - left)
+        return left + self.offset * (right - left)
 
 
-def read_path(leaf_prob: npt.ArrayLike, place: npt.ArrayLike, edges: npt.ArrayLike) -> TreePath:
+def read_path(leaf_prob: npt.ArrayLike, offset: npt.ArrayLike, edges: npt.ArrayLike) -> TreePath:
     """The path to the leaf that Eq. 7 chooses.
 
     Parameters
     ----------
-    leaf_prob, place : array_like, shape=(R,)
-        Probability of each leaf, and the place that each would answer.
+    leaf_prob, offset : array_like, shape=(R,)
+        Probability of each leaf, and the offset that each would answer.
     edges : array_like, shape=(R + 1,)
         In label points.
 
@@ -113,16 +113,16 @@ def read_path(leaf_prob: npt.ArrayLike, place: npt.ArrayLike, edges: npt.ArrayLi
         If the lengths do not fit, or R is not a power of two.
     """
     prob = np.asarray(leaf_prob, dtype=np.float64)
-    places = np.asarray(place, dtype=np.float64)
+    offsets = np.asarray(offset, dtype=np.float64)
     bounds = np.asarray(edges, dtype=np.float64)
     count = len(prob)
-    if places.shape != prob.shape or bounds.shape != (count + 1,) or count & (count - 1):
+    if offsets.shape != prob.shape or bounds.shape != (count + 1,) or count & (count - 1):
         raise UsageError(
-            f"{count} leaf probabilities, {len(places)} places and {len(bounds)} edges do not "
+            f"{count} leaf probabilities, {len(offsets)} offsets and {len(bounds)} edges do not "
             "make a tree: R, R and R + 1 are needed, R a power of two"
         )
     leaf = int(np.where(np.diff(bounds) > 0, prob, -1.0).argmax())
-    return TreePath(leaf_prob=prob, edges=bounds, leaf=leaf, place=float(places[leaf]))
+    return TreePath(leaf_prob=prob, edges=bounds, leaf=leaf, offset=float(offsets[leaf]))
 
 
 @torch.no_grad()
@@ -169,6 +169,6 @@ def tree_path(
     output = layer.tree(root)
     return read_path(
         output.log_prob[model, :, 0].double().exp().cpu().numpy(),
-        output.place[model, :, 0].double().cpu().numpy(),
+        output.offset[model, :, 0].double().cpu().numpy(),
         layer.groups.edges[model].cpu().numpy(),
     )

@@ -1,13 +1,10 @@
-"""Identity of a video, its length, and its name, without opening it as a video.
+"""Identity and length of a video file, and memory for what was once found out about one.
 
 All that resuming an extraction needs to know of a video: PyAV is never imported here.
-
-Arrays and short facts remembered about a file for as long as the file stays the same.
-
-Two small files each, ``.npz`` and ``.json``, named after the hash of the file's absolute
-path: facts are read twenty times quicker than arrays. They count only while the file's
-size and modification time are those they were made from; what is absent, damaged or out
-of date is simply made again.
+:class:`FileMemo` keeps arrays and short facts for as long as a file stays the same, in two small
+files, ``.npz`` and ``.json``, named after the hash of the file's absolute path: facts are read
+twenty times quicker than arrays. They count only while the file's size and modification time are
+those they were made from; what is absent, damaged or out of date is simply made again.
 """
 
 from __future__ import annotations
@@ -30,6 +27,8 @@ import numpy.typing as npt
 
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.media.frame_folder import folder_identity, list_frames
+
+logger = logging.getLogger(__name__)
 
 #: Endings by which a video is known among other files; one that is named is opened whatever
 #: its ending.
@@ -107,9 +106,6 @@ def known_length(path: Path, *, index_folder: Path) -> int | None:
 def remember_length(memo: FileMemo, num_frames: int) -> None:
     """Make a number of frames known to :func:`known_length`."""
     memo.add_facts(num_frames=num_frames, counted_by=av_version())
-
-
-logger = logging.getLogger(__name__)
 
 
 class FileMemo:

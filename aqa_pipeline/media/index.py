@@ -58,6 +58,7 @@ MAX_PICTURE_PIXELS = 8192 * 4320
 
 #: Each frame is painted over the one before, whatever the packet's keyframe flag says.
 _NO_RANDOM_ACCESS = frozenset({"gif", "apng"})
+_INDEX_KEYS = {"index_version", "pts", "rank", "key_pts", "key_rank", "shape", "time_base"}
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,6 @@ def _scan(path: Path) -> VideoIndex:
         width=width,
         height=height,
     )
-
-
-_INDEX_KEYS = {"index_version", "pts", "rank", "key_pts", "key_rank", "shape", "time_base"}
 
 
 def _index_to_arrays(index: VideoIndex) -> dict[str, npt.NDArray[Any]]:

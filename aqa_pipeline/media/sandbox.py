@@ -31,6 +31,7 @@ from aqa_pipeline.errors import AqaError, ClipError
 
 _START_SECONDS = 60.0  #: of a fresh interpreter, on a machine that has better things to do
 _MESSAGE_SECONDS = 30.0  #: from the first byte of a message to its last
+
 #: Added to the niceness of a process that works beside a network: where cores are few, the
 #: network keeps them.
 _NICER = 5
@@ -242,9 +243,6 @@ class LimitedProcess:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-# --- in the process -----------------------------------------------------------------------
 
 
 def main(handle: int, memory_bytes: int, frames_fd: int, nicer: int) -> None:

@@ -34,12 +34,11 @@ from aqa_pipeline.scoring.explainer import run_tree_path
 
 _log = logging.getLogger(__name__)
 
-
 FloatArray = npt.NDArray[np.float64]
-
 
 #: Pictures of a clip; they fit side by side on a telephone.
 NUM_PICTURES = 4
+
 #: The same part of the frame as the network's 224 of 256 pixels.
 PIXELS = PixelPreset("thumbnail", crop=112, short_side=128)
 

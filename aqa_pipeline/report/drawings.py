@@ -123,7 +123,7 @@ def rescored_drawings(record: RunRecord, rescored: Rescored, anchor: str) -> Ite
         clips = rescored.predictions.clips
         error = np.abs(rescored.predictions.score - clips.score)[known]
         yield _drawing(
-            "MeanStd of the votes",
+            "Spread of the votes",
             "How far the exemplars of a clip disagree, mean over the heads, and how far off the "
             f"prediction is. Spearman between the two: {spearman(spread[known], error):.2f}.",
             figures.vote_spread(spread[known], error, key=f"{anchor}-votes"),

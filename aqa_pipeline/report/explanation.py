@@ -222,7 +222,7 @@ def _tree_note(it: Explanation) -> str:
         return ""
     leaf = (
         f"Leaf {path.leaf + 1} of {len(path.leaf_prob)}, from {number(path.interval[0])} to "
-        f"{number(path.interval[1])} label points, place {number(path.place)}"
+        f"{number(path.interval[1])} label points, place {number(path.offset)}"
     )
     if not it.scored.exemplars:
         return f"{leaf}: label {number(path.value)}. The tree of the first head."

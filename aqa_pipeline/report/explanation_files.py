@@ -8,8 +8,6 @@
 ``side-by-side.mp4``    the clip, its heat, and the most similar exemplar
 ``tree.png``            the way through the tree (Fig. 8), where there is one
 ======================  ===========================================================
-
-The strip of snippets as a picture: frames above, what each won or lost below.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ from aqa_pipeline.report.style import BLUE, MUTED, ORANGE, STYLE, png_bytes
 from aqa_pipeline.scoring.explainer import Explanation
 from aqa_pipeline.scoring.heat_map import painted
 
-PAGE = "explain.html"
-
-
 Frames = npt.NDArray[np.uint8]
+
+PAGE = "explain.html"
+_INCHES_A_SNIPPET, _INCHES_OF_BARS = 1.1, 1.7
 
 
 def write_explanation(explanation: Explanation, folder: Path) -> list[Path]:
@@ -75,14 +73,6 @@ def write_explanation(explanation: Explanation, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _row(frames: Frames) -> Frames:
-    """Frames beside each other, (n, H, W, 3) -> (H, n * W, 3)."""
-    return np.concatenate(list(frames), axis=1)
-
-
-_INCHES_A_SNIPPET, _INCHES_OF_BARS = 1.1, 1.7
-
-
 def snippet_strip(
     frames: Frames,
     points: npt.NDArray[np.float64],
@@ -107,8 +97,8 @@ def snippet_strip(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(2, count, height_ratios=[size[1] - _INCHES_OF_BARS, 1.6])
-        for place, frame in enumerate(frames):
-            axes = figure.add_subplot(grid[0, place])
+        for number, frame in enumerate(frames):
+            axes = figure.add_subplot(grid[0, number])
             axes.imshow(frame)
             axes.set_axis_off()
         axes = figure.add_subplot(grid[1, :])
@@ -122,3 +112,8 @@ def snippet_strip(
         axes.set_xticks(range(count), [f"{start}–{start + snippet_frames - 1}" for start in starts])
         axes.set(xlabel="frames of the window", ylabel="points")
         return png_bytes(figure)
+
+
+def _row(frames: Frames) -> Frames:
+    """Frames beside each other, (n, H, W, 3) -> (H, n * W, 3)."""
+    return np.concatenate(list(frames), axis=1)

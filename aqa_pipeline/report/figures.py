@@ -124,7 +124,7 @@ def pairs_per_group(targets: FloatArray, edges: FloatArray, *, noun: str, key: s
             (-0.21, edges, BLUE, "the run's edges, of equal mass"),
             (0.21, uniform, ORANGE, "edges at equal distances"),
         ):
-            leaf, _ = Groups(bounds).leaf_and_place(targets)
+            leaf, _ = Groups(bounds).leaf_and_offset(targets)
             count = np.bincount(leaf, minlength=len(groups))
             axes.bar(groups + offset, count, width=0.42, color=colour, label=name)
         axes.grid(visible=False, axis="x")
@@ -282,7 +282,7 @@ def tree(path: TreePath, *, key: str) -> str:
             figure,
             f"Tree of {layers} layers; path probabilities "
             f"{', '.join(f'{p:.2f}' for p in path.path_prob)}; leaf {path.leaf + 1} of {count}, "
-            f"from {left:.4g} to {right:.4g} label points, place {path.place:.2f}.",
+            f"from {left:.4g} to {right:.4g} label points, place {path.offset:.2f}.",
             key,
         )
 
@@ -325,7 +325,7 @@ def _draw_tree(axes: Axes, path: TreePath) -> None:
             fontsize=10,
             zorder=5,
         )
-    at = path.leaf + float(np.clip(path.place, 0, 1))
+    at = path.leaf + float(np.clip(path.offset, 0, 1))
     axes.plot([at], [-0.12], marker="^", markersize=7, color=ORANGE, clip_on=False, zorder=6)
     axes.set(xlim=(0, count), ylim=(-0.3, layers))
     axes.grid(visible=False)

@@ -1,6 +1,6 @@
-"""Report section on the sweep that chose a run's settings.
+"""Report section on the sweep that chose a run's settings, with its figures as SVG text.
 
-Figures as SVG text; see :mod:`aqa_pipeline.report.figures` for the conventions.
+Conventions of the figures as in :mod:`aqa_pipeline.report.figures`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from aqa_pipeline.errors import DataError
 from aqa_pipeline.report.drawings import Drawing
 from aqa_pipeline.report.style import BLUE, HEIGHT, INK, MUTED, shortened, styled_figure, svg_text
 from aqa_pipeline.training.sweep.trials import FOLDER
+
+FloatArray = npt.NDArray[np.float64]
 
 _ROWS = 30
 _NOT_DIMENSIONS = ("number", "state", "score", "best_epoch", "epochs", "stack", "seconds", "parts")
@@ -110,13 +112,6 @@ def sweep_page(folder: Path, anchor: str) -> SweepPage | None:
     return SweepPage(sentence, len(table), header, rows, drawings)
 
 
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-FloatArray = npt.NDArray[np.float64]
-
-
 def parallel(table: pd.DataFrame, names: Sequence[str], *, log: Sequence[str], key: str) -> str:
     """Parallel coordinates: an axis for each setting and one for the score.
 
@@ -170,6 +165,10 @@ def bars(explained: Mapping[str, float], *, key: str) -> str:
         axes.grid(visible=False, axis="y")
         alt = "; ".join(f"{name} {100 * share:.0f} %" for name, share in explained.items())
         return svg_text(figure, f"Importance: {alt}", key)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _axis(values: pd.Series, *, log: bool) -> tuple[FloatArray, str, str]:

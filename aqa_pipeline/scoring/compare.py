@@ -38,6 +38,9 @@ from aqa_pipeline.scoring.scorer import Scorer
 
 FloatArray = npt.NDArray[np.float64]
 
+#: Clips beyond this many are thinned out: there are n x (n - 1) pairs.
+_MOST_CLIPS = 1500
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -79,6 +82,24 @@ class Comparison:
         }
 
 
+def compare_clips(scorer: Scorer, a: ScoreRequest, b: ScoreRequest) -> Comparison:
+    """Score two clips and compare them.
+
+    Raises
+    ------
+    ClipError
+        If one cannot be read.
+    UsageError
+        If a fact is missing, or they are of two categories.
+    """
+    scored: list[ScoredClip] = []
+    for result in score_clips(scorer, [a, b]):
+        if result.scored is None:
+            raise ClipError(result.error)
+        scored.append(result.scored)
+    return compare(scorer.assessor(a.metadata.category), *scored)
+
+
 def compare(assessor: FeatureScorer, a: ScoredClip, b: ScoredClip) -> Comparison:
     """Compare two clips that the same heads scored.
 
@@ -111,69 +132,6 @@ def compare(assessor: FeatureScorer, a: ScoredClip, b: ScoredClip) -> Comparison
         probability=probability,
         side_by_side=assessor.side_by_side(a, b),
     )
-
-
-def compare_clips(scorer: Scorer, a: ScoreRequest, b: ScoreRequest) -> Comparison:
-    """Score two clips and compare them.
-
-    Raises
-    ------
-    ClipError
-        If one cannot be read.
-    UsageError
-        If a fact is missing, or they are of two categories.
-    """
-    scored: list[ScoredClip] = []
-    for result in score_clips(scorer, [a, b]):
-        if result.scored is None:
-            raise ClipError(result.error)
-        scored.append(result.scored)
-    return compare(scorer.assessor(a.metadata.category), *scored)
-
-
-def find_clip(
-    scorer: Scorer,
-    name: str,
-    metadata: ClipMetadata = ClipMetadata(),  # noqa: B008 - frozen
-    *,
-    project: Project,
-) -> ScoreRequest:
-    """The clip that a name means: a video that is there, else a clip id of the run's data set.
-
-    Parameters
-    ----------
-    scorer : Scorer
-    name : str
-    metadata : ClipMetadata
-        What is given beside the name; it goes before what the manifest says.
-    project : Project
-        Where the data set's manifest lies.
-
-    Raises
-    ------
-    ClipError
-        If it is neither.
-    """
-    if Path(name).exists():
-        return ScoreRequest(name, Path(name), metadata)
-    path = project.manifest_path(scorer.any_run.config.dataset)
-    if not path.exists():
-        raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")
-    manifest = read_manifest(path)
-    rows = manifest.clips[manifest.clips["clip_id"] == name]
-    if rows.empty:
-        raise ClipError(f"{name}: no such video, and no clip of that id in {path}")
-    row = rows.iloc[0].to_dict()
-    known = metadata_of(row, ClipMetadata())
-    given = {field: value for field, value in asdict(metadata).items() if value not in (None, "")}
-    given["columns"] = {**known.columns, **metadata.columns}
-    return ScoreRequest(
-        name, manifest.video_path(str(row["video"])), replace(known, **given), float(row["score"])
-    )
-
-
-#: Clips beyond this many are thinned out: there are n x (n - 1) pairs.
-_MOST_CLIPS = 1500
 
 
 class RankingConfidence:
@@ -219,3 +177,44 @@ class RankingConfidence:
         up = float(np.interp(z, self._z, self._share))
         down = float(np.interp(-z, self._z, self._share))
         return float(np.clip((up + 1 - down) / 2, self._margin, 1 - self._margin))
+
+
+def find_clip(
+    scorer: Scorer,
+    name: str,
+    metadata: ClipMetadata = ClipMetadata(),  # noqa: B008 - frozen
+    *,
+    project: Project,
+) -> ScoreRequest:
+    """The clip that a name means: a video that is there, else a clip id of the run's data set.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    name : str
+    metadata : ClipMetadata
+        What is given beside the name; it goes before what the manifest says.
+    project : Project
+        Where the data set's manifest lies.
+
+    Raises
+    ------
+    ClipError
+        If it is neither.
+    """
+    if Path(name).exists():
+        return ScoreRequest(name, Path(name), metadata)
+    path = project.manifest_path(scorer.any_run.config.dataset)
+    if not path.exists():
+        raise ClipError(f"{name}: no such video, and no manifest {path} that could name it")
+    manifest = read_manifest(path)
+    rows = manifest.clips[manifest.clips["clip_id"] == name]
+    if rows.empty:
+        raise ClipError(f"{name}: no such video, and no clip of that id in {path}")
+    row = rows.iloc[0].to_dict()
+    known = metadata_of(row, ClipMetadata())
+    given = {field: value for field, value in asdict(metadata).items() if value not in (None, "")}
+    given["columns"] = {**known.columns, **metadata.columns}
+    return ScoreRequest(
+        name, manifest.video_path(str(row["video"])), replace(known, **given), float(row["score"])
+    )

@@ -9,8 +9,8 @@ cam : ndarray of float32, shape=(S, T', H', W')
     ``weight_c`` is the mean, over the positions of the map, of the derivative of the score.
 score
     For a tree, the expected one: the mean over its leaves by their probability. What Eq. 7
-    answers, the place in the likeliest leaf, changes with the choice of the leaf in steps,
-    and has no derivative there: it would show only what moves the place inside the leaf.
+    answers, the offset in the likeliest leaf, changes with the choice of the leaf in steps,
+    and has no derivative there: it would show only what moves the offset inside the leaf.
 
 The published figure explains a class; here is no class, so that the derivative is that of
 the score itself. A snippet's feature is the mean of its last map over all positions, so
@@ -44,8 +44,6 @@ from aqa_pipeline.runs.folder import Run
 
 #: Layers worth looking at: the last map, and the last one of four times the resolution.
 LAST_LAYER = "mixed_5c"
-
-
 LAYERS = (LAST_LAYER, "mixed_4f")
 
 
@@ -98,7 +96,7 @@ def _expected(head: Head, root: Tensor) -> Tensor:
     left = layer.groups.edges[:, :-1, None]  # (K, R, 1)
     width = layer.groups.edges.diff(dim=1).unsqueeze(2)
     probability = output.log_prob.double().exp() * (width > 0)  # nothing is in an empty group
-    leaves = left + output.place.double() * width  # (K, R, B)
+    leaves = left + output.offset.double() * width  # (K, R, B)
     expected: Tensor = (probability * leaves).sum(dim=1) / probability.sum(dim=1)
     return expected
 
@@ -170,11 +168,11 @@ def layer_cam(
     features = torch.from_numpy(clip.features[0]).to(run.head.device)
     cams = []
     for number in range(len(features)):
-        place = torch.arange(len(features), device=features.device).unsqueeze(1) == number
+        chosen = torch.arange(len(features), device=features.device).unsqueeze(1) == number
 
-        def score(x: Tensor, place: Tensor = place) -> Tensor:
+        def score(x: Tensor, chosen: Tensor = chosen) -> Tensor:
             own = network.features(x).to(features.device)  # (1, D)
-            whole = torch.where(place, own, features)
+            whole = torch.where(chosen, own, features)
             return expected_score(run, clip, exemplars, whole).unsqueeze(0)  # a batch of one
 
         cam = layer_grad_cam(score, module).attribute(snippets(number))  # (1, 1, T', H', W')

@@ -140,10 +140,10 @@ class TrainingLoop:
         self._members = torch.from_numpy(table).to(device)  # (K, G, width), rows of fit
         own_groups = groups[fit]  # (K, n)
         size = np.stack([t.size[g] for t, g in zip(tables, own_groups, strict=True)])
-        place = np.stack([_place_in_group(g) for g in own_groups])
+        position = np.stack([_position_in_group(g) for g in own_groups])
         self._group = torch.from_numpy(own_groups).to(device)
         self._size = torch.from_numpy(size).to(device)
-        self._place = torch.from_numpy(place).to(device)
+        self._position = torch.from_numpy(position).to(device)
         self._dropout = [member.dropout for member in members]
         stays = [1 - share for share in self._dropout]
         self._stays = self._features.new_tensor(stays).view(-1, 1, 1)  # (K, 1, 1)
@@ -161,7 +161,7 @@ class TrainingLoop:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these models alone; the head is cut by the caller."""
         index = torch.tensor(rows, device=self._fit.device)
-        for name in ("_fit", "_members", "_group", "_size", "_place", "_stays"):
+        for name in ("_fit", "_members", "_group", "_size", "_position", "_stays"):
             setattr(self, name, getattr(self, name)[index])
         self._generators = [self._generators[row] for row in rows]
         self._mask_generators = [self._mask_generators[row] for row in rows]
@@ -176,11 +176,11 @@ class TrainingLoop:
         chance = torch.stack([torch.rand(count, generator=g) for g in self._generators])
         order, chance = order.to(self._fit.device), chance.to(self._fit.device)
         size = self._size.gather(1, order)
-        place = self._place.gather(1, order)
-        # One of the size - 1 others: skip the query's own place. Alone in its group, a
+        position = self._position.gather(1, order)
+        # One of the size - 1 others: skip the query's own position. Alone in its group, a
         # clip is paired with itself, as in the published program.
         choice = (chance * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
-        choice = torch.where((choice >= place) & (size > 1), choice + 1, choice)
+        choice = torch.where((choice >= position) & (size > 1), choice + 1, choice)
         group = self._group.gather(1, order)
         model = torch.arange(num_models, device=order.device).unsqueeze(1)
         return order, self._members[model, group, choice]
@@ -199,14 +199,14 @@ class TrainingLoop:
         A model without dropout draws nothing, so that it trains in a stack as it does alone.
         """
         count, hidden = self._fit.shape[1], self._head.config.hidden
-        place = self._mask_generators[0].device
+        there = self._mask_generators[0].device
         if not any(self._dropout):
-            return torch.empty(len(self._fit), count, 2, 0, dtype=torch.bool, device=place)
+            return torch.empty(len(self._fit), count, 2, 0, dtype=torch.bool, device=there)
         shape = (count, 2, hidden)
         keep = [
-            torch.rand(shape, generator=g, device=place) >= share
+            torch.rand(shape, generator=g, device=there) >= share
             if share
-            else torch.ones(shape, dtype=torch.bool, device=place)
+            else torch.ones(shape, dtype=torch.bool, device=there)
             for share, g in zip(self._dropout, self._mask_generators, strict=True)
         ]
         return torch.stack(keep)
@@ -288,11 +288,11 @@ def mask_generators(
     return [torch.Generator(device).manual_seed(own.initial_seed()) for own in generators]
 
 
-def _place_in_group(groups: IntArray) -> IntArray:
+def _position_in_group(groups: IntArray) -> IntArray:
     """Position of each clip among the clips of its group, in order; shape=(n,)."""
     order = np.argsort(groups, kind="stable")
     sorted_groups = groups[order]
     first = np.searchsorted(sorted_groups, sorted_groups, side="left")
-    place = np.empty(len(groups), dtype=np.int64)
-    place[order] = np.arange(len(groups)) - first
-    return place
+    position = np.empty(len(groups), dtype=np.int64)
+    position[order] = np.arange(len(groups)) - first
+    return position

@@ -12,6 +12,7 @@ from torch import Tensor
 from aqa_pipeline.backbone import fast as i3d_fast
 from aqa_pipeline.backbone.fast import (
     FastMixed,
+    FrozenPrefix,
     ReluConv,
     fast_form,
     fold,
@@ -19,11 +20,11 @@ from aqa_pipeline.backbone.fast import (
     max_pool,
     snippets_at_once,
 )
-from aqa_pipeline.backbone.i3d import I3D, Mixed, Unit, max_pool_same
+from aqa_pipeline.backbone.i3d import I3D, LAYERS, Mixed, Unit, max_pool_same
 from aqa_pipeline.backbone.weights import load_i3d
 from aqa_pipeline.backbone.winograd import Scratch
 from aqa_pipeline.errors import UsageError
-from tests.support.random_i3d import random_i3d
+from tests.support.random_i3d import random_i3d, thin_i3d
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,19 @@ def test_a_fold_does_not_share_memory_with_the_model() -> None:
 def test_refuses_what_the_readable_form_refuses(model: I3D) -> None:
     with pytest.raises(UsageError, match="8 frames is too short for I3D"):
         fast_form(model).features(torch.zeros(1, 3, 8, 64, 64))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 10, 12])
+def test_the_quick_form_gives_the_map_of_the_readable_one(count: int) -> None:
+    backbone = thin_i3d()
+    names = [name for name, _ in LAYERS[:count]]
+    x = torch.randn(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0))
+    wanted = x
+    with torch.no_grad():
+        for name in names:
+            wanted = backbone.layer(name, wanted)
+    found = FrozenPrefix(backbone, names)(x)
+    assert found.shape == wanted.shape
+    assert not found.requires_grad
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

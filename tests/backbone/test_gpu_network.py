@@ -1,4 +1,4 @@
-"""Which form a GPU takes, and when a graph: on a CPU, where CUDA's part is a stand-in."""
+"""Choice of a GPU's form and of a graph, on a CPU, where CUDA's part is a stand-in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where weights lie, and how they are fetched."""
+"""Places of weights, and their fetching."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_info_counts(tmp_path: Path) -> None:
 def test_verify_tells_how_far_it_is(tmp_path: Path) -> None:
     write(tmp_path, [make_clip(n) for n in "abcde"], flush_clips=2)
     told: list[tuple[int, int]] = []
-    verify(tmp_path, advance=lambda done, total: told.append((done, total)))
+    verify(tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 

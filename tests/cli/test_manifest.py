@@ -8,7 +8,7 @@ import pytest
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
-from tests.datasets.test_layout import frames, touch
+from tests.datasets.test_importing import frames, touch
 from tests.support.annotations import (
     Hostile,
     write_aqa7,

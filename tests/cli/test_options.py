@@ -1,4 +1,4 @@
-"""What commands choose where nothing is said, and the configurations that reach the library."""
+"""Defaults of the commands, and the configurations that reach the library."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from aqa_pipeline.datasets.aqa7 import CLASSES, PROTOCOL, import_aqa7
 from aqa_pipeline.errors import DataError
-from tests.datasets.test_layout import frames, touch
+from tests.datasets.test_importing import frames, touch
 from tests.support.annotations import AQA7_TRAIN, real_annotations, write_aqa7, written_out
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from aqa_pipeline.datasets.finediving import PROTOCOL, import_finediving
 from aqa_pipeline.errors import DataError
-from tests.datasets.test_layout import frames
+from tests.datasets.test_importing import frames
 from tests.support.annotations import (
     DIVES,
     Hostile,

@@ -12,7 +12,7 @@ import pytest
 from aqa_pipeline.datasets.jigsaws import PROTOCOL, import_jigsaws
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.errors import DataError
-from tests.datasets.test_layout import frames, touch
+from tests.datasets.test_importing import frames, touch
 from tests.support.annotations import (
     Hostile,
     jigsaws_labels,

@@ -12,7 +12,7 @@ from aqa_pipeline.core.pairs import pair_deltas
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.mtl_aqa import PROTOCOL, import_mtl_aqa
 from aqa_pipeline.errors import DataError
-from tests.datasets.test_layout import frames, touch
+from tests.datasets.test_importing import frames, touch
 from tests.support.annotations import (
     MTL_CLIPS,
     Hostile,

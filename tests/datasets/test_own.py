@@ -9,7 +9,7 @@ from aqa_pipeline.config import Protocol
 from aqa_pipeline.datasets.manifest import read_manifest
 from aqa_pipeline.datasets.own import import_csv
 from aqa_pipeline.errors import DataError, UsageError
-from tests.datasets.test_layout import touch
+from tests.datasets.test_importing import touch
 
 
 def own(tmp_path: Path, text: str, *, encoding: str = "utf-8", videos: int = 4) -> Path:

@@ -1,4 +1,4 @@
-"""What is drawn for an epoch."""
+"""Draws of an epoch."""
 
 from __future__ import annotations
 

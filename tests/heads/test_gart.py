@@ -23,15 +23,15 @@ def small_tree(*seeds: int, num_groups: int = 8, sigmoid: bool = False) -> Gart:
 
 
 def naive_tree(tree: Gart, model: int, feature: Tensor) -> tuple[list[float], list[float]]:
-    """One pair down the tree, node by node: log-probability and place of every leaf."""
-    log_probs, places = [], []
+    """One pair down the tree, node by node: log-probability and offset of every leaf."""
+    log_probs, offsets = [], []
 
     def visit(layer: int, node: int, feature: Tensor, log_prob: float) -> None:
         if layer == len(tree.weights):
             weight, bias = tree.leaf_weight[model, node], tree.leaf_bias[model, node]
-            place = float(weight[0] @ feature + bias[0, 0])
+            offset = float(weight[0] @ feature + bias[0, 0])
             log_probs.append(log_prob)
-            places.append(1 / (1 + math.exp(-place)) if tree.sigmoid else place)
+            offsets.append(1 / (1 + math.exp(-offset)) if tree.sigmoid else offset)
             return
         out = tree.weights[layer][model, node] @ feature + tree.biases[layer][model, node, :, 0]
         left, right, decision = out.split([tree.hidden, tree.hidden, 2])
@@ -41,7 +41,7 @@ def naive_tree(tree: Gart, model: int, feature: Tensor) -> tuple[list[float], li
             visit(layer + 1, 2 * node + side, child.clamp(min=0), log_prob + step)
 
     visit(0, 0, feature, 0.0)
-    return log_probs, places
+    return log_probs, offsets
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
@@ -51,12 +51,12 @@ def test_the_tree_equals_one_walked_node_by_node(batch: int, sigmoid: bool) -> N
     tree = small_tree(3, 4, sigmoid=sigmoid)
     root = torch.rand(2, batch, 5, generator=generators(0)[0])
     output = tree(root)
-    assert output.log_prob.shape == output.place.shape == (2, 8, batch)
+    assert output.log_prob.shape == output.offset.shape == (2, 8, batch)
     for model in range(2):
         for pair in range(batch):
-            log_prob, place = naive_tree(tree, model, root[model, pair])
+            log_prob, offset = naive_tree(tree, model, root[model, pair])
             assert output.log_prob[model, :, pair].tolist() == pytest.approx(log_prob, abs=1e-5)
-            assert output.place[model, :, pair].tolist() == pytest.approx(place, abs=1e-5)
+            assert output.offset[model, :, pair].tolist() == pytest.approx(offset, abs=1e-5)
 
 
 @pytest.mark.parametrize("num_groups", [2, 4, 16, 32])
@@ -70,7 +70,7 @@ def test_leaf_probabilities_sum_to_one(num_groups: int) -> None:
 @torch.no_grad()
 def test_a_sigmoid_keeps_the_place_inside_its_interval() -> None:
     root = 50 * torch.rand(1, 20, 5, generator=generators(0)[0])
-    free, held = (small_tree(0, sigmoid=sigmoid)(root).place for sigmoid in (False, True))
+    free, held = (small_tree(0, sigmoid=sigmoid)(root).offset for sigmoid in (False, True))
     assert ((held >= 0) & (held <= 1)).all()
     assert not ((free >= 0) & (free <= 1)).all()
 
@@ -130,27 +130,27 @@ def test_groups_on_the_device_equal_those_in_numpy(more: list[float]) -> None:
     assert min((g.width == 0).sum() for g in groups[1::2]) > 0, "ties are among them"
     on_edge = [[*g.edges, *(g.edges + 1e-12), *(g.edges - 1e-12)] for g in groups]
     deltas = np.array([[*edges, *more, 0.0, -0.0, 0.00005, 99, -99] for edges in on_edge])
-    leaf, place = GroupTensors(groups).leaf_and_place(torch.from_numpy(deltas))
-    assert (leaf.dtype, place.dtype) == (torch.int64, torch.float32)
+    leaf, offset = GroupTensors(groups).leaf_and_offset(torch.from_numpy(deltas))
+    assert (leaf.dtype, offset.dtype) == (torch.int64, torch.float32)
     for k, expected in enumerate(groups):
-        expected_leaf, expected_place = expected.leaf_and_place(deltas[k])
+        expected_leaf, expected_offset = expected.leaf_and_offset(deltas[k])
         np.testing.assert_array_equal(leaf[k].numpy(), expected_leaf)
-        np.testing.assert_array_equal(place[k].numpy(), expected_place.astype(np.float32))
+        np.testing.assert_array_equal(offset[k].numpy(), expected_offset.astype(np.float32))
     steps = torch.from_numpy(np.stack([deltas, -deltas]))
-    leaves, places = GroupTensors(groups).leaf_and_place(steps)
-    for step, own_leaf, own_place in zip(steps, leaves, places, strict=True):
-        leaf, place = GroupTensors(groups).leaf_and_place(step)
+    leaves, offsets = GroupTensors(groups).leaf_and_offset(steps)
+    for step, own_leaf, own_offset in zip(steps, leaves, offsets, strict=True):
+        leaf, offset = GroupTensors(groups).leaf_and_offset(step)
         assert torch.equal(own_leaf, leaf)
-        assert torch.equal(own_place, place)
+        assert torch.equal(own_offset, offset)
 
 
-def certain(leaf: Tensor, place: Tensor, num_groups: int) -> Leaves:
-    """What a head says that is sure of the given leaves, and wrong in all other places."""
+def certain(leaf: Tensor, offset: Tensor, num_groups: int) -> Leaves:
+    """What a head says that is sure of the given leaves, and wrong in all other offsets."""
     log_prob = torch.full((*leaf.shape, num_groups), -50.0)
-    places = torch.full((*leaf.shape, num_groups), 7.0)
+    offsets = torch.full((*leaf.shape, num_groups), 7.0)
     log_prob.scatter_(2, leaf.unsqueeze(2), 0.0)
-    places.scatter_(2, leaf.unsqueeze(2), place.unsqueeze(2))
-    return Leaves(log_prob.transpose(1, 2), places.transpose(1, 2))
+    offsets.scatter_(2, leaf.unsqueeze(2), offset.unsqueeze(2))
+    return Leaves(log_prob.transpose(1, 2), offsets.transpose(1, 2))
 
 
 def test_eq7_a_perfect_head_returns_the_delta() -> None:
@@ -158,8 +158,8 @@ def test_eq7_a_perfect_head_returns_the_delta() -> None:
     tensors = GroupTensors(groups)
     inside = [np.linspace(g.edges[0], g.edges[-1], 203).round(4) for g in groups]
     delta = torch.from_numpy(np.stack(inside))
-    leaf, place = tensors.leaf_and_place(delta)
-    predicted, predicted_leaf = tensors.delta(certain(leaf, place, 8))
+    leaf, offset = tensors.leaf_and_offset(delta)
+    predicted, predicted_leaf = tensors.delta(certain(leaf, offset, 8))
     assert torch.equal(predicted_leaf, leaf)
     torch.testing.assert_close(predicted, delta, rtol=0, atol=1e-5)
 
@@ -180,22 +180,22 @@ def test_eq7_no_prediction_leaves_through_an_empty_group() -> None:
 
 def test_eq6_by_hand() -> None:
     log_prob = torch.tensor([[[0.25, 0.5], [0.75, 0.5]]]).log()  # (K=1, R=2, B=2)
-    place = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])
+    offset = torch.tensor([[[0.1, 0.4], [0.9, 0.0]]])
     leaf, target = torch.tensor([[1, 0]]), torch.tensor([[0.5, 0.5]])
     classification, regression = leaf_losses(
-        Leaves(log_prob, place), leaf, target, recipe="default"
+        Leaves(log_prob, offset), leaf, target, recipe="default"
     )
     assert classification.tolist() == pytest.approx([-(math.log(0.75) + math.log(0.5)) / 2])
     assert regression.tolist() == pytest.approx([(0.4**2 + 0.1**2) / 2])
 
 
 def test_eq6_a_perfect_head_has_no_loss_and_each_model_has_its_own() -> None:
-    leaf, place = torch.tensor([[0, 2], [1, 1]]), torch.tensor([[0.2, 0.9], [0.5, 0.1]])
-    output = certain(leaf, place, 4)
-    for part in leaf_losses(output, leaf, place, recipe="default"):
+    leaf, offset = torch.tensor([[0, 2], [1, 1]]), torch.tensor([[0.2, 0.9], [0.5, 0.1]])
+    output = certain(leaf, offset, 4)
+    for part in leaf_losses(output, leaf, offset, recipe="default"):
         assert part.tolist() == [0, 0]
     wrong = torch.tensor([[0, 2], [3, 3]])
-    classification, regression = leaf_losses(output, wrong, place, recipe="default")
+    classification, regression = leaf_losses(output, wrong, offset, recipe="default")
     assert classification.tolist() == [0, 50]
     assert regression[0] == 0 < regression[1]
 
@@ -203,8 +203,8 @@ def test_eq6_a_perfect_head_has_no_loss_and_each_model_has_its_own() -> None:
 def test_eq6_as_printed_is_a_cross_entropy_over_every_leaf() -> None:
     probability = torch.tensor([[0.2], [0.5], [0.3]])  # R=3 leaves, one pair
     output = Leaves(probability.log()[None], torch.full((1, 3, 1), 0.5))
-    leaf, place = torch.tensor([[1]]), torch.tensor([[0.75]])
-    classification, regression = leaf_losses(output, leaf, place, recipe="paper")
+    leaf, offset = torch.tensor([[1]]), torch.tensor([[0.75]])
+    classification, regression = leaf_losses(output, leaf, offset, recipe="paper")
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.7))
     assert classification.tolist() == pytest.approx([expected])
     assert regression.tolist() == pytest.approx([0.0625])
@@ -229,21 +229,21 @@ def test_eq6_as_printed_of_a_tree_that_is_nearly_sure_and_wrong() -> None:
 
 
 def test_eq6_as_printed_stays_finite_for_a_tree_that_is_sure_and_wrong() -> None:
-    leaf, place = torch.tensor([[0]]), torch.tensor([[0.5]])
-    output = certain(leaf, place, 4)
-    for part in leaf_losses(output, torch.tensor([[3]]), place, recipe="paper"):
+    leaf, offset = torch.tensor([[0]]), torch.tensor([[0.5]])
+    output = certain(leaf, offset, 4)
+    for part in leaf_losses(output, torch.tensor([[3]]), offset, recipe="paper"):
         assert torch.isfinite(part).all()
 
 
 def test_official_loss_sums_the_means_within_the_leaves() -> None:
-    leaf, place = torch.tensor([[0, 0, 2]]), torch.tensor([[0.5, 0.5, 0.5]])
+    leaf, offset = torch.tensor([[0, 0, 2]]), torch.tensor([[0.5, 0.5, 0.5]])
     output = Leaves(
         torch.full((1, 3, 3), 1 / 3).log(),
         torch.tensor([[[0.5, 0.9, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.8]]]),
     )
-    classification, regression = leaf_losses(output, leaf, place, recipe="official")
+    classification, regression = leaf_losses(output, leaf, offset, recipe="official")
     assert classification.tolist() == pytest.approx([math.log(3)])
     # Leaf 0: mean of 0 and 0.16; leaf 1: no pair; leaf 2: 0.09.
     assert regression.tolist() == pytest.approx([0.08 + 0.09])
-    per_pair = leaf_losses(output, leaf, place, recipe="default")[1]
+    per_pair = leaf_losses(output, leaf, offset, recipe="default")[1]
     assert per_pair.tolist() == pytest.approx([(0.16 + 0.09) / 3])

@@ -42,11 +42,11 @@ def search(tree: Gart, root: Tensor, reachable: Tensor) -> tuple[Tensor, Tensor]
 def test_the_leaf_is_the_best_of_the_whole_tree(sure: float) -> None:
     tree, groups = a_tree(sure), GroupTensors([Groups(edges) for edges in EDGES])
     root = torch.randn(3, 200, 6, generator=torch.Generator().manual_seed(1)).relu()
-    leaf, place = search(tree, root, groups.reachable)
+    leaf, offset = search(tree, root, groups.reachable)
     output = tree(root)
     delta, expected = groups.delta(output)
     assert torch.equal(leaf, expected)
-    torch.testing.assert_close(groups.at(leaf, place), delta, rtol=1e-4, atol=1e-4 * sure**4)
+    torch.testing.assert_close(groups.at(leaf, offset), delta, rtol=1e-4, atol=1e-4 * sure**4)
     assert {int(x) for x in leaf[2]} <= {0, 7}, "empty groups are never answered"
 
 

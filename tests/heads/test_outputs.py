@@ -44,12 +44,12 @@ def some_roots(batch: int) -> Tensor:
 def test_eq6_a_tree_learns_by_the_loss_of_its_recipe(recipe: Recipe) -> None:
     output, root = tree_of(recipe), some_roots(5)
     target = torch.tensor([[5.0, 6.0, -2.0, 1.0, -6.0]], dtype=torch.float64)
-    leaf, place = output.groups.leaf_and_place(target)
+    leaf, offset = output.groups.leaf_and_offset(target)
     assert leaf[0, 0] == leaf[0, 1], "two pairs in one leaf, so that shares differ"
     (labels,) = output.labels(target[None])
     losses = output.losses(root, labels)
     by_recipe = {
-        name: torch.stack(leaf_losses(output.tree(root), leaf, place, recipe=name))
+        name: torch.stack(leaf_losses(output.tree(root), leaf, offset, recipe=name))
         for name in RECIPES
     }
     torch.testing.assert_close(losses, by_recipe.pop(recipe))
@@ -62,8 +62,8 @@ def test_eq6_a_tree_learns_by_the_loss_of_its_recipe(recipe: Recipe) -> None:
 def test_only_the_tree_of_the_paper_ends_in_a_sigmoid(recipe: Recipe) -> None:
     tree = tree_of(recipe).tree
     assert tree.sigmoid is (recipe == "paper")
-    place = tree(50 * some_roots(20)).place
-    assert bool(((place >= 0) & (place <= 1)).all()) is (recipe == "paper")
+    offset = tree(50 * some_roots(20)).offset
+    assert bool(((offset >= 0) & (offset <= 1)).all()) is (recipe == "paper")
 
 
 def test_eq5_the_groups_of_the_paper_are_of_both_orders_and_not_symmetric() -> None:

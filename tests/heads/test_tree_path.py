@@ -30,7 +30,7 @@ def test_fig8_path_of_a_hand_made_tree() -> None:
     np.testing.assert_allclose(path.path_prob, [0.7, 0.56])
     np.testing.assert_allclose(path.step_prob, [0.7, 0.8])
     assert path.interval == (0.0, 1.0)
-    assert path.place == 0.25
+    assert path.offset == 0.25
     assert path.value == 0.25
 
 
@@ -46,7 +46,7 @@ def test_an_empty_leaf_is_never_chosen() -> None:
 
 
 def test_lengths_that_make_no_tree_are_refused() -> None:
-    with pytest.raises(UsageError, match="3 leaf probabilities, 3 places and 4 edges"):
+    with pytest.raises(UsageError, match="3 leaf probabilities, 3 offsets and 4 edges"):
         read_path([0.2, 0.3, 0.5], [0.5] * 3, [0, 1, 2, 3])
     with pytest.raises(UsageError, match="R, R and R \\+ 1 are needed"):
         read_path(LEAF_PROB, [0.5] * 4, [0, 1])

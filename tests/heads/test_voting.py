@@ -102,9 +102,9 @@ def test_a_clip_is_better_than_another_as_one_pair_says() -> None:
     voter = run.voter()
     query, exemplar = NEW.features[0], TRAIN.features[4]
     delta = voter.delta(query, exemplar, exemplar_label=float(TRAIN.label[4]))
-    predict = voter.predict(query, TRAIN.key[4])
-    place = predict.exemplars.tolist().index(4)
-    np.testing.assert_allclose(predict.label[:, place], TRAIN.label[4] + delta, rtol=1e-5)
+    prediction = voter.predict(query, TRAIN.key[4])
+    position = prediction.exemplars.tolist().index(4)
+    np.testing.assert_allclose(prediction.label[:, position], TRAIN.label[4] + delta, rtol=1e-5)
 
 
 def test_eq9_a_heads_prediction_is_the_mean_of_its_votes() -> None:

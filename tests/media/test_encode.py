@@ -1,4 +1,4 @@
-"""What browsers are given: read back by another reader."""
+"""Pictures and films for browsers, read back by another reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is remembered of a file, and for how long."""
+"""Memory of a file: its content, and how long it counts."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_the_page_says_the_runs_numbers_and_how_the_epoch_was_chosen(
 def test_the_page_has_every_figure(page: Page) -> None:
     for title in (
         "Prediction against score", "Cumulative score", "Residuals by difficulty",
-        "Residuals by category", "Training loss", "Choosing the epoch", "MeanStd of the votes",
+        "Residuals by category", "Training loss", "Choosing the epoch", "Spread of the votes",
         "Training pairs per group", "Tree path",
     ):  # fmt: skip
         assert title in page.said

@@ -1,4 +1,4 @@
-"""Which exemplars stand beside a clip: by hand."""
+"""Exemplars beside a clip, by hand."""
 
 from __future__ import annotations
 

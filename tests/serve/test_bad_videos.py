@@ -1,4 +1,4 @@
-"""What strangers hand in, through the real server: one line each, and it keeps serving."""
+"""Bad videos through the real server: one line each, and it keeps serving."""
 
 from __future__ import annotations
 

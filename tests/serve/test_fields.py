@@ -1,4 +1,4 @@
-"""What the page asks for, and what is made of the answers."""
+"""Fields of the page, and the clip made of its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people, and strangers, hand in as a video: each made on the spot, and how it is refused.
+"""Bad videos as people and strangers hand them in, each with the words that refuse it.
 
 ``BAD`` is a table of makers. Each writes into an empty folder and returns the path to hand in;
 ``says`` is found in the one line that refuses it. ``ODD`` is the same for what looks odd and must

@@ -60,7 +60,7 @@ def project_of(root: Path) -> tuple[Project, Manifest]:
 
 
 def run_of(manifest: Manifest, encoder: Encoder, **config: object) -> Run:
-    """PaperFigure heads over the training clips of the manifest."""
+    """Drawn heads over the training clips of the manifest."""
     from aqa_pipeline.config import PIXEL_PRESETS
     from aqa_pipeline.datasets.locate import clip_positions
     from aqa_pipeline.media.snippets import clamp_positions

@@ -1,4 +1,4 @@
-"""Where this repository's folders are, for tests that need its files."""
+"""Folders of this repository, for tests that need its files."""
 
 from __future__ import annotations
 

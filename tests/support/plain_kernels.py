@@ -1,4 +1,4 @@
-"""What :mod:`.triton_kernels` computes, in plain torch, where there is no triton."""
+"""The kernels of :mod:`.triton_kernels` in plain torch, where there is no triton."""
 
 from __future__ import annotations
 

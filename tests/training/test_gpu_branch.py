@@ -1,4 +1,4 @@
-"""What a GPU computes in stage two, without one: on ``meta``, and forced on a CPU."""
+"""The GPU branch of stage two without a GPU: on ``meta``, and forced on a CPU."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def whole_labels(self: TreeOutput, target: Tensor) -> list[LeafLabels]:
         taken.append("labels")
-        return [LeafLabels(*own) for own in zip(*self.groups.leaf_and_place(target), strict=True)]
+        return [LeafLabels(*own) for own in zip(*self.groups.leaf_and_offset(target), strict=True)]
 
     def whole_value(self: TreeOutput, root: Tensor) -> Value:
         taken.append("value")

@@ -1,4 +1,4 @@
-"""Which form of a step is used. The capture itself needs a GPU; here stand-ins take its place."""
+"""Choice of the form of a step. The capture itself needs a GPU; here stand-ins take its place."""
 
 from __future__ import annotations
 

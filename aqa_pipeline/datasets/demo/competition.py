@@ -22,7 +22,7 @@ NUM_DIVERS = 30
 #: Fewest training dives that every difficulty of the test split has to choose exemplars
 #: from, as long as there are enough dives.
 MIN_TRAIN_PER_DIFFICULTY = 8
-#: MeanStd of one judge's mark about the noiseless one, and of a judge's lasting leniency.
+#: Spread of one judge's mark about the noiseless one, and of a judge's lasting leniency.
 JUDGE_NOISE_POINTS, JUDGE_BIAS_POINTS = 0.45, 0.15
 
 #: Dives on the programme and how often they are chosen, relative to each other.

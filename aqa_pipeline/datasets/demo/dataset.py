@@ -359,7 +359,7 @@ def _write_broadcast(folder: Path, broadcast: Broadcast, config: DemoConfig) -> 
 
 
 def _encode(path: Path, broadcast: Broadcast, config: DemoConfig) -> None:
-    # ImportedManifest here, so that planning a demo and reading its manifest need no FFmpeg.
+    # Imported here, so that planning a demo and reading its manifest need no FFmpeg.
     import av
     from av.codec.codec import UnknownCodecError
 

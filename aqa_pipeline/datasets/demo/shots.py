@@ -1,12 +1,9 @@
-"""The demo's camera: one shot per dive, and the footage between dives.
+"""The demo's pictures: one shot per dive, the footage between dives, and what moves in them.
 
 A :class:`Shot` says all that is needed to draw it, so a broadcast is planned (and its
-frames counted) before a single pixel is painted.
-
-What moves in the demo's pictures: the diver and the water it throws up.
-
-Skin, hair, suit and build (:class:`Look`) are drawn anew for each dive, so that no
-colour tells who dives.
+frames counted) before a single pixel is painted. The diver and the water it throws up move; skin,
+hair, suit and build (:class:`Look`) are drawn anew for each dive, so that no colour tells who
+dives.
 
 Conventions as in :mod:`aqa_pipeline.datasets.demo.venue`.
 """
@@ -43,9 +40,7 @@ from aqa_pipeline.datasets.demo.venue import CameraView, Venue, background, deve
 
 FillerKind = Literal["platform", "walk", "stand", "pool", "crowd"]
 
-
 FILLER_KINDS: tuple[FillerKind, ...] = get_args(FillerKind)
-
 
 #: What a camera may show between two dives, and where it points first, in metres.
 _FILLER_VIEWS: dict[FillerKind, tuple[float, float]] = {
@@ -56,9 +51,14 @@ _FILLER_VIEWS: dict[FillerKind, tuple[float, float]] = {
     "crowd": (4.0, 5.5),
 }
 
-
 #: Lowest point the camera follows a diver to: the surface stays in the lower half.
 _LOWEST_CENTRE = 0.75
+_SUITS = ((24, 28, 60), (170, 22, 36), (18, 110, 70), (230, 190, 40), (30, 30, 30), (90, 40, 130))
+
+#: Metres, at the start and the end of each limb.
+_ARM_RADII, _FOREARM_RADII = (0.050, 0.040), (0.040, 0.026)
+_THIGH_RADII, _SHANK_RADII, _FOOT_RADII = (0.092, 0.062), (0.060, 0.038), (0.040, 0.024)
+_FAR_SIDE_SHADE = np.float32(0.74)
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,6 @@ class Look:
     build: float
 
 
-_SUITS = ((24, 28, 60), (170, 22, 36), (18, 110, 70), (230, 190, 40), (30, 30, 30), (90, 40, 130))
-
-
 def make_look(rng: np.random.Generator) -> Look:
     """Draw a diver's skin, hair, suit and build."""
     skin = np.exp(rng.uniform(np.log(0.42), 0.0)) * rgb(236, 188, 158)
@@ -202,16 +199,6 @@ def make_look(rng: np.random.Generator) -> Look:
         one_piece=bool(rng.random() < 0.5),
         build=float(rng.uniform(1.0, 1.2)),
     )
-
-
-#: Metres, at the start and the end of each limb.
-_ARM_RADII, _FOREARM_RADII = (0.050, 0.040), (0.040, 0.026)
-
-
-_THIGH_RADII, _SHANK_RADII, _FOOT_RADII = (0.092, 0.062), (0.060, 0.038), (0.040, 0.024)
-
-
-_FAR_SIDE_SHADE = np.float32(0.74)
 
 
 def paint_diver(

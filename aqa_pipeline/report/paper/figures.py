@@ -2,8 +2,6 @@
 
 Each is of one head's share of the data set: all of it, or, where the protocol has categories and
 folds, ``diving`` (the paper's choice for Fig. 5) or else the first category, in the first fold.
-
-Figures as files of their own, and the curve that only Fig. 5 has.
 """
 
 from __future__ import annotations
@@ -38,17 +36,11 @@ from aqa_pipeline.runs.evaluate import predict_clips
 
 FloatArray = npt.NDArray[np.float64]
 
-
 PAPER_DEPTH = 5
-
-
 DEPTHS = range(2, 8)
-
-
 VOTERS: tuple[int | None, ...] = (1, 2, 5, 10, 20, None)  #: M; None: all of the group
-
-
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)  #: thresholds of Fig. 7's table, of the scores' range
+_VARIABLE = re.compile(r"var\(--[a-z]+, (#[0-9a-f]{6})\)")
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ def fig4(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
     both = np.concatenate([deltas, -deltas])
     uniform = np.linspace(edges[0], edges[-1], len(edges))
     counts = {
-        name: np.bincount(Groups(bounds).leaf_and_place(both)[0], minlength=len(edges) - 1)
+        name: np.bincount(Groups(bounds).leaf_and_offset(both)[0], minlength=len(edges) - 1)
         for name, bounds in (("uniform", uniform), ("mass", edges))
     }
     rows: list[tuple[Cell, ...]] = [
@@ -188,6 +180,23 @@ def fig5(context: PaperContext, head: HeadConfig, fit: FitConfig) -> PaperFigure
             _paper("Fig. 5"),
         ],
     )
+
+
+def curve(
+    ticks: Sequence[str], values: Sequence[MeanStd], *, xlabel: str, ylabel: str, key: str
+) -> str:
+    """A metric over the values of one setting, with the standard deviation (Fig. 5)."""
+    places = np.arange(len(ticks))
+    mean = np.array([value.mean for value in values])
+    std = np.array([value.std or 0.0 for value in values])
+    with styled_figure(HEIGHT) as (figure, axes):
+        axes.fill_between(places, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(places, mean, color=BLUE, marker="o", markersize=5)
+        axes.set_xticks(places, list(ticks))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        return svg_text(
+            figure, f"Curve of {ylabel} over {xlabel}: mean and standard deviation.", key
+        )
 
 
 def _by_voters(context: PaperContext, result: PaperRunResult, fit: FitConfig) -> ResultTable:
@@ -330,7 +339,7 @@ def _path_rows(path: TreePath) -> tuple[tuple[Cell, ...], ...]:
     ]
     left, right = path.interval
     rows.append(("leaf", f"{left:.2f} .. {right:.2f}", None, None))
-    rows.append(("place", f"{path.place:.2f} of the interval", None, None))
+    rows.append(("place", f"{path.offset:.2f} of the interval", None, None))
     return tuple(rows)
 
 
@@ -340,9 +349,6 @@ def _ensemble(fit: FitConfig) -> str:
 
 def _paper(figure: str) -> str:
     return f"the paper's numbers behind {figure}: {NOT_AVAILABLE}"
-
-
-_VARIABLE = re.compile(r"var\(--[a-z]+, (#[0-9a-f]{6})\)")
 
 
 def svg_file(figure: str) -> str:
@@ -357,20 +363,3 @@ def svg_file(figure: str) -> str:
     opened = figure.index(">") + 1
     head = figure[: opened - 1] + f' width="{width}" height="{height}">'
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{paper}{figure[opened:]}\n'
-
-
-def curve(
-    ticks: Sequence[str], values: Sequence[MeanStd], *, xlabel: str, ylabel: str, key: str
-) -> str:
-    """A metric over the values of one setting, with the standard deviation (Fig. 5)."""
-    places = np.arange(len(ticks))
-    mean = np.array([value.mean for value in values])
-    std = np.array([value.std or 0.0 for value in values])
-    with styled_figure(HEIGHT) as (figure, axes):
-        axes.fill_between(places, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
-        axes.plot(places, mean, color=BLUE, marker="o", markersize=5)
-        axes.set_xticks(places, list(ticks))
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        return svg_text(
-            figure, f"Curve of {ylabel} over {xlabel}: mean and standard deviation.", key
-        )

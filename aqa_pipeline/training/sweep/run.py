@@ -77,7 +77,7 @@ def run_sweep(
         Called as ``progress(done, total)`` with epochs of trials; those that a stopped trial was
         spared are done.
     log : callable
-        Told sentences for the user.
+        Called with sentences for the user.
 
     Raises
     ------
@@ -116,8 +116,8 @@ def run_sweep(
                 time.sleep(_LOOK_SECONDS)
                 results = search.results()
             for wave in waves(plan, asked):
-                for told, own_notes in _run(plan, wave, results, within, client):
-                    search.tell(told)
+                for trained, own_notes in _run(plan, wave, results, within, client):
+                    search.tell(trained)
                     results = search.results()
                     within(0)
                     for sentence in own_notes:

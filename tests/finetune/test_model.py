@@ -1,4 +1,4 @@
-"""How many pairs fit into memory, and what checkpointing saves."""
+"""Pairs that fit into memory, and the memory that checkpointing saves."""
 
 from __future__ import annotations
 
