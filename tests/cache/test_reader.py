@@ -245,11 +245,11 @@ def test_stored_tells_the_newest_source_and_window(tmp_path: Path) -> None:
     assert cache.stored([]).frame_index.shape == (0, newest.frame_index.size)
 
 
-def test_raise_missing_names_a_few(tmp_path: Path) -> None:
+def test_missing_clips_are_named(tmp_path: Path) -> None:
     ensure_cache(tmp_path / "mtl" / "i3d", FINGERPRINT)
     cache = FeatureCache.open(tmp_path / "mtl" / "i3d")
     with pytest.raises(
         CacheError,
         match=r"4 of 9 clips are missing \('a', 'b', 'c', ...\); type `aqa extract --dataset mtl`",
     ):
-        cache.raise_missing(list("abcd"), asked=9)
+        raise cache.missing(list("abcd"), asked=9)
