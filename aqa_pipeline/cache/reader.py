@@ -96,6 +96,10 @@ class FeatureCache:
         fingerprint : Fingerprint, optional
             What the folder must belong to.
 
+        Returns
+        -------
+        FeatureCache
+
         Raises
         ------
         CacheError
@@ -193,11 +197,11 @@ class FeatureCache:
         return features
 
     def __repr__(self) -> str:
-        snippets, dim = self._clip_shape()
-        damaged = f", {len(self.damaged)} damaged files" if self.damaged else ""
-        return (
-            f"FeatureCache({self.folder}: {len(self)} clips, {snippets} snippets x {dim}{damaged})"
-        )
+        shapes = sorted({segment.feature_shape[2:] for segment in self.segments})
+        said = [f"{len(self)} clips", *(f"{snippets} snippets x {dim}" for snippets, dim in shapes)]
+        if self.damaged:
+            said.append(f"{len(self.damaged)} damaged files")
+        return f"FeatureCache({self.folder.parent.name}/{self.folder.name}: {', '.join(said)})"
 
     def _plain_clip_ids(self) -> set[str]:
         plain = [segment for segment in self.segments if PLAIN_VIEW in segment.view_names]

@@ -83,8 +83,12 @@ class Manifest:
         return len(self.clips)
 
     def __repr__(self) -> str:
-        sides = self.clips[list(self.split_columns)].isin(["train", "test"]).any(axis=1)
-        return f"Manifest({self.path}: {len(self)} clips, {int(sides.sum())} of them in a split)"
+        columns = self.split_columns
+        count = [int((self.clips[columns[0]] == side).sum()) for side in SPLITS]
+        sides = (
+            f"{count[0]} train, {count[1]} test" if len(columns) == 1 else f"{len(columns)} folds"
+        )
+        return f"Manifest({self.path}: {len(self)} clips, {sides})"
 
     @property
     def split_columns(self) -> tuple[str, ...]:

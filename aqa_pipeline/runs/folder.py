@@ -78,34 +78,40 @@ class Run:
     calibration: Calibration | None = None
 
     def __repr__(self) -> str:
+        heads = f"{len(self.seeds)} head{'' if len(self.seeds) == 1 else 's'}"
         return (
-            f"Run({self.folder}: {self.head.config.name}, {len(self.seeds)} heads, "
+            f"Run({self.folder}: {self.head.config.name}, {heads}, "
             f"{len(self.exemplars)} training clips, on {self.head.device})"
         )
 
-    def metrics(self) -> Metrics | None:
-        """What ``metrics.json`` of its folder says of the test clips; None where there is none.
+    def metrics(self) -> Metrics:
+        """What ``metrics.json`` of its folder says of the test clips.
 
         Raises
         ------
         DataError
-            If the file is damaged.
+            If there is none, or it is damaged.
         """
         found = read_metrics(self.folder)
-        return found if isinstance(found, Metrics) else None
+        if not isinstance(found, Metrics):
+            raise DataError(f"{self.folder}: no metrics of this run; its fit did not end")
+        return found
 
     def predictions(self) -> pd.DataFrame:
         """``predictions.csv`` of its folder: one row per test clip, in points.
 
         Columns ``clip_id``, ``category``, ``difficulty``, ``score``, ``prediction`` and one per
-        head, ``prediction_seed0`` and so on; without a row where the file is missing.
+        head, ``prediction_seed0`` and so on.
 
         Raises
         ------
         DataError
-            If the file is damaged.
+            If there is none, or it is damaged.
         """
-        return read_predictions(self.folder)
+        found = read_predictions(self.folder)
+        if found.empty:
+            raise DataError(f"{self.folder}: no predictions of this run; its fit did not end")
+        return found
 
     @property
     def seeds(self) -> list[int]:

@@ -135,15 +135,12 @@ class Metrics:
         )
 
     def __repr__(self) -> str:
-        said = ", ".join(
-            f"{name} {100 * own.mean if scaled else own.mean:.4f}"
-            + ("" if own.std is None else f" ± {100 * own.std if scaled else own.std:.4f}")
-            for name, scaled, own in (
-                ("rho", False, self.heads["rho"]),
-                ("R-l2 x100", True, self.heads["relative_l2"]),
-            )
-        )
-        return f"Metrics({self.method}: {said}, {self.num_test} test clips)"
+        said = []
+        for name, shown, factor in (("rho", "rho", 1), ("relative_l2", "R-l2 x100", 100)):
+            if own := self.heads.get(name):
+                spread = "" if own.std is None else f" ± {factor * own.std:.4f}"
+                said.append(f"{shown} {factor * own.mean:.4f}{spread}")
+        return f"Metrics({self.method}: {', '.join(said)}, {self.num_test} test clips)"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per metric of :attr:`heads`; R-l2 not times 100.
@@ -163,7 +160,7 @@ class Metrics:
                 "high_95": high,
                 "ensemble": getattr(self.ensemble, name, math.nan),
                 "difficulty_alone": getattr(alone, name, math.nan),
-                **{f"seed{n}": value for n, value in zip(self.seeds, own.per_seed, strict=True)},
+                **{f"seed{n}": value for n, value in zip(self.seeds, own.per_seed, strict=False)},
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
 

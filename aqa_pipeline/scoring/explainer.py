@@ -157,6 +157,11 @@ class Explainer:
         Returns
         -------
         Explainer
+
+        Raises
+        ------
+        SetupError
+            If captum is missing that an earlier layer takes; else as :meth:`.Scorer.load`.
         """
         if layer != LAST_LAYER:
             require_captum()
