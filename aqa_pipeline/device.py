@@ -56,15 +56,16 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """The device a user asked for; a GPU with a number becomes torch's current one.
 
     Streams, graphs and page-locked memory are made on the current device where none is named.
 
     Parameters
     ----------
-    name : str
-        ``auto`` (a GPU if torch sees one, else the CPU), ``cpu``, ``cuda``, or ``cuda:N``.
+    name : str or torch.device
+        ``auto`` (a GPU if torch sees one, else the CPU), ``cpu``, ``cuda``, or ``cuda:N``; a
+        device is given back as it is.
 
     Raises
     ------
@@ -73,6 +74,8 @@ def find_device(name: str) -> torch.device:
     SetupError
         If there is no such GPU, or it cannot be used.
     """
+    if not isinstance(name, str):
+        return name
     import torch
 
     if name == "auto":

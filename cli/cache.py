@@ -260,7 +260,7 @@ def export(
     from aqa_pipeline.datasets.manifest import read_manifest
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    source = open_cache(project.cache, clips, cache_folder)
+    source = open_cache(clips, cache_root=project.cache, folder=cache_folder)
     done = export_features(clips, source, file, partial=partial)
     if as_json:
         print_json(dataclasses.asdict(done))

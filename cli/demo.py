@@ -46,7 +46,6 @@ def demo(
 
     share_cores()  # before torch is imported
     from aqa_pipeline.backbone.weights import fetch_weights, fetched_path
-    from aqa_pipeline.cache.reader import FeatureCache
     from aqa_pipeline.datasets.demo.competition import DemoConfig
     from aqa_pipeline.datasets.demo.dataset import ceiling, write_demo
     from aqa_pipeline.device import find_device
@@ -77,7 +76,7 @@ def demo(
     with progress("fit-head", unit="epochs") as shown:
         metrics = fit_dataset(
             manifest,
-            FeatureCache.open(summary.folder),
+            summary.open_cache(),
             project.runs / "demo",
             head_config=HeadConfig(),
             # A difficulty has some twenty training dives: all of them may vote.

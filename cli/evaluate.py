@@ -50,16 +50,14 @@ def evaluate(
     On the data set it was fitted on, this gives the run's metrics.json to the last digit.
     Without RUN it is the project's only run, or that of the data set.
     """
-    from aqa_pipeline.datasets.manifest import read_manifest
-    from aqa_pipeline.device import find_device
-    from aqa_pipeline.runs.evaluate import evaluate_folder
+    from aqa_pipeline.runs.evaluate import evaluate_run
 
     folder = run_path(project, run, dataset)
-    metrics = evaluate_folder(
+    metrics = evaluate_run(
         folder,
-        lambda name: read_manifest(manifest or project.manifest_path(dataset or name)),
+        manifest or (project.manifest_path(dataset) if dataset else None),
         cache_root=project.cache,
-        device=find_device(device),
+        device=device,
         range_of=range_of,
     )
     show_metrics(project, folder, metrics, as_json=as_json)

@@ -60,11 +60,10 @@ def fit_head(
     """
     from aqa_pipeline.cache.load import open_cache
     from aqa_pipeline.datasets.manifest import read_manifest, with_exemplar_key
-    from aqa_pipeline.device import find_device
     from aqa_pipeline.training.fit import fit_dataset
 
     clips = read_manifest(manifest_path(project, dataset, manifest))
-    cache = open_cache(project.cache, clips, cache_folder)
+    cache = open_cache(clips, cache_root=project.cache, folder=cache_folder)
     if exemplar_key:
         clips = with_exemplar_key(clips, exemplar_key)
     folder = project.runs / (run or clips.name)
@@ -75,7 +74,7 @@ def fit_head(
             folder,
             head_config=head,
             fit_config=fit,
-            device=find_device(device),
+            device=device,
             progress=shown,
         )
     show_metrics(project, folder, metrics, as_json=as_json)

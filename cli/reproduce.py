@@ -62,7 +62,7 @@ def reproduce(
         made = make(
             what,
             clips,
-            open_cache(project.cache, clips, cache_folder),
+            open_cache(clips, cache_root=project.cache, folder=cache_folder),
             runs=project.runs,
             config=config,
             device=find_device(device),

@@ -119,7 +119,7 @@ def sweep(
     parsed = parse_space(settings, space)
     path = manifest_path(project, dataset, manifest)
     clips = read_manifest(path)
-    cache = open_cache(project.cache, clips, cache_folder)
+    cache = open_cache(clips, cache_root=project.cache, folder=cache_folder)
     plan = SweepPlan(
         source=DataSource(path.absolute(), cache.folder.absolute(), exemplar_key),
         folder=project.runs / (run or f"{clips.name}-sweep"),

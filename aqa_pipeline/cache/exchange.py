@@ -287,7 +287,7 @@ def export_features(
     here = {name for name, found in zip(request.clip_ids, there, strict=True) if found}
     left_out = [name for name in asked if name not in here]
     if left_out and not (partial and here):
-        cache.raise_missing(left_out, asked=len(asked))
+        raise cache.missing(left_out, asked=len(asked))
     request = request.take(np.flatnonzero(there))
     rows = manifest.clips[manifest.clips["clip_id"].isin(here)]
     features = cache.load(request).values[:, 0]  # (clips, snippets, dim)

@@ -24,17 +24,25 @@ from aqa_pipeline.config import Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
 from aqa_pipeline.datasets.locate import LocatedClip, locate, video_index_folder
-from aqa_pipeline.datasets.manifest import Manifest, exemplar_keys
-from aqa_pipeline.datasets.parts import Part
+from aqa_pipeline.datasets.manifest import Manifest, as_manifest, exemplar_keys
+from aqa_pipeline.datasets.parts import Part, only_part
 from aqa_pipeline.errors import CacheError, DataError
 from aqa_pipeline.media.views import PLAIN
+from aqa_pipeline.project import Project
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class SplitClips:
-    """The two sides of one part."""
+    """The two sides of one part.
+
+    Attributes
+    ----------
+    train, test : FeatureSet
+    labels : LabelScale
+        From score to label, by the training clips.
+    """
 
     train: FeatureSet
     test: FeatureSet
@@ -42,17 +50,41 @@ class SplitClips:
 
 
 def load_split(
-    manifest: Manifest, cache: FeatureCache, part: Part, *, published_ranges: bool = False
+    manifest: Manifest | str | Path,
+    cache: FeatureCache | str | Path,
+    part: Part | None = None,
+    *,
+    published_ranges: bool = False,
 ) -> SplitClips:
     """Features, scores and labels of the training and test clips of a part.
+
+    Parameters
+    ----------
+    manifest : Manifest, str or Path
+    cache : FeatureCache, str or Path
+        Opened, or its folder.
+    part : Part or None
+        Category or fold; None: the data set's only part.
+    published_ranges : bool
+        Labels by the published score ranges, not by those of the training clips.
+
+    Returns
+    -------
+    SplitClips
+        ``train`` and ``test``, each with features of shape (N, snippets, dim) and scores in
+        points; and ``labels``.
 
     Raises
     ------
     DataError
-        If one side of the split is empty.
+        If the manifest cannot be used, or one side of the split is empty.
     CacheError
-        If features are missing.
+        If there is no such cache, or features are missing.
+    UsageError
+        If the data set has several parts and none is named.
     """
+    manifest, cache = as_manifest(manifest), as_cache(cache)
+    part = part or only_part(manifest)
     train, test = part.rows(manifest, "train"), part.rows(manifest, "test")
     for name, side in (("train", train), ("test", test)):
         if side.empty:
@@ -186,7 +218,7 @@ def request_clips(
     request = cache.stored(clip_ids) if cache.is_imported else _located(manifest, cache, clip_ids)
     absent = set(clip_ids) - set(request.clip_ids)
     if absent and not partial:
-        cache.raise_missing(sorted(absent), asked=len(clip_ids))
+        raise cache.missing(sorted(absent), asked=len(clip_ids))
     row = {name: i for i, name in enumerate(request.clip_ids)}
     return request.take(np.array([row[name] for name in clip_ids if name in row], dtype=np.int64))
 
@@ -268,25 +300,43 @@ def wanted(located: Sequence[LocatedClip]) -> ClipQuery:
     )
 
 
-def open_cache(root: Path, manifest: Manifest, folder: Path | None = None) -> FeatureCache:
+def open_cache(
+    manifest: Manifest | str | Path,
+    *,
+    cache_root: str | Path | None = None,
+    folder: str | Path | None = None,
+) -> FeatureCache:
     """The cache of a manifest's features.
 
     Parameters
     ----------
-    root : Path
-        Holds a folder per data set, such as ``cache/`` of a project.
-    manifest : Manifest
-    folder : Path, optional
+    manifest : Manifest, str or Path
+    cache_root : str, Path or None
+        Holds a folder per data set; None: ``cache/`` of the project.
+    folder : str, Path or None
         The cache itself, where several fit the protocol.
+
+    Returns
+    -------
+    FeatureCache
 
     Raises
     ------
+    DataError
+        If the manifest cannot be used.
     CacheError
         As :func:`find_cache` and :meth:`FeatureCache.open`.
     """
     if folder is not None:
         return FeatureCache.open(folder)
+    manifest = as_manifest(manifest)
+    root = Project.find().cache if cache_root is None else Path(cache_root)
     return find_cache(root / manifest.name, manifest.protocol)
+
+
+def as_cache(cache: FeatureCache | str | Path) -> FeatureCache:
+    """The cache itself, or opened from its folder; errors as :meth:`FeatureCache.open`."""
+    return cache if isinstance(cache, FeatureCache) else FeatureCache.open(cache)
 
 
 def find_cache(dataset_folder: Path, protocol: Protocol) -> FeatureCache:

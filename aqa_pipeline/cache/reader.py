@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from aqa_pipeline.cache.segment import (
     mismatches,
 )
 from aqa_pipeline.cache.segment import ClipQuery as ClipQuery  # callers take it from here
-from aqa_pipeline.cache.segment_file import read_features, read_index, read_table
+from aqa_pipeline.cache.segment_file import list_segments, read_features, read_index, read_table
 from aqa_pipeline.errors import CacheError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +68,9 @@ class Damage:
 class FeatureCache:
     """A consistent snapshot of a cache folder. Made by :meth:`open`.
 
+    ``len(cache)``, ``clip_id in cache`` and ``for clip_id in cache`` are about the clips whose
+    plain view is here; ``cache[clip_id]`` are the features of one, float32, (snippets, dim).
+
     Attributes
     ----------
     folder : Path
@@ -85,14 +87,18 @@ class FeatureCache:
     damaged: list[Damage] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path, *, fingerprint: Fingerprint | None = None) -> FeatureCache:
+    def open(cls, folder: str | Path, *, fingerprint: Fingerprint | None = None) -> FeatureCache:
         """Read what a cache folder holds.
 
         Parameters
         ----------
-        folder : Path
+        folder : str or Path
         fingerprint : Fingerprint, optional
             What the folder must belong to.
+
+        Returns
+        -------
+        FeatureCache
 
         Raises
         ------
@@ -100,6 +106,7 @@ class FeatureCache:
             There is no cache, or its fingerprint is another one (the message says which
             settings differ).
         """
+        folder = Path(folder)
         if fingerprint is None:
             identity = read_identity(folder)
         else:
@@ -123,7 +130,7 @@ class FeatureCache:
             segments: list[SegmentIndex] = []
             damaged: list[Damage] = []
             try:
-                for path in _list_segments(self.folder):
+                for path in list_segments(self.folder):
                     if path in known_bad:
                         damaged.append(known_bad[path])
                         continue
@@ -163,6 +170,42 @@ class FeatureCache:
     def is_imported(self) -> bool:
         """Whether somebody else extracted the features: no video can be compared with them."""
         return self.identity.fingerprint.pixels is None
+
+    def __len__(self) -> int:
+        return len(self._plain_clip_ids())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._plain_clip_ids()))
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self._plain_clip_ids()
+
+    def __getitem__(self, clip_id: str) -> FeatureArray:
+        """Newest features of a clip in the plain view, float32, shape=(snippets, dim).
+
+        Nothing is compared with a video; many clips at once: :func:`aqa_pipeline.load_split`.
+
+        Raises
+        ------
+        CacheError
+            If they are not here.
+        """
+        wanted = self.stored([clip_id])
+        if not wanted.clip_ids:
+            raise self.missing([clip_id], asked=1)
+        features: FeatureArray = self.load(wanted).values[0, 0]
+        return features
+
+    def __repr__(self) -> str:
+        shapes = sorted({segment.feature_shape[2:] for segment in self.segments})
+        said = [f"{len(self)} clips", *(f"{snippets} snippets x {dim}" for snippets, dim in shapes)]
+        if self.damaged:
+            said.append(f"{len(self.damaged)} damaged files")
+        return f"FeatureCache({self.folder.parent.name}/{self.folder.name}: {', '.join(said)})"
+
+    def _plain_clip_ids(self) -> set[str]:
+        plain = [segment for segment in self.segments if PLAIN_VIEW in segment.view_names]
+        return {name.decode("utf-8") for segment in plain for name in segment.clip_ids}
 
     def clip_ids(self) -> set[str]:
         """Ids of all clips of which any view is here."""
@@ -312,33 +355,17 @@ class FeatureCache:
         if not len(absent):
             return
         lacking = [name for name, there in zip(view_names, found.T, strict=True) if not there.all()]
-        raise self._missing(
+        raise self.missing(
             [wanted.clip_ids[row] for row in absent.tolist()],
             asked=len(wanted),
             which="" if lacking == [PLAIN_VIEW] else f" in view {', '.join(lacking)}",
             num_outdated=int(self.outdated(wanted).sum()),
         )
 
-    def raise_missing(self, clip_ids: Sequence[str], *, asked: int) -> NoReturn:
-        """Say that clips are missing, for a caller that knows it before asking.
-
-        Parameters
-        ----------
-        clip_ids : sequence of str
-            The missing ones.
-        asked : int
-            How many were wanted in all.
-
-        Raises
-        ------
-        CacheError
-            Always.
-        """
-        raise self._missing(clip_ids, asked=asked)
-
-    def _missing(
+    def missing(
         self, clip_ids: Sequence[str], *, asked: int, which: str = "", num_outdated: int = 0
     ) -> CacheError:
+        """The error that says which of the clips that were ``asked`` for are not here."""
         first = ", ".join(map(repr, clip_ids[:3])) + (", ..." if len(clip_ids) > 3 else "")
         outdated = (
             f"; {num_outdated} of them are here for another video file or window"
@@ -370,19 +397,3 @@ class _ReadError(Exception):
         super().__init__(str(cause))
         self.segment = segment
         self.cause = cause
-
-
-def _list_segments(folder: Path) -> list[Path]:
-    """Segments of a folder, oldest first.
-
-    Listing a folder is not one step: a merged segment may appear behind the place where
-    the listing is, and its parts vanish before it gets there. Two equal listings in a
-    row rule that out, as the second would show the merged one.
-    """
-    previous = None
-    for _ in range(_ATTEMPTS):
-        names = sorted(folder.glob("segment-*.h5"))
-        if names == previous:
-            break
-        previous = names
-    return names

@@ -1,6 +1,6 @@
 """Segments: the HDF5 files that make a feature cache.
 
-It writes one file and reads one file; which segments make a cache is
+Writes one file, reads one file, lists a folder's; which segments make a cache is
 :mod:`aqa_pipeline.cache.reader`. The format is written down in docs/cache-format.md,
 and that page is the contract.
 """
@@ -49,6 +49,9 @@ _DATASETS = (
     "clip_id",
     "source_id",
 )
+
+#: Times a folder is listed until two listings agree.
+_LISTINGS = 10
 
 #: Features are read in pieces of about this many bytes.
 BLOCK_BYTES = 64 << 20
@@ -219,3 +222,19 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise SegmentGoneError(f"{path}: no such file") from None
     except DamagedFileError as error:
         raise SegmentDamagedError(str(error)) from error
+
+
+def list_segments(folder: Path) -> list[Path]:
+    """Segments of a folder, oldest first.
+
+    Listing a folder is not one step: a merged segment may appear behind the place where
+    the listing is, and its parts vanish before it gets there. Two equal listings in a
+    row rule that out, as the second would show the merged one.
+    """
+    previous = None
+    for _ in range(_LISTINGS):
+        names = sorted(folder.glob("segment-*.h5"))
+        if names == previous:
+            break
+        previous = names
+    return names

@@ -69,6 +69,10 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.clip_id)
 
+    def __repr__(self) -> str:
+        count, snippets, dim = self.features.shape
+        return f"FeatureSet({count} clips, {snippets} snippets x {dim})"
+
     @property
     def label(self) -> npt.NDArray[np.float64]:
         """Labels of the scores, shape=(N,), in label points."""

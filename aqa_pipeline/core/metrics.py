@@ -52,10 +52,19 @@ def spearman_rows(scores: FloatArray, predictions: FloatArray) -> FloatArray:
 def spearman(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
     """Spearman's rank correlation, ties given their mean rank (Eq. 10).
 
+    Parameters
+    ----------
+    scores, predictions : array_like, shape=(K,)
+
     Returns
     -------
     float
         In -1..1; NaN (and a warning) when fewer than 2 clips or one side is constant.
+
+    Raises
+    ------
+    DataError
+        If they are not two lists of one length.
     """
     s, p = _pair(scores, predictions)
     if s.size < 2:
@@ -108,6 +117,11 @@ def relative_l2(
     -------
     float
         NaN (and a warning) when a range is 0, or without a clip.
+
+    Raises
+    ------
+    DataError
+        If scores and predictions are not two lists of one length.
     """
     s, p = _pair(scores, predictions)
     if score_range is None:
@@ -158,8 +172,16 @@ def l2(scores: npt.ArrayLike, predictions: npt.ArrayLike) -> float:
 def fisher_mean(rhos: npt.ArrayLike) -> float:
     """Average of correlations through Fisher's z: ``tanh(mean(arctanh(rho)))`` (Sec. 4.1).
 
-    NaN entries are left out, with a warning; exactly +-1 is taken as the nearest value
-    whose z is finite.
+    Parameters
+    ----------
+    rhos : array_like, shape=(N,)
+        NaN entries are left out, with a warning; exactly +-1 is taken as the nearest value
+        whose z is finite.
+
+    Returns
+    -------
+    float
+        In -1..1; NaN without an entry.
     """
     values = np.atleast_1d(np.asarray(rhos, dtype=np.float64))
     missing = np.isnan(values)

@@ -82,6 +82,14 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def __repr__(self) -> str:
+        columns = self.split_columns
+        count = [int((self.clips[columns[0]] == side).sum()) for side in SPLITS]
+        sides = (
+            f"{count[0]} train, {count[1]} test" if len(columns) == 1 else f"{len(columns)} folds"
+        )
+        return f"Manifest({self.path}: {len(self)} clips, {sides})"
+
     @property
     def split_columns(self) -> tuple[str, ...]:
         """Columns that each hold one division into train and test."""
@@ -143,10 +151,18 @@ def with_exemplar_key(manifest: Manifest, columns: Sequence[str]) -> Manifest:
     return dataclasses.replace(manifest, protocol=protocol)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: str | Path) -> Manifest:
     """Read and check a manifest and the protocol beside it.
 
-    Without ``NAME.toml`` the defaults of :class:`~aqa_pipeline.config.Protocol` hold.
+    Parameters
+    ----------
+    path : str or Path
+        The CSV file, such as ``manifests/demo.csv``. Without ``NAME.toml`` beside it the defaults
+        of :class:`~aqa_pipeline.config.Protocol` hold.
+
+    Returns
+    -------
+    Manifest
 
     Raises
     ------
@@ -154,6 +170,7 @@ def read_manifest(path: Path) -> Manifest:
         If the file is missing, has wrong columns, or rows that cannot be used; the
         message lists the rows by line number.
     """
+    path = Path(path)
     if not path.exists():
         raise DataError(
             f"{path}: no such manifest; make one with `aqa manifest import` "
@@ -164,6 +181,11 @@ def read_manifest(path: Path) -> Manifest:
     protocol = read_protocol(toml) if toml.exists() else Protocol(name=path.stem)
     _check_protocol_columns(clips, protocol, path)
     return Manifest(path=path, clips=clips, protocol=protocol)
+
+
+def as_manifest(manifest: Manifest | str | Path) -> Manifest:
+    """The manifest itself, or read from its file; errors as :func:`read_manifest`."""
+    return manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
 
 
 def parse_clips(cells: Cells) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from aqa_pipeline.datasets.manifest import Manifest
-from aqa_pipeline.errors import DataError
+from aqa_pipeline.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,26 @@ class Part:
 
 def _as_file_name(category: str) -> str:
     return re.sub(r"[^\w.-]+", "_", category).strip("._") or "category"
+
+
+def only_part(manifest: Manifest) -> Part:
+    """The part of a data set that has just one.
+
+    Raises
+    ------
+    DataError
+        If no clip has a split.
+    UsageError
+        If there are several.
+    """
+    parts = parts_of(manifest)
+    if len(parts) > 1:
+        raise UsageError(
+            f"{manifest.path}: the data set has {len(parts)} parts, one per category and fold: "
+            "name one of aqa_pipeline.datasets.parts_of(manifest) as the part",
+            fact="part",
+        )
+    return parts[0]
 
 
 def parts_of(manifest: Manifest) -> list[Part]:

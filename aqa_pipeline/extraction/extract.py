@@ -2,10 +2,11 @@
 
 .. code-block:: python
 
-    from aqa_pipeline.extraction.extract import extract_dataset
+    from aqa_pipeline import extract_dataset
 
-    outcome = extract_dataset("manifests/diving.csv", workers=4)
-    outcome.folder, outcome.num_extracted, outcome.failures
+    summary = extract_dataset("manifests/diving.csv", workers=4)
+    summary.num_extracted, summary.failures
+    cache = summary.open_cache()
 
 Everything that extracts comes through here: `aqa extract`, a worker of a cluster, `aqa demo`
 and the end of a fine-tuning.
@@ -27,8 +28,9 @@ from aqa_pipeline.backbone.encoder import Backbone, i3d_backbone
 from aqa_pipeline.backbone.weights import find_weights, weights_identity
 from aqa_pipeline.cache.failures import Failure, FailureLog
 from aqa_pipeline.cache.fingerprint import Fingerprint, ensure_cache, fingerprint_of
+from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import DEVICE, PRECISION, ExtractConfig
-from aqa_pipeline.datasets.manifest import Manifest, read_manifest
+from aqa_pipeline.datasets.manifest import Manifest, as_manifest
 from aqa_pipeline.device import device_name
 from aqa_pipeline.errors import ClipError
 from aqa_pipeline.extraction.choose_precision import find_precision
@@ -73,6 +75,10 @@ class ExtractSummary:
     @property
     def num_done(self) -> int:
         return self.num_cached + self.num_extracted + self.num_elsewhere + len(self.failures)
+
+    def open_cache(self) -> FeatureCache:
+        """The cache with these features; errors as :meth:`.FeatureCache.open`."""
+        return FeatureCache.open(self.folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +156,7 @@ def prepare_job(
     compares : bool
         See :func:`.find_precision`.
     """
-    clips = manifest if isinstance(manifest, Manifest) else read_manifest(Path(manifest))
+    clips = as_manifest(manifest)
     root = Project.find().cache if cache_root is None else Path(cache_root)
     weights_path = find_weights(None if weights is None else Path(weights))
     weights_sha256 = weights_identity(weights_path)

@@ -141,7 +141,7 @@ def plan_extraction(
             failed_before.append(failure)
         else:
             to_do.append(todo)
-    outdated = cache.outdated(wanted(to_do)).sum() if cache and to_do else 0
+    outdated = 0 if cache is None or not to_do else cache.outdated(wanted(to_do)).sum()
     return ExtractPlan(
         manifest=manifest,
         fingerprint=fingerprint,
@@ -208,12 +208,12 @@ def estimate(plan: ExtractPlan) -> Estimate:
     """How much a plan would write, how long it would take, and which cache is like it."""
     num_views = sum(len(item.views) for item in plan.to_do)
     fingerprint = plan.fingerprint
-    segments = plan.cache.segments if plan.cache else []
+    segments = [] if plan.cache is None else plan.cache.segments
     dim = segments[-1].feature_shape[3] if segments else BACKBONE_DIM
     num_bytes = num_views * len(fingerprint.snippet_starts) * dim * 4
     num_bytes += len(plan.to_do) * (fingerprint.window_frames * 16 + _CLIP_BYTES)
     rate = measured_rate(segments)
-    near = None if plan.cache else nearest_cache(plan.folder.parent, fingerprint)
+    near = nearest_cache(plan.folder.parent, fingerprint) if plan.cache is None else None
     return Estimate(
         num_bytes=num_bytes,
         views_per_second=rate,

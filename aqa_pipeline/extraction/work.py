@@ -61,8 +61,12 @@ class Extraction:
         ensure_cache(plan.folder, plan.fingerprint)
         self._log = FailureLog(plan.folder)
         self._leases = Leases(plan.folder)
-        self._cache = plan.cache or FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
-        planned_with = plan.cache.segments if plan.cache else []
+        planned_with = [] if plan.cache is None else plan.cache.segments
+        self._cache = (
+            FeatureCache.open(plan.folder, fingerprint=plan.fingerprint)
+            if plan.cache is None
+            else plan.cache
+        )
         self._known_segments = {segment.path for segment in planned_with}
 
     def run(self, backbone: Backbone) -> None:

@@ -82,7 +82,7 @@ def extract_part(
             f"({first.clip_id}: {first.error}); repair their videos or take them out of the "
             "manifest, then type the same command again: only this last part is done anew"
         )
-    return FeatureCache.open(summary.folder)
+    return summary.open_cache()
 
 
 def extract_clips(

@@ -6,9 +6,8 @@ Source: Eq. 8-11.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,13 @@ import torch
 from aqa_pipeline.atomic import atomic_path
 from aqa_pipeline.cache.load import load_clips
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import RangeOf
+from aqa_pipeline.config import DEVICE, RangeOf
 from aqa_pipeline.core import metrics
 from aqa_pipeline.core.featureset import FeatureSet
-from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.datasets.manifest import Manifest, as_manifest
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.voting import Predictions
+from aqa_pipeline.project import Project
 from aqa_pipeline.runs.calibration import measure_intervals
 from aqa_pipeline.runs.config import selection_sentence
 from aqa_pipeline.runs.folder import Run, read_run, run_folders
@@ -105,20 +105,89 @@ def _class_ranges(train: FeatureSet, test: FeatureSet) -> FloatArray:
     )
 
 
+@overload
 def evaluate_run(
-    run: Run, manifest: Manifest, *, cache_root: Path, range_of: RangeOf | None = None
-) -> Metrics:
-    """Metrics of a run on the test split of a manifest, from the features it was fitted on.
+    run: Run,
+    manifest: Manifest | str | Path | None = ...,
+    *,
+    cache_root: str | Path | None = ...,
+    device: torch.device | str = ...,
+    range_of: RangeOf | None = ...,
+) -> Metrics: ...
 
-    Parameters as :func:`evaluate_folder` and :func:`measure`.
+
+@overload
+def evaluate_run(
+    run: str | Path,
+    manifest: Manifest | str | Path | None = ...,
+    *,
+    cache_root: str | Path | None = ...,
+    device: torch.device | str = ...,
+    range_of: RangeOf | None = ...,
+) -> Metrics | AverageMetrics: ...
+
+
+def evaluate_run(
+    run: Run | str | Path,
+    manifest: Manifest | str | Path | None = None,
+    *,
+    cache_root: str | Path | None = None,
+    device: torch.device | str = DEVICE,
+    range_of: RangeOf | None = None,
+) -> Metrics | AverageMetrics:
+    """Metrics on the test split of a manifest, from the features that a run was fitted on.
+
+    Parameters
+    ----------
+    run : Run, str or Path
+        Read, or its folder; that of a data set with categories or folds gives the average of its
+        parts.
+    manifest : Manifest, str, Path or None
+        None: that of the run's data set in the project.
+    cache_root : str, Path or None
+        Where caches lie; None: ``cache/`` of the project.
+    device : torch.device or str
+        Of a run that is still to be read, see :func:`aqa_pipeline.device.find_device`.
+    range_of : {"evaluated", "class"} or None
+        What R-l2 divides by; None: as the run was fitted.
+
+    Returns
+    -------
+    Metrics or AverageMetrics
+        On the data set it was fitted on, what the folder's ``metrics.json`` holds.
 
     Raises
     ------
     DataError
-        If the manifest has no test clip.
+        If it is no run folder, or the manifest cannot be used or has no test clip.
     CacheError
         If the features are not in the cache, or were made with another backbone.
     """
+    root = Project.find().cache if cache_root is None else Path(cache_root)
+    if isinstance(run, Run):
+        return _evaluate(run, manifest, cache_root=root, range_of=range_of)
+    folder = Path(run)
+    folders = run_folders(folder)
+    measured = []
+    for own in folders:
+        part_run = read_run(own, device=device)
+        of_part = _evaluate(part_run, manifest, cache_root=root, range_of=range_of)
+        measured.append((part_run.config.part, of_part))
+    if folders == [folder]:
+        return measured[0][1]
+    return AverageMetrics.of(measured, rho_average=part_run.protocol.rho_average)
+
+
+def _evaluate(
+    run: Run,
+    manifest: Manifest | str | Path | None,
+    *,
+    cache_root: Path,
+    range_of: RangeOf | None,
+) -> Metrics:
+    manifest = as_manifest(
+        Project.find().manifest_path(run.config.dataset) if manifest is None else manifest
+    )
     rows = run.config.part.rows(manifest, "test")
     if rows.empty:
         raise DataError(f"{manifest.path}: no test clip for the run {run.folder}")
@@ -127,45 +196,6 @@ def evaluate_run(
     fitted = dataclasses.replace(manifest, protocol=run.protocol)
     predictions = predict_clips(run, load_clips(fitted, cache, rows, run.labels))
     return measure(run, predictions, range_of=range_of)
-
-
-def evaluate_folder(
-    folder: Path,
-    manifest_of: Callable[[str], Manifest],
-    *,
-    cache_root: Path,
-    device: torch.device,
-    range_of: RangeOf | None = None,
-) -> Metrics | AverageMetrics:
-    """Metrics of a run folder, whether it is one run or the parent of parts.
-
-    Parameters
-    ----------
-    folder : Path
-    manifest_of : callable
-        Gives the manifest for the name of the data set the run was fitted on.
-    cache_root : Path
-    device : torch.device
-    range_of : {"evaluated", "class"}, optional
-        See :func:`measure`.
-
-    Raises
-    ------
-    DataError
-        If it is not a run folder or the manifest does not fit it.
-    CacheError
-        If features are missing.
-    """
-    folders = run_folders(folder)
-    measured = []
-    for own in folders:
-        run = read_run(own, device=device)
-        manifest = manifest_of(run.config.dataset)
-        metrics_of_part = evaluate_run(run, manifest, cache_root=cache_root, range_of=range_of)
-        measured.append((run.config.part, metrics_of_part))
-    if folders == [folder]:
-        return measured[0][1]
-    return AverageMetrics.of(measured, rho_average=run.protocol.rho_average)
 
 
 def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
@@ -186,8 +216,8 @@ def difficulty_alone(train: FeatureSet, test: FeatureSet) -> FloatArray | None:
     return result
 
 
-def write_predictions(run: Run, predictions: Predictions) -> None:
-    """Write ``predictions.csv``: one row per clip, the run's prediction and each head's."""
+def predictions_table(run: Run, predictions: Predictions) -> pd.DataFrame:
+    """One row per clip, in points: the score, the run's prediction and each head's."""
     clips = predictions.clips
     table = pd.DataFrame(
         {
@@ -202,5 +232,10 @@ def write_predictions(run: Run, predictions: Predictions) -> None:
     )
     for seed, values in zip(run.seeds, predictions.per_head, strict=True):
         table[f"prediction_seed{seed}"] = values
+    return table
+
+
+def write_predictions(run: Run, predictions: Predictions) -> None:
+    """Write ``predictions.csv``, see :func:`predictions_table`."""
     with atomic_path(run.folder / "predictions.csv") as temporary:
-        table.to_csv(temporary, index=False)
+        predictions_table(run, predictions).to_csv(temporary, index=False)

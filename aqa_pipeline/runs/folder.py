@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aqa_pipeline.atomic import atomic_path, write_json_atomically
-from aqa_pipeline.config import FitConfig, HeadConfig, Protocol
+from aqa_pipeline.config import DEVICE, FitConfig, HeadConfig, Protocol
 from aqa_pipeline.core.featureset import FeatureSet
 from aqa_pipeline.core.labels import LabelScale
+from aqa_pipeline.device import find_device
 from aqa_pipeline.errors import DataError
 from aqa_pipeline.heads.head import Head, Regressor
 from aqa_pipeline.heads.outputs import output_from_settings
@@ -43,6 +44,8 @@ from aqa_pipeline.runs.config import (
     untupled,
 )
 from aqa_pipeline.runs.exemplars import read_bank, write_bank
+from aqa_pipeline.runs.metrics import Metrics, read_metrics
+from aqa_pipeline.runs.record import read_predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,42 @@ class Run:
     fit_config: FitConfig
     config: RunConfig = field(default_factory=RunConfig)
     calibration: Calibration | None = None
+
+    def __repr__(self) -> str:
+        heads = f"{len(self.seeds)} head{'' if len(self.seeds) == 1 else 's'}"
+        return (
+            f"Run({self.folder}: {self.head.config.name}, {heads}, "
+            f"{len(self.exemplars)} training clips, on {self.head.device})"
+        )
+
+    def metrics(self) -> Metrics:
+        """What ``metrics.json`` of its folder says of the test clips.
+
+        Raises
+        ------
+        DataError
+            If there is none, or it is damaged.
+        """
+        found = read_metrics(self.folder)
+        if not isinstance(found, Metrics):
+            raise DataError(f"{self.folder}: no metrics of this run; its fit did not end")
+        return found
+
+    def predictions(self) -> pd.DataFrame:
+        """``predictions.csv`` of its folder: one row per test clip, in points.
+
+        Columns ``clip_id``, ``category``, ``difficulty``, ``score``, ``prediction`` and one per
+        head, ``prediction_seed0`` and so on.
+
+        Raises
+        ------
+        DataError
+            If there is none, or it is damaged.
+        """
+        found = read_predictions(self.folder)
+        if found.empty:
+            raise DataError(f"{self.folder}: no predictions of this run; its fit did not end")
+        return found
 
     @property
     def seeds(self) -> list[int]:
@@ -152,14 +191,26 @@ def run_folders(folder: Path) -> list[Path]:
     return [folder]
 
 
-def read_run(folder: Path, *, device: torch.device) -> Run:
-    """Read a run folder.
+def read_run(folder: str | Path, *, device: torch.device | str = DEVICE) -> Run:
+    """Read the folder of one run.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of a data set with categories or folds, that of one part.
+    device : torch.device or str
+        Where its heads shall be, see :func:`aqa_pipeline.device.find_device`.
+
+    Returns
+    -------
+    Run
 
     Raises
     ------
     DataError
         If it is not a run folder, or a file in it is missing or damaged.
     """
+    folder, device = Path(folder), find_device(device)
     path, stored = folder / "config.json", read_stored(folder)
     if stored.get("format_version") != FORMAT_VERSION:
         raise DataError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from aqa_pipeline.atomic import write_json_atomically
 from aqa_pipeline.core.metrics import fisher_mean
@@ -133,6 +134,36 @@ class Metrics:
             finetune=stored.get("finetune"),
         )
 
+    def __repr__(self) -> str:
+        said = []
+        for name, shown, factor in (("rho", "rho", 1), ("relative_l2", "R-l2 x100", 100)):
+            if own := self.heads.get(name):
+                spread = "" if own.std is None else f" ± {factor * own.std:.4f}"
+                said.append(f"{shown} {factor * own.mean:.4f}{spread}")
+        return f"Metrics({self.method}: {', '.join(said)}, {self.num_test} test clips)"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per metric of :attr:`heads`; R-l2 not times 100.
+
+        Columns ``mean``, ``std``, ``low_95`` and ``high_95`` of single heads, ``ensemble`` of their
+        mean prediction, ``difficulty_alone``, and ``seed0`` and so on of each head; NaN where a
+        value is not known.
+        """
+        rows = {}
+        for name, own in self.heads.items():
+            low, high = own.interval_95 or (math.nan, math.nan)
+            alone = self.difficulty_alone or Accuracy()
+            rows[name] = {
+                "mean": own.mean,
+                "std": math.nan if own.std is None else own.std,
+                "low_95": low,
+                "high_95": high,
+                "ensemble": getattr(self.ensemble, name, math.nan),
+                "difficulty_alone": getattr(alone, name, math.nan),
+                **{f"seed{n}": value for n, value in zip(self.seeds, own.per_seed, strict=False)},
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``metrics.json`` holds them."""
         heads: dict[str, Any] = {name: own.as_dict() for name, own in self.heads.items()}
@@ -227,6 +258,17 @@ class AverageMetrics:
             rho_average="Fisher z" if rho_average == "fisher" else "plain mean",
             intervals=_intervals([own.intervals for _, own in measured]),
         )
+
+    def __repr__(self) -> str:
+        return (
+            f"AverageMetrics({self.method}: rho {self.average.rho:.4f}, "
+            f"R-l2 x100 {100 * self.average.relative_l2:.4f}, {len(self.parts)} parts)"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per part: ``category``, ``fold``, ``num_train``, ``num_test``, ``rho``,
+        ``relative_l2`` (not times 100)."""
+        return pd.DataFrame([dict(part) for part in self.parts])
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> AverageMetrics:

@@ -128,9 +128,20 @@ def _run(folder: Path, name: str) -> RunRecord:
         config=config,
         stored=stored,
         metrics=metrics if isinstance(metrics, Metrics) else None,
-        predictions=_csv(folder / "predictions.csv", texts=("clip_id", "category")),
+        predictions=read_predictions(folder),
         history=_csv(folder / "history.csv"),
     )
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """``predictions.csv`` of a run folder; without a row where there is none.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    return _csv(folder / "predictions.csv", texts=("clip_id", "category"))
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

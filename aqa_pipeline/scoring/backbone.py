@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def load_backbone(
     runs: Sequence[Run],
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     *,
     protocol: Protocol | None = None,
     device: str = "cpu",
@@ -55,14 +55,14 @@ class RunBackbone:
 
 
 def find_backbone(
-    runs: Sequence[Run], weights: Path | None = None, *, device: str = "cpu"
+    runs: Sequence[Run], weights: str | Path | None = None, *, device: str = "cpu"
 ) -> RunBackbone:
     """Find the backbone of a run, or of the runs of its categories and folds.
 
     Parameters
     ----------
     runs : sequence of Run
-    weights : Path or None
+    weights : str, Path or None
         None: what the run folder brings, else what ``aqa weights fetch`` fetched.
     device : str
         ``cpu``, ``cuda`` or ``cuda:N``.
@@ -98,7 +98,7 @@ def find_backbone(
             precision,
         )
         precision = FLOAT32
-    path = weights or own_weights(run) or find_weights()
+    path = Path(weights) if weights else own_weights(run) or find_weights()
     found = weights_identity(path)
     if found != wanted:
         raise CacheError(

@@ -136,7 +136,7 @@ class Explainer:
         run: str | Path,
         *,
         project: Project | None = None,
-        weights: Path | None = None,
+        weights: str | Path | None = None,
         device: str = DEVICE,
         coverage: float = ScoreConfig.coverage,
         decode_seconds: float = ScoreConfig.decode_seconds,
@@ -153,6 +153,15 @@ class Explainer:
         layer : str
             Whose map the heat is on; before the last one it takes captum and about four passes'
             time.
+
+        Returns
+        -------
+        Explainer
+
+        Raises
+        ------
+        SetupError
+            If captum is missing that an earlier layer takes; else as :meth:`.Scorer.load`.
         """
         if layer != LAST_LAYER:
             require_captum()
@@ -191,6 +200,10 @@ class Explainer:
             To be shown; None: the video's.
         stage : callable
             Called with each stage as it begins.
+
+        Returns
+        -------
+        Explanation
 
         Raises
         ------

@@ -96,6 +96,15 @@ class ScoredClip:
     scale: float
     offset: float
 
+    def __repr__(self) -> str:
+        interval = ""
+        if self.interval is not None:
+            low, high = self.interval
+            interval = f", {100 * self.coverage:.0f} % interval {low:.2f} .. {high:.2f}"
+        count = len(self.warnings)
+        warned = f", {count} warning{'' if count == 1 else 's'}" if count else ""
+        return f"ScoredClip({self.video}: {self.score:.2f}{interval}{warned})"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; without the features."""
         return {

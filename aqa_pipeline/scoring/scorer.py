@@ -89,7 +89,7 @@ class Scorer:
         cls,
         run: str | Path,
         *,
-        weights: Path | None = None,
+        weights: str | Path | None = None,
         device: str = DEVICE,
         coverage: float = ScoreConfig.coverage,
         decode_seconds: float = ScoreConfig.decode_seconds,
@@ -100,7 +100,7 @@ class Scorer:
         ----------
         run : str or Path
             A run folder, or its name in ``runs/`` of the project.
-        weights : Path or None
+        weights : str, Path or None
             Of the backbone; None: those in the run folder, else those that ``aqa weights
             fetch`` fetched.
         device : str
@@ -110,6 +110,10 @@ class Scorer:
         decode_seconds : float
             A video that takes longer to decode is refused.
 
+        Returns
+        -------
+        Scorer
+
         Raises
         ------
         DataError
@@ -118,6 +122,8 @@ class Scorer:
             If the run was fitted on features that no video can be turned into here.
         SetupError
             If the weights are missing.
+        UsageError
+            If there is no such device.
         """
         config = ScoreConfig(coverage=coverage, decode_seconds=decode_seconds)
         check_coverage(coverage)
@@ -181,6 +187,10 @@ class Scorer:
             A video file, or a folder of numbered pictures.
         start_frame, end_frame, category, difficulty, columns
             See :class:`aqa_pipeline.scoring.assessor.ClipMetadata`.
+
+        Returns
+        -------
+        ScoredClip
 
         Raises
         ------

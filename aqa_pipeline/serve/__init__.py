@@ -12,3 +12,12 @@
 What was uploaded is decoded in a process with limits of time and memory
 (:mod:`aqa_pipeline.media.sandbox`), and deleted when its job has ended.
 """
+
+from typing import TYPE_CHECKING
+
+from aqa_pipeline.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from aqa_pipeline.serve.server import serve as serve
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, server="serve")

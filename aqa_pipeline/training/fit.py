@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aqa_pipeline.cache.load import SplitClips, load_split, load_views
+from aqa_pipeline.cache.load import SplitClips, as_cache, load_split, load_views
 from aqa_pipeline.cache.reader import FeatureCache
-from aqa_pipeline.config import FitConfig, HeadConfig, Protocol, SvrGrid
-from aqa_pipeline.datasets.manifest import Manifest
+from aqa_pipeline.config import DEVICE, FitConfig, HeadConfig, Protocol, SvrGrid
+from aqa_pipeline.datasets.manifest import Manifest, as_manifest
 from aqa_pipeline.datasets.parts import Part, parts_of
 from aqa_pipeline.datasets.protocol import without_difficulty
-from aqa_pipeline.device import naming_shortage, smaller_heads
+from aqa_pipeline.device import find_device, naming_shortage, smaller_heads
 from aqa_pipeline.errors import UsageError
 from aqa_pipeline.heads.voting import Predictions
 from aqa_pipeline.runs.calibration import held_out_clips
@@ -43,7 +43,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """One part's new run and how it did on its test clips."""
+    """One part's new run and how it did on its test clips.
+
+    Attributes
+    ----------
+    run : Run
+    predictions : Predictions
+    metrics : Metrics
+    """
 
     run: Run
     predictions: Predictions
@@ -56,25 +63,27 @@ def num_steps(head_config: HeadConfig, fit_config: FitConfig) -> int:
 
 
 def fit_dataset(
-    manifest: Manifest,
-    cache: FeatureCache,
-    folder: Path,
+    manifest: Manifest | str | Path,
+    cache: FeatureCache | str | Path,
+    folder: str | Path,
     *,
-    head_config: HeadConfig,
-    fit_config: FitConfig,
-    device: torch.device,
+    head_config: HeadConfig = HeadConfig(),  # noqa: B008 - frozen
+    fit_config: FitConfig = FitConfig(),  # noqa: B008 - frozen
+    device: torch.device | str = DEVICE,
     progress: Progress = lambda done, total: None,
 ) -> Metrics | AverageMetrics:
     """Fit every part of a data set and write the run folder.
 
     Parameters
     ----------
-    manifest : Manifest
-    cache : FeatureCache
-    folder : Path
+    manifest : Manifest, str or Path
+    cache : FeatureCache, str or Path
+        Opened, or its folder.
+    folder : str or Path
         The run folder; files of an earlier run in it are replaced.
     head_config, fit_config : HeadConfig, FitConfig
-    device : torch.device
+    device : torch.device or str
+        See :func:`aqa_pipeline.device.find_device`.
     progress : callable
         Called as ``progress(done, total)``, in steps over all parts (:func:`num_steps`).
 
@@ -86,14 +95,16 @@ def fit_dataset(
     Raises
     ------
     UsageError
-        If a head that looks at one clip alone is asked to compare.
+        If a head that looks at one clip alone is asked to compare, or there is no such device.
     DataError
-        If there is no split or nothing to learn.
+        If the manifest cannot be used, or there is no split or nothing to learn.
     CacheError
         If features are missing.
     SetupError
         If memory runs out.
     """
+    manifest, cache = as_manifest(manifest), as_cache(cache)
+    folder, device = Path(folder), find_device(device)
     parts = parts_of(manifest)
     steps = num_steps(head_config, fit_config)
     measured = []

@@ -40,6 +40,21 @@ def test_features_come_in_the_order_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(features.values, [clip.features for clip in asked])
 
 
+def test_a_cache_is_looked_at_by_clip(tmp_path: Path) -> None:
+    clips = [make_clip("b"), make_clip("a")]
+    write(tmp_path / "data" / "i3d", clips)
+    cache = FeatureCache.open(str(tmp_path / "data" / "i3d"))
+    assert (len(cache), list(cache)) == (2, ["a", "b"])
+    assert "a" in cache
+    assert "c" not in cache
+    np.testing.assert_array_equal(cache["b"], clips[0].features[0])
+    with pytest.raises(CacheError, match=r"features of 1 of 1 clips are missing \('c'\)"):
+        cache["c"]
+    assert repr(cache) == f"FeatureCache(data/i3d: 2 clips, {SNIPPETS} snippets x {DIM})"
+    cache.segments.clear()
+    assert repr(cache) == "FeatureCache(data/i3d: 0 clips)"
+
+
 def test_small_pieces_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [make_clip(f"c{i}") for i in range(10)]
     write(tmp_path, clips)
@@ -292,11 +307,11 @@ def test_stored_tells_the_newest_source_and_window(tmp_path: Path) -> None:
     assert cache.stored([]).frame_index.shape == (0, newest.frame_index.size)
 
 
-def test_raise_missing_names_a_few(tmp_path: Path) -> None:
+def test_missing_clips_are_named(tmp_path: Path) -> None:
     ensure_cache(tmp_path / "mtl" / "i3d", FINGERPRINT)
     cache = FeatureCache.open(tmp_path / "mtl" / "i3d")
     with pytest.raises(
         CacheError,
         match=r"4 of 9 clips are missing \('a', 'b', 'c', ...\); type `aqa extract --dataset mtl`",
     ):
-        cache.raise_missing(list("abcd"), asked=9)
+        raise cache.missing(list("abcd"), asked=9)

@@ -82,7 +82,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(folder.name)
         raise UsageError("recorded")
 
-    monkeypatch.setattr("aqa_pipeline.runs.evaluate.evaluate_folder", record)
+    monkeypatch.setattr("aqa_pipeline.runs.evaluate.evaluate_run", record)
     return found
 
 

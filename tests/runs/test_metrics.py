@@ -42,6 +42,32 @@ def test_metrics_come_back_from_their_file(tmp_path: Path) -> None:
     assert "intervals" not in stored
 
 
+def test_metrics_as_one_line_and_as_a_table() -> None:
+    own = metrics(0.5)
+    assert (
+        repr(own)
+        == "Metrics(CoRe + GART: rho 0.5500 ± 0.0707, R-l2 x100 15.0000 ± 7.0711, 3 test clips)"
+    )
+    table = own.to_frame()
+    assert list(table.index) == ["rho", "relative_l2", "l2"]
+    assert table.loc["rho"].round(4).to_dict() == {
+        "mean": 0.55, "std": 0.0707, "low_95": 0.3, "high_95": 0.7, "ensemble": 0.5,
+        "difficulty_alone": 0.2, "seed0": 0.5, "seed1": 0.6,
+    }  # fmt: skip
+    assert table.loc["l2"].isna().to_dict() == {
+        "mean": False, "std": True, "low_95": True, "high_95": True, "ensemble": True,
+        "difficulty_alone": True, "seed0": False, "seed1": True,
+    }  # fmt: skip
+
+
+def test_averages_as_one_line_and_as_a_table() -> None:
+    averages = AverageMetrics.of(
+        [(Part("a"), metrics(0.2)), (Part("b"), metrics(0.4))], rho_average="mean"
+    )
+    assert repr(averages) == "AverageMetrics(CoRe + GART: rho 0.3500, R-l2 x100 15.0000, 2 parts)"
+    assert averages.to_frame()[["category", "num_test"]].to_numpy().tolist() == [["a", 3], ["b", 3]]
+
+
 def test_averages_come_back_from_their_file(tmp_path: Path) -> None:
     measured = [(Part("a", 1), metrics(0.2)), (Part("a", 2), metrics(0.4)), (Part("b"), metrics(0))]
     averages = AverageMetrics.of(measured, rho_average="mean")

@@ -23,7 +23,6 @@ from aqa_pipeline.errors import CacheError, DataError, SetupError
 from aqa_pipeline.media.snippets import window_positions
 from aqa_pipeline.runs.evaluate import (
     difficulty_alone,
-    evaluate_folder,
     evaluate_run,
     predict_clips,
 )
@@ -232,9 +231,7 @@ def dataset(root: Path, manifest: Manifest, cache: FeatureCache, **config: Any) 
 
 
 def evaluated(root: Path, manifest: Manifest) -> Any:
-    return evaluate_folder(
-        root / "runs" / "all", lambda name: manifest, cache_root=root / "cache", device=CPU
-    )
+    return evaluate_run(root / "runs" / "all", manifest, cache_root=root / "cache", device=CPU)
 
 
 def test_no_split_or_one_sided_split_says_what_to_type(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from aqa_pipeline.cache.reader import FeatureCache
 from aqa_pipeline.config import FitConfig, HeadConfig
 from aqa_pipeline.datasets.manifest import Manifest
 from aqa_pipeline.errors import UsageError
-from aqa_pipeline.runs.evaluate import evaluate_folder
+from aqa_pipeline.runs.evaluate import evaluate_run
 from aqa_pipeline.runs.folder import read_run
 from aqa_pipeline.runs.metrics import Metrics
 from aqa_pipeline.training.fit import fit_dataset
@@ -51,9 +51,7 @@ def fit_and_evaluate(
         progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1][0] == told[-1][1] == len(told), "the progress bar ends full"
-    again = evaluate_folder(
-        root / "run", lambda name: manifest, cache_root=root / "cache", device=CPU
-    )
+    again = evaluate_run(root / "run", manifest, cache_root=root / "cache", device=CPU)
     assert again == fitted
     return fitted
 
