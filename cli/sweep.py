@@ -179,8 +179,14 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
     ranked = sorted(
         outcome.results, key=lambda r: (r.state != "done", -_defined(r.score), r.number)
     )
+    parts = max((len(r.per_part) for r in ranked), default=1)
     rows = [
-        [str(r.number), *(_shown(r.point[name]) for name in varied), number(r.score), _state(r)]
+        [
+            str(r.number),
+            *(_shown(r.point[name]) for name in varied),
+            number(r.score),
+            _state(r, of=parts),
+        ]
         for r in ranked[:_TRIALS_SHOWN]
     ]
     stopped = sum(r.state == "stopped" for r in ranked)
@@ -199,12 +205,11 @@ def _show_outcome(project: Project, plan: SweepPlan, outcome: SweepOutcome, as_j
     say(f"run: {project.shown(plan.folder)}")
 
 
-def _state(result: TrialResult) -> str:
+def _state(result: TrialResult, *, of: int) -> str:
     """How a trial ended; the score of a stopped one may be a mean over fewer parts."""
-    if result.state == "done":
-        return "done"
-    parts = len(result.per_part)
-    return f"stopped, {parts} part{'s' * (parts > 1)}"
+    if result.state == "done" or of == 1:
+        return result.state
+    return f"stopped, {len(result.per_part)} of {of} parts"
 
 
 def _defined(score: float) -> float:

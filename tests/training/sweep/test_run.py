@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from aqa_cli import sweep as sweep_command
 from aqa_cli.main import cli
 from click.testing import CliRunner, Result
 
@@ -31,7 +32,7 @@ from aqa_pipeline.training.sweep.block import run_block
 from aqa_pipeline.training.sweep.plan import DataSource, SweepPlan, open_search, waves
 from aqa_pipeline.training.sweep.run import run_sweep
 from aqa_pipeline.training.sweep.space import parse_space
-from aqa_pipeline.training.sweep.trials import Trial, best_of
+from aqa_pipeline.training.sweep.trials import Trial, TrialResult, best_of
 from tests.training.test_fit import make_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -342,7 +343,7 @@ def test_the_command_prints_the_best_trials_and_the_test_once(
     assert done.exit_code == 0, done.output
     assert "best 8 of 8 trials" in done.stdout
     assert re.search(r"best trials apart \(PED-ANOVA\): .*learning_rate [0-9]+ %", done.stdout)
-    assert re.search(r"stopped, 1 part$", done.stdout, re.MULTILINE)
+    assert re.search(r"stopped$", done.stdout, re.MULTILINE)
     assert done.stdout.count("test read once") == 1
     found = json.loads(aqa(root, *arguments, "--json").stdout)
     assert found["best"]["state"] == "done"
@@ -389,3 +390,10 @@ def test_a_sweep_that_is_killed_goes_on(project: tuple[Path, DataSource]) -> Non
     assert 0 < int(before[1]) < 12
     assert len(pd.read_csv(journal.with_name("results.csv"))) == 12
     assert (root / "runs" / "killed" / "metrics.json").exists()
+
+
+def test_a_stopped_trial_says_over_how_many_parts_its_score_is() -> None:
+    stopped = TrialResult(3, {}, state="stopped", score=0.4, per_part=[0.3, 0.5])
+    assert sweep_command._state(stopped, of=4) == "stopped, 2 of 4 parts"
+    assert sweep_command._state(stopped, of=1) == "stopped"
+    assert sweep_command._state(TrialResult(4, {}, per_part=[0.1] * 4), of=4) == "done"
