@@ -96,3 +96,8 @@ class SetupError(AqaError):
     """The machine lacks something: weights, an optional package, a GPU, disk space."""
 
     exit_code = 6
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of an error, at most 200 characters, for the log."""
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]

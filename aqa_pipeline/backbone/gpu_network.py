@@ -22,6 +22,7 @@ from torch import Tensor
 from aqa_pipeline.backbone import fast as i3d_fast
 from aqa_pipeline.backbone.gpu_form import PLAIN, Form, GpuI3D, pooled_by, triton_kernels
 from aqa_pipeline.backbone.precision import Array, agreement, computing_in
+from aqa_pipeline.errors import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class GpuNetwork:
             graph.graph.replay()
             cosine = agreement(features.cpu().numpy(), graph.output.cpu().numpy())
         except RuntimeError as error:
-            _capture_failed.append(_first_line(error))
+            _capture_failed.append(first_line(error))
             _log.warning("no CUDA graph of the network: %s", _capture_failed[-1])
             return
         finally:
@@ -240,7 +241,7 @@ def _quickest(network: GpuI3D, frames: Tensor, index: Tensor, forms: Sequence[Fo
                 continue
             seconds, features = measured(form)
         except Exception as error:  # noqa: BLE001 - whatever fails in a candidate, it is none
-            told.append(f"{form} {_first_line(error)}")
+            told.append(f"{form} {first_line(error)}")
             continue
         if agreement(_array(plain), _array(features)) < _least_cosine(network.dtype):
             told.append(f"{form} other features")
@@ -276,7 +277,7 @@ def usable_kernels(network: GpuI3D, frames: Tensor, index: Tensor) -> bool:
         try:
             wrong = _wrong_kernel(network, frames, index)
         except Exception as error:  # noqa: BLE001 - no compiler, an unknown GPU, ...
-            wrong = _first_line(error)
+            wrong = first_line(error)
         _agreeing_kernels[key] = wrong is None
         if wrong is None:
             _log.info("kernels compiled and compared in %.1f s", time.perf_counter() - started)
@@ -323,7 +324,3 @@ def _array(features: Tensor) -> Array:
 def _finish(x: Tensor) -> None:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]

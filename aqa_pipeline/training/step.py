@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aqa_pipeline.errors import first_line
+
 _log = logging.getLogger(__name__)
 
 #: A captured step begins with this many ordinary ones, as torch's manual asks.
@@ -94,7 +96,7 @@ class StepRunner:
         except RuntimeError as error:  # torch's own; if the plain step fails, it will fail again
             if isinstance(error, BrokenCaptureError):
                 StepRunner.may_capture = False
-            _log.warning("training step: plain; its CUDA graph failed: %s", _first_line(error))
+            _log.warning("training step: plain; its CUDA graph failed: %s", first_line(error))
             return self._step
         finally:
             if saved:
@@ -240,7 +242,7 @@ def _end(graph: torch.cuda.CUDAGraph, *, because: BaseException | None = None) -
     try:
         graph.capture_end()
     except RuntimeError as error:
-        raise BrokenCaptureError(_first_line(because or error)) from error
+        raise BrokenCaptureError(first_line(because or error)) from error
 
 
 def _tensors(part: Any) -> list[Tensor]:
@@ -263,7 +265,3 @@ def _copied(part: Any) -> Any:
 def _varied(part: Any) -> Any:
     """The batch with other numbers, so that a form which never reads its batch is found out."""
     return _mapped(part, lambda tensor: 0.9 * tensor if tensor.is_floating_point() else tensor)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
